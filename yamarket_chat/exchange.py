@@ -1,0 +1,151 @@
+"""One HTTP request and its answer, with no policy: what was seen is told, nothing is repeated.
+
+What was seen is a value, an `Answer` or a `NoAnswer`, and never one of aiohttp's exceptions: those
+carry the headers of the request, and so the key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+from aiohttp import payload
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+MAX_ANSWER = 16 * 2**20
+"""Bytes of an answer that are read. A page of 100 messages of 4,096 characters, all escaped, with
+some files each, is about 5 MB; what is longer is not the API."""
+
+
+class Answer:
+    """An answer that came: its status at least."""
+
+    __slots__ = ("body", "fault", "headers", "status")
+
+    def __init__(
+        self, status: int, headers: CIMultiDictProxy[str], body: bytes, fault: str | None
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.fault = fault  # why the body is not whole, or None
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id by which the Market finds the request: from `traceparent`, 00-<trace>-…"""
+        parts = self.headers.get("traceparent", "").split("-")
+        return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else None
+
+
+class NoAnswer:
+    """No answer came. `left` says whether the request may have reached the Market."""
+
+    __slots__ = ("final", "left", "reason")
+
+    def __init__(self, reason: str, *, left: bool, final: bool = False) -> None:
+        self.reason = reason
+        self.left = left
+        self.final = final  # trying again is of no use
+
+
+class Body(payload.BytesPayload):
+    """The bytes of a request, which know whether they may have left."""
+
+    left = False
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        """Write to a connection that was made, in one piece with the headers."""
+        self.left = True
+        try:
+            await super().write_with_length(writer, content_length)
+        except aiohttp.ClientConnectionResetError:
+            self.left = False  # the connection was closed before: not a byte went out
+            raise
+
+
+class Exchange:
+    """Sends requests to one host, with the key."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        integration: str,
+        timeout: float,
+        http: aiohttp.ClientSession | None,
+    ) -> None:
+        self._base_url = base_url
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._headers = {
+            "Api-Key": api_key,
+            "X-Market-Integration": integration,
+            "Accept": "application/json",
+        }
+        self._own_http = http is None
+        self._http = http or aiohttp.ClientSession(
+            # The number of connections is bounded by the parallel places.
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": integration},
+        )
+
+    async def send(self, method: str, path: str, body: Body | None) -> Answer | NoAnswer:
+        """Send one request; `path` with its query, escaped.
+
+        Raises nothing but CancelledError: whatever else happens is part of what was seen.
+        """
+        try:
+            response = await self._http.request(
+                method,
+                URL(self._base_url + path, encoded=True),
+                data=body,
+                headers=self._headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+                raise_for_status=False,
+            )
+        except (
+            aiohttp.ClientConnectorCertificateError,
+            aiohttp.ServerFingerprintMismatch,
+        ) as error:
+            return NoAnswer(_reason(error), left=False, final=True)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            return NoAnswer(_reason(error), left=False)
+        except Exception as error:  # noqa: BLE001 - whatever a broken answer makes aiohttp raise
+            left = body is None or body.left
+            if self._http.closed:
+                return NoAnswer("its aiohttp session is closed", left=left, final=True)
+            return NoAnswer(_reason(error), left=left)
+        fault = None
+        chunks = []
+        size = 0
+        try:
+            content = response.content
+            while not content.at_eof():
+                chunk = await content.readany()
+                size += len(chunk)
+                if size > MAX_ANSWER:
+                    fault = f"more than {MAX_ANSWER} bytes"
+                    response.close()
+                    break
+                chunks.append(chunk)
+        except Exception as error:  # noqa: BLE001 - as above
+            fault = _reason(error)
+            response.close()
+        except BaseException:
+            response.close()
+            raise
+        return Answer(response.status, response.headers, b"".join(chunks), fault)
+
+    async def close(self) -> None:
+        """Close the connections, unless they are the caller's."""
+        if self._own_http:
+            await self._http.close()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
+        return "no answer in time"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

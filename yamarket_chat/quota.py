@@ -1,0 +1,474 @@
+"""How much may go out now: requests over time, requests at once, what the Market's headers say.
+
+Nothing here waits or sends; the scheduler asks, and tells what became of each request.
+
+Requests over time
+------------------
+A token bucket alone does not keep "1,000 in an hour": it lets a burst of 1,000 and the refill of
+the same hour through. So there are two gates. aiolimiter paces. The window caps: a request takes
+a place when it leaves, and the place becomes free `per` seconds after its *answer* came. The
+Market counted the request before it answered, so by then it has forgotten it, however long the
+way there or back took. A request without an answer counts as answered when the Market must have
+cut it off.
+
+The pace's token is drawn when a request leaves, not when a place is granted: aiolimiter cannot
+take a token back, so none is drawn for a call that may yet be cancelled.
+
+What the Market says
+--------------------
+The headers of an answer count all programs of the seller. How many places *others* hold cannot be
+read off exactly, since it is not known which of the requests that overlapped with this one were
+counted before it. But two bounds can: at least as many as are missing if all that left until now
+were counted, at most as many as are missing if none of those that overlapped was. While others
+surely hold some (the lower bound is above 0), they narrow the window until the moment that the
+headers name. Between the two bounds requests leave one at a time, and the answer to a request
+that was alone is exact.
+
+A 420 for the resource closes the window until that moment: others hold everything. Then one
+request goes out alone, and its answer opens the rest.
+
+Requests at once
+----------------
+A request holds one of the parallel places until its answer came, or, without an answer, until the
+Market must have cut it off. When the Market says that there were too many all the same, other
+programs hold some: the places go down, and grow back as answers come without refusals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import email.utils
+import math
+import re
+from collections.abc import Mapping
+
+import aiolimiter
+import msgspec
+
+from . import operations
+from .errors import InvalidArgumentError
+from .operations import Rate
+
+CUT_OFF = 10.0
+"""Seconds after which the Market cuts a request off, as it documents."""
+
+# What aiolimiter's sums of floats may be off by, in tokens.
+ROUNDING = 1e-9
+
+# Pauses after a 420 that does not say how long (or a Remaining without a readable Until): long
+# and fast-growing, since the documented limits are hours and each try uses up a place.
+FIRST_BLIND_PAUSE = 30.0
+BLIND_PAUSE_GROWTH = 3.0
+
+# Answers without a refusal after which one more parallel place is tried. Doubled by each refusal,
+# up to the second number, so that a Market that allows fewer for good is not asked for ever.
+GROW_AFTER = 100
+GROW_AFTER_AT_MOST = 10_000
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much may go out: requests at once, and a `Rate` for each method of the session.
+
+    The defaults are the documented limits: 4 requests in parallel for a business over all
+    operations, and requests an hour for each operation. What the Market's headers say comes on
+    top; a rate set below the Market's stays as set.
+
+        Limits(send_message=Rate(500, per=3600))  # leave half of it to another program
+    """
+
+    parallel: int = 4
+    send_message: Rate = operations.SEND_MESSAGE.limit
+
+    def __post_init__(self) -> None:
+        if type(self.parallel) is not int or self.parallel < 1:
+            raise InvalidArgumentError("Limits.parallel is a whole number of at least 1")
+        for name in self.__struct_fields__:
+            if name != "parallel" and not isinstance(getattr(self, name), Rate):
+                raise InvalidArgumentError(f"Limits.{name} is a Rate, such as Rate(1000, per=3600)")
+
+
+class Departure:
+    """What was known when a request left; handed back with its answer."""
+
+    __slots__ = ("number", "overlapping", "place", "probe", "taken")
+
+    def __init__(
+        self, number: int, place: int, *, taken: int, overlapping: int, probe: bool
+    ) -> None:
+        self.number = number  # of the operation's requests
+        self.place = place  # of all requests
+        self.taken = taken  # places of the window in use, this one included
+        self.overlapping = overlapping  # others that had left and were not yet answered
+        self.probe = probe  # left to ask what holds after the moment that the headers named
+
+
+class _Others(msgspec.Struct):
+    """What the headers say of the seller's other programs (and of ours before a restart)."""
+
+    least: float  # places of the Market's window that they surely hold
+    most: float  # and that they may hold
+    market_limit: int
+    until: float  # on the loop's clock: then one request alone asks what holds now
+    as_of: int  # number of the departure whose answer said so
+
+
+class Window:
+    """How many requests of one operation may leave now."""
+
+    def __init__(self, rate: Rate, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._rate = rate
+        burst = rate.burst or rate.requests
+        self._pace = aiolimiter.AsyncLimiter(burst, burst * rate.per / rate.requests)
+        self._interval = rate.per / rate.requests  # seconds in which the pace gains a token
+        self.limit = rate.requests  # in force: as configured, or the Market's where that is lower
+        self._free_at: list[float] = []  # ascending: when the places of ended requests become free
+        self._granted = 0  # may leave, but have not left yet
+        self._under_way = 0  # have left, and have not ended yet
+        self._departures = 0
+        self._others: _Others | None = None
+        self._blind_pause = FIRST_BLIND_PAUSE
+
+    def admits(self, reserve: int = 0) -> bool:
+        """Whether a request may leave now and `reserve` places of the window stay free."""
+        return self._has_place(reserve) and self._pace.has_capacity(self._granted + 1 + ROUNDING)
+
+    def _has_place(self, reserve: int) -> bool:
+        taken = self._taken()
+        # A reserve as large as what the Market allows would stop its owner for ever.
+        reserve = min(reserve, self.limit - 1)
+        if self.limit - taken <= reserve:
+            return False
+        others = self._others
+        if others is None or others.market_limit - others.most - taken > reserve:
+            return True
+        # One at a time from here on: the answer to a request that was alone is exact.
+        if self._granted or self._under_way:
+            return False
+        return (
+            others.market_limit - others.least - taken > reserve
+            or self._loop.time() >= others.until
+        )
+
+    def _taken(self) -> int:
+        """How many places are in use by our own requests."""
+        free_at = self._free_at
+        if free_at and free_at[0] <= (now := self._loop.time()):
+            del free_at[: bisect.bisect_right(free_at, now)]
+        return self._granted + self._under_way + len(free_at)
+
+    def remaining(self) -> int:
+        """How many requests may leave now, as far as is known."""
+        taken = self._taken()
+        free = self.limit - taken
+        if self._others is not None:
+            surely = int(max(self._others.market_limit - self._others.most - taken, -1))
+            free = min(free, surely if surely > 0 else int(self._has_place(0)))
+        return max(free, 0)
+
+    def wait(self, ahead: int = 0, reserve: int = 0) -> float:
+        """The least number of seconds until a request may leave that has `ahead` before it.
+
+        Ends nobody's wait too late; too early where an answer may yet tell more.
+        """
+        now = self._loop.time()
+        reserve = min(reserve, self.limit - 1)
+        wait = self._wait_for_place(now, self._taken(), ahead + reserve)
+        if self._others is not None and not self._has_place(reserve):
+            until = self._others.until
+            if self._free_at:  # with a place of our own, one more of the Market's becomes free
+                until = min(until, self._free_at[0])
+            wait = max(wait, until - now)
+        tokens = self._granted + ahead + 1 + ROUNDING
+        if not self._pace.has_capacity(tokens):
+            wait = max(wait, (tokens - self._tokens()) * self._interval, ROUNDING)
+        return wait
+
+    def _wait_for_place(self, now: float, taken: int, ahead: int) -> float:
+        position = ahead - (self.limit - taken)
+        if position < 0:
+            return 0.0
+        # Places become free in the order of `_free_at`, those under way `per` seconds from now at
+        # the earliest; and each once more `per` seconds after that.
+        rounds, place = divmod(position, max(taken, self.limit))
+        free_at = now + self._rate.per
+        if place < len(self._free_at):
+            free_at = min(free_at, self._free_at[place])
+        return free_at - now + rounds * self._rate.per
+
+    def _tokens(self) -> float:
+        """How many tokens the pace has. aiolimiter answers only yes or no, so ask by halves."""
+        low, high = 0.0, float(self._pace.max_rate)
+        if self._pace.has_capacity(high):
+            return high
+        while high - low > 1e-6:
+            middle = (low + high) / 2
+            if self._pace.has_capacity(middle):
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def idle(self) -> bool:
+        """Whether nothing is remembered that a later request would have to respect."""
+        return not self._taken() and (
+            self._others is None or self._others.until <= self._loop.time()
+        )
+
+    def grant(self) -> None:
+        """Set a place aside for a request that is about to leave."""
+        self._granted += 1
+
+    def give_back(self) -> None:
+        """The request did not leave after all."""
+        self._granted -= 1
+
+    def depart(self, place: int) -> Departure:
+        """The request leaves."""
+        _draw(self._pace)
+        self._granted -= 1
+        overlapping = self._under_way
+        self._under_way += 1
+        self._departures += 1
+        others = self._others
+        return Departure(
+            self._departures,
+            place,
+            taken=self._granted + self._under_way + len(self._free_at),
+            overlapping=overlapping,
+            probe=others is not None and self._loop.time() >= others.until,
+        )
+
+    def unsent(self) -> None:
+        """The request never reached the Market: its place is free at once."""
+        self._under_way -= 1
+
+    def unanswered(self) -> None:
+        """No answer came: the Market may have counted the request until it cut it off."""
+        self._under_way -= 1
+        bisect.insort(self._free_at, self._loop.time() + CUT_OFF + self._rate.per)
+
+    def answered(self, departure: Departure, headers: Mapping[str, str]) -> None:
+        """An answer came that is no refusal of this window."""
+        self._ended(headers.get(LIMIT_HEADER))
+        others = self._others
+        if others is not None:
+            if departure.number < others.as_of:
+                return  # the answer to a newer request has told more already
+            if departure.probe:
+                others = self._others = None
+                self._blind_pause = FIRST_BLIND_PAUSE
+        remaining = _number(headers.get(REMAINING_HEADER))
+        if remaining is None:
+            return
+        market_limit = _number(headers.get(LIMIT_HEADER)) or self._rate.requests
+        missing = market_limit - remaining - departure.taken
+        least: float = missing - (self._departures - departure.number)
+        most: float = missing + departure.overlapping
+        if others is None:
+            if least <= 0:
+                return  # all that is missing can be our own
+        elif others.until > self._loop.time():
+            # What was known still holds: keep the tighter bound where the two agree.
+            least = min(max(others.least, least), most)
+            most = max(min(others.most, most), least)
+        if most <= 0:
+            self._others = None
+            return
+        self._others = _Others(
+            max(least, 0), most, market_limit, self._until(headers), departure.number
+        )
+
+    def refused(
+        self, departure: Departure, headers: Mapping[str, str], named: int | None = None
+    ) -> float:
+        """A 420 for this window came; `named` is the limit that its text names.
+
+        Returns the number of seconds for which nothing goes out.
+        """
+        self._ended(headers.get(LIMIT_HEADER, named))
+        now = self._loop.time()
+        others = self._others
+        if others is not None and others.least == math.inf and departure.number < others.as_of:
+            return max(others.until - now, 0.0)  # left before the window was closed: no news
+        until = self._until(headers, growing=True)
+        # Only a request that leaves from now on can tell that the window is open again.
+        self._others = _Others(math.inf, math.inf, self.limit, until, self._departures + 1)
+        return until - now
+
+    def _ended(self, market_limit: str | int | None) -> None:
+        self._under_way -= 1
+        bisect.insort(self._free_at, self._loop.time() + self._rate.per)
+        limit = _number(market_limit)
+        if limit is not None:
+            # At least 1: with 0 no request would ever go out again to hear otherwise.
+            self.limit = min(self._rate.requests, max(limit, 1))
+
+    def _until(self, headers: Mapping[str, str], *, growing: bool = False) -> float:
+        pause = _seconds_until(headers)
+        if pause is None:
+            pause = self._blind_pause
+            if growing:
+                self._blind_pause *= BLIND_PAUSE_GROWTH
+        return self._loop.time() + min(pause, self._rate.per)
+
+
+class Places:
+    """How many requests may be under way at once, over all operations of a business."""
+
+    def __init__(self, parallel: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._parallel = parallel
+        self._allowed = parallel
+        self._held = 0
+        self._free_at: list[float] = []  # ascending: of requests that ended without an answer
+        self._departures = 0
+        self._shrunk_at = 0
+        self._clean = 0  # answers in a row without a refusal
+        self._grow_after = GROW_AFTER
+
+    def free(self) -> bool:
+        """Whether one more request may be under way."""
+        free_at = self._free_at
+        if free_at and free_at[0] <= (now := self._loop.time()):
+            del free_at[: bisect.bisect_right(free_at, now)]
+        return self._held + len(free_at) < self._allowed
+
+    def wait(self) -> float | None:
+        """Seconds until a place becomes free without an answer; None where only that helps."""
+        excess = self._held + len(self._free_at) - self._allowed
+        if excess < 0:
+            return 0.0
+        if excess < len(self._free_at):
+            return self._free_at[excess] - self._loop.time()
+        return None
+
+    def idle(self) -> bool:
+        """Whether no place is held."""
+        self.free()
+        return not (self._held or self._free_at)
+
+    def grant(self) -> None:
+        """Set a place aside for a request that is about to leave."""
+        self._held += 1
+
+    def give_back(self) -> None:
+        """The request did not leave after all, or never reached the Market."""
+        self._held -= 1
+
+    def depart(self) -> int:
+        """The request leaves; its number."""
+        self._departures += 1
+        return self._departures
+
+    def unanswered(self) -> None:
+        """No answer came: the Market may be at it until it cuts the request off."""
+        self._held -= 1
+        bisect.insort(self._free_at, self._loop.time() + CUT_OFF)
+
+    def answered(self) -> None:
+        """An answer came that is no refusal of the places."""
+        self._held -= 1
+        self._clean += 1
+        if self._clean < self._grow_after:
+            return
+        self._clean = 0
+        if self._allowed < self._parallel:
+            self._allowed += 1
+        else:
+            self._grow_after = GROW_AFTER
+
+    def refused(self, departure: int, named: int | None) -> None:
+        """A 420 for parallel requests came; `named` is the number that its text names."""
+        self._held -= 1
+        self._clean = 0
+        if named is not None and named < self._allowed:
+            self._allowed = max(named, 1)
+        elif departure > self._shrunk_at:
+            self._allowed = max(self._allowed - 1, 1)
+        if departure > self._shrunk_at:
+            # Refusals of requests that left before this one came are the same event.
+            self._shrunk_at = self._departures
+            self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
+
+
+class Quota:
+    """The windows and the places of one business."""
+
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        self.limits = limits
+        self.places = Places(limits.parallel, loop)
+        self.windows = {
+            name: Window(getattr(limits, name), loop)
+            for name in limits.__struct_fields__
+            if name != "parallel"
+        }
+
+    def idle(self) -> bool:
+        """Whether nothing is remembered that a later request would have to respect."""
+        return self.places.idle() and all(window.idle() for window in self.windows.values())
+
+
+LIMIT_HEADER = "X-RateLimit-Resource-Limit"
+REMAINING_HEADER = "X-RateLimit-Resource-Remaining"
+UNTIL_HEADER = "X-RateLimit-Resource-Until"
+
+_PARALLEL_REFUSAL = re.compile(r"rate limit of (\d+) parallel requests", re.IGNORECASE)
+_RESOURCE_REFUSAL = re.compile(r"rate limit of (\d+) requests", re.IGNORECASE)
+
+
+def refused_in_parallel(text: str) -> int | None:
+    """The number that a 420 for parallel requests names; None for any other text.
+
+    >>> refused_in_parallel("Hit rate limit of 4 parallel requests for businessId 12345")
+    4
+    """
+    match = _PARALLEL_REFUSAL.search(text)
+    return int(match[1]) if match else None
+
+
+def refused_over_time(text: str) -> int | None:
+    """The number that a 420 for a resource names; None for any other text."""
+    match = _RESOURCE_REFUSAL.search(text)
+    return int(match[1]) if match else None
+
+
+def _draw(pace: aiolimiter.AsyncLimiter) -> None:
+    """Draw a token without waiting; the pace was seen to have one."""
+    drawing = pace.acquire()
+    try:
+        drawing.send(None)
+    except StopIteration:
+        return
+    # Rounding showed a token that is not quite there. It will be within a moment.
+    drawing.close()
+
+
+def _number(text: str | int | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < 2**31 else None
+
+
+def _seconds_until(headers: Mapping[str, str]) -> float | None:
+    """Until as a length of time: the local clock has no part in it."""
+    until, date = _rfc822(headers.get(UNTIL_HEADER)), _rfc822(headers.get("Date"))
+    if until is None or date is None:
+        return None
+    # Both are whole seconds; the second more makes up for what was cut off.
+    return max(until - date, 0) + 1
+
+
+def _rfc822(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        parsed = email.utils.parsedate_tz(text)
+        return None if parsed is None else email.utils.mktime_tz(parsed)
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None

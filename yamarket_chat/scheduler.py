@@ -1,0 +1,548 @@
+"""Who goes next: calls wait here until everything that they need is free at once.
+
+A call hands itself over as a `Ticket`, which is numbered: first come, first served. A ticket may
+name a line (a chat). Of one line only the first is ready, and the next one not before the first
+has left the line. What a ready ticket needs, its operation's window and pace and one of the
+parallel places, is granted together or not at all: nobody holds one while waiting for another, and
+a full window of one operation never holds up another.
+
+Single calls go before those of a bulk. A single call that comes to stand behind calls of a bulk in
+its line makes singles of them, or it would wait as long as they do.
+
+One scheduler serves all sessions of a business on one event loop (`attach`). It has no task of its
+own: whoever changes something lets the next ones go, and one timer does so where only time has to
+pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import heapq
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import ChatError, InvalidArgumentError, QuotaExceededError
+from .models import QuotaStatus
+from .quota import Departure, Limits, Quota, Window
+
+logger = logging.getLogger("yamarket_chat")
+
+LONG_WAIT = 60.0
+"""Seconds of waiting from which on a warning is logged."""
+
+
+class Owner:
+    """The calls of one session, so that they can be ended when it closes."""
+
+    def __init__(self) -> None:
+        self.closed_by: ChatError | None = None  # what its calls are told from then on
+        self.waiting: set[Ticket] = set()
+        self.under_way: set[Ticket] = set()
+        self.nothing_under_way: asyncio.Future[None] | None = None
+
+
+class Ticket:
+    """A call, from the moment that it was handed over until it is over."""
+
+    __slots__ = (
+        "after",
+        "before",
+        "cut_short",
+        "departure",
+        "future",
+        "granted",
+        "left",
+        "line",
+        "number",
+        "owner",
+        "queue",
+        "ready",
+        "reserve",
+        "task",
+        "unanswered",
+    )
+
+    def __init__(
+        self, number: int, queue: _Queue, owner: Owner, line: int | None, reserve: int | None
+    ) -> None:
+        self.number = number
+        self.queue = queue
+        self.owner = owner
+        self.line = line
+        self.reserve = reserve  # places of the window left to singles; None for a single
+        self.before: Ticket | None = None  # neighbours in the line
+        self.after: Ticket | None = None
+        self.future: asyncio.Future[None] | None = None  # while it waits
+        self.ready = False  # stands in its queue
+        self.granted = False  # may leave, but has not left yet
+        self.left = False  # an attempt has left
+        self.unanswered = False  # an attempt ended without an answer, and may have been carried out
+        self.departure: Departure | None = None  # of the attempt that is under way
+        self.task: asyncio.Task[Any] | None = None  # that carries the attempt
+        self.cut_short = False  # the task was cancelled because the session's grace is over
+
+    def __lt__(self, other: Ticket) -> bool:
+        return self.number < other.number
+
+    def goes_before(self, other: Ticket) -> bool:
+        """Whether it comes first where both could go."""
+        return (self.reserve is not None, self.number) < (other.reserve is not None, other.number)
+
+
+class _Heap:
+    """Ready tickets by number. One that is withdrawn stays in until it comes up or is cleared."""
+
+    def __init__(self, *, bulk: bool) -> None:
+        self._bulk = bulk
+        self._tickets: list[Ticket] = []
+        self.ready = 0
+
+    def push(self, ticket: Ticket) -> None:
+        self.ready += 1
+        heapq.heappush(self._tickets, ticket)
+
+    def head(self) -> Ticket | None:
+        tickets = self._tickets
+        while tickets and not self._is_in(tickets[0]):
+            heapq.heappop(tickets)
+        return tickets[0] if tickets else None
+
+    def removed(self) -> None:
+        """One of the tickets is ready no longer."""
+        self.ready -= 1
+        if len(self._tickets) > 2 * self.ready + 64:
+            self._tickets = [ticket for ticket in self._tickets if self._is_in(ticket)]
+            heapq.heapify(self._tickets)
+
+    def _is_in(self, ticket: Ticket) -> bool:
+        return ticket.ready and (ticket.reserve is not None) is self._bulk
+
+
+class _Queue:
+    """The ready tickets of one operation."""
+
+    def __init__(self, operation: str, window: Window) -> None:
+        self.operation = operation
+        self.window = window
+        self.waiting = 0  # calls that wait, ready or not
+        self.warned = False
+        self._singles = _Heap(bulk=False)
+        self._bulk = _Heap(bulk=True)
+
+    def _heap(self, ticket: Ticket) -> _Heap:
+        return self._singles if ticket.reserve is None else self._bulk
+
+    def push(self, ticket: Ticket) -> None:
+        ticket.ready = True
+        self._heap(ticket).push(ticket)
+
+    def remove(self, ticket: Ticket) -> None:
+        ticket.ready = False
+        self._heap(ticket).removed()
+
+    def make_single(self, ticket: Ticket) -> None:
+        if not ticket.ready:
+            ticket.reserve = None
+            return
+        self.remove(ticket)
+        ticket.reserve = None
+        self.push(ticket)
+
+    def head(self) -> Ticket | None:
+        return self._singles.head() or self._bulk.head()
+
+    def ahead_of(self, ticket: Ticket) -> int:
+        """How many go before a ticket that joins now."""
+        bulk = self._bulk.ready if ticket.reserve is not None else 0
+        return self._singles.ready + bulk
+
+
+class Scheduler:
+    """Lets the calls of one business go, on one event loop."""
+
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        self.quota = Quota(limits, loop)
+        self.sessions = 0
+        self._loop = loop
+        self._places = self.quota.places
+        self._queues = {name: _Queue(name, window) for name, window in self.quota.windows.items()}
+        self._numbers = 0
+        self._waiting = 0
+        self._last_in_line: dict[int, Ticket] = {}
+        self._resting: dict[int, float] = {}  # lines that nobody may go on in before that time
+        self._rests_end: list[tuple[float, Ticket]] = []  # firsts of such lines, a heap
+        self._timer: asyncio.TimerHandle | None = None
+
+    # Handing over, waiting, leaving
+
+    def hand_over(
+        self, operation: str, owner: Owner, *, line: int | None = None, reserve: int | None = None
+    ) -> Ticket:
+        """Take a number, and stand in line."""
+        self._numbers += 1
+        ticket = Ticket(self._numbers, self._queues[operation], owner, line, reserve)
+        if line is not None:
+            before = self._last_in_line.get(line)
+            self._last_in_line[line] = ticket
+            if before is not None:
+                ticket.before, before.after = before, ticket
+                if reserve is None:
+                    self._make_singles(before)
+        return ticket
+
+    def _make_singles(self, ticket: Ticket | None) -> None:
+        while ticket is not None and ticket.reserve is not None:
+            ticket.queue.make_single(ticket)
+            if ticket.ready:
+                self._let_go()
+            ticket = ticket.before
+
+    async def admit(self, ticket: Ticket, max_wait: float | None = None) -> None:
+        """Return when the next attempt of the call may leave: it leaves now.
+
+        Raises QuotaExceededError where that takes longer than `max_wait` seconds, and what
+        `end_waiting` is told where its owner closes before.
+        """
+        owner = ticket.owner
+        if owner.closed_by is not None:
+            raise copy.copy(owner.closed_by)
+        if (
+            self._waiting
+            or ticket.before is not None
+            or (self._resting and ticket.line in self._resting)
+            or not self._places.free()
+            or not ticket.queue.window.admits(ticket.reserve or 0)
+        ):
+            await self._wait(ticket, max_wait)
+        else:
+            self._grant(ticket)
+        ticket.granted = False
+        ticket.left = True
+        ticket.departure = ticket.queue.window.depart(self._places.depart())
+        ticket.task = asyncio.current_task()
+        owner.under_way.add(ticket)
+
+    async def _wait(self, ticket: Ticket, max_wait: float | None) -> None:
+        queue = ticket.queue
+        least = self._least_wait(ticket)
+        if max_wait is not None and least > max_wait:
+            raise _quota_exceeded(queue.operation, max_wait, least)
+        if max_wait is None and least > LONG_WAIT and not queue.warned:
+            queue.warned = True
+            logger.warning(
+                "%s: the limit is used up, calls wait %.0f s or more; pass max_wait to be refused"
+                " instead",
+                queue.operation,
+                least,
+            )
+        future = ticket.future = self._loop.create_future()
+        timer = None
+        if max_wait is not None:
+            timer = self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
+        ticket.owner.waiting.add(ticket)
+        queue.waiting += 1
+        self._waiting += 1
+        if ticket.before is None:
+            self._first_in_line(ticket)
+        try:
+            await future
+            if ticket.owner.closed_by is not None:
+                raise copy.copy(ticket.owner.closed_by)
+        except BaseException:
+            if ticket.granted:
+                ticket.granted = False
+                queue.window.give_back()
+                self._places.give_back()
+            elif ticket.ready:
+                queue.remove(ticket)
+            self._waiting -= 1
+            self._let_go()
+            raise
+        else:
+            self._waiting -= 1
+        finally:
+            if timer is not None:
+                timer.cancel()
+            ticket.future = None
+            ticket.owner.waiting.discard(ticket)
+            queue.waiting -= 1
+            if not queue.waiting:
+                queue.warned = False
+
+    def _least_wait(self, ticket: Ticket) -> float:
+        queue = ticket.queue
+        least = queue.window.wait(queue.ahead_of(ticket), ticket.reserve or 0)
+        if ticket.line in self._resting:
+            least = max(least, self._resting[ticket.line] - self._loop.time())
+        return max(least, self._places.wait() or 0.0)
+
+    def _waited_enough(self, ticket: Ticket, max_wait: float) -> None:
+        future = ticket.future
+        if future is not None and not future.done():
+            # How many stand before it is not looked up: the least is asked for.
+            least = max(ticket.queue.window.wait(), self._places.wait() or 0.0)
+            future.set_exception(_quota_exceeded(ticket.queue.operation, max_wait, least))
+
+    async def pause(self, ticket: Ticket, seconds: float) -> None:
+        """Wait before the next attempt. Raises what `end_waiting` is told."""
+        if ticket.owner.closed_by is not None:
+            raise copy.copy(ticket.owner.closed_by)
+        future = ticket.future = self._loop.create_future()
+        timer = self._loop.call_later(seconds, _wake, future)
+        ticket.owner.waiting.add(ticket)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            ticket.future = None
+            ticket.owner.waiting.discard(ticket)
+
+    def leave(self, ticket: Ticket, rest: float = 0.0) -> None:
+        """The call is over; its line goes on, `rest` seconds from now."""
+        line = ticket.line
+        if line is None:
+            return
+        before, after = ticket.before, ticket.after
+        if rest:
+            self._rest(line, self._loop.time() + rest)
+        if after is not None:
+            after.before = before
+        elif before is not None:
+            self._last_in_line[line] = before
+        else:
+            del self._last_in_line[line]
+        if before is not None:
+            before.after = after
+        elif after is not None and after.future is not None:
+            self._first_in_line(after)
+
+    def _rest(self, line: int, until: float) -> None:
+        now = self._loop.time()
+        for other in [other for other, end in self._resting.items() if end <= now]:
+            del self._resting[other]
+        self._resting[line] = max(until, self._resting.get(line, 0.0))
+
+    # Letting go
+
+    def _first_in_line(self, ticket: Ticket) -> None:
+        if ticket.line is not None and ticket.line in self._resting:
+            until = self._resting[ticket.line]
+            if until > self._loop.time():
+                heapq.heappush(self._rests_end, (until, ticket))
+                self._arm()
+                return
+            del self._resting[ticket.line]
+        ticket.queue.push(ticket)
+        if ticket.queue.head() is ticket:
+            self._let_go()
+
+    def _grant(self, ticket: Ticket) -> None:
+        ticket.granted = True
+        ticket.queue.window.grant()
+        self._places.grant()
+
+    def _let_go(self) -> None:
+        """Grant whatever can be granted now."""
+        if not self._waiting:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            return
+        while self._rests_end and self._rests_end[0][0] <= self._loop.time():
+            ticket = heapq.heappop(self._rests_end)[1]
+            if ticket.future is not None and not ticket.ready and ticket.before is None:
+                self._resting.pop(ticket.line or 0, None)
+                ticket.queue.push(ticket)
+        while self._places.free():
+            best: Ticket | None = None
+            for queue in self._queues.values():
+                head = queue.head()
+                if (
+                    head is not None
+                    and (best is None or head.goes_before(best))
+                    and queue.window.admits(head.reserve or 0)
+                ):
+                    best = head
+            if best is None:
+                break
+            best.queue.remove(best)
+            self._grant(best)
+            assert best.future is not None  # noqa: S101 - who is ready waits
+            best.future.set_result(None)
+        self._arm()
+
+    def _arm(self) -> None:
+        """Set the timer to the next moment at which time alone lets somebody go."""
+        now = self._loop.time()
+        waits = [self._rests_end[0][0] - now] if self._rests_end else []
+        place = self._places.wait()
+        if place:
+            waits.append(place)
+        elif place is not None:
+            heads = ((queue, queue.head()) for queue in self._queues.values() if queue.waiting)
+            waits += [
+                queue.window.wait(0, head.reserve or 0) for queue, head in heads if head is not None
+            ]
+        # A wait of 0 that was not granted ends with an answer, not with time.
+        waits = [wait for wait in waits if wait > 0]
+        if not waits:
+            return
+        at = now + min(waits)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._time_came)
+
+    def _time_came(self) -> None:
+        self._timer = None
+        self._let_go()
+
+    # What became of an attempt
+
+    def _ended(self, ticket: Ticket) -> tuple[Window, Departure]:
+        departure = ticket.departure
+        assert departure is not None  # noqa: S101 - what ends has left
+        ticket.departure = ticket.task = None
+        owner = ticket.owner
+        owner.under_way.discard(ticket)
+        if owner.nothing_under_way is not None and not owner.under_way:
+            _wake(owner.nothing_under_way)
+        return ticket.queue.window, departure
+
+    def answered(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
+        """An answer came that is no refusal over a limit."""
+        window, departure = self._ended(ticket)
+        window.answered(departure, headers)
+        self._places.answered()
+        self._let_go()
+
+    def refused_in_parallel(
+        self, ticket: Ticket, headers: Mapping[str, str], named: int | None
+    ) -> None:
+        """A 420 for parallel requests came; `named` is the number that it names."""
+        window, departure = self._ended(ticket)
+        window.answered(departure, headers)
+        self._places.refused(departure.place, named)
+        self._let_go()
+
+    def refused_over_time(
+        self, ticket: Ticket, headers: Mapping[str, str], named: int | None
+    ) -> float:
+        """A 420 for the resource came. Returns for how many seconds its window is closed."""
+        window, departure = self._ended(ticket)
+        closed_for = window.refused(departure, headers, named)
+        self._places.answered()
+        self._let_go()
+        return closed_for
+
+    def unanswered(self, ticket: Ticket) -> None:
+        """No answer came, and the request may have reached the Market."""
+        window, _ = self._ended(ticket)
+        ticket.unanswered = True
+        window.unanswered()
+        self._places.unanswered()
+        self._let_go()
+
+    def unsent(self, ticket: Ticket) -> None:
+        """The request surely never reached the Market."""
+        window, _ = self._ended(ticket)
+        window.unsent()
+        self._places.give_back()
+        self._let_go()
+
+    # Around
+
+    def status(self, operation: str) -> QuotaStatus:
+        """How much of an operation's limit is left."""
+        queue = self._queues[operation]
+        remaining = queue.window.remaining()
+        return QuotaStatus(
+            limit=queue.window.limit,
+            remaining=remaining,
+            resets_in=0.0 if remaining else max(queue.window.wait(), 0.0),
+            waiting=queue.waiting,
+        )
+
+    def idle(self) -> bool:
+        """Whether nothing is remembered that a later session would have to respect."""
+        now = self._loop.time()
+        return (
+            not self.sessions
+            and not self._last_in_line
+            and all(until <= now for until in self._resting.values())
+            and self.quota.idle()
+        )
+
+    def end_waiting(self, owner: Owner, error: ChatError) -> None:
+        """Fail the calls of an owner that wait, now and from now on."""
+        owner.closed_by = error
+        for ticket in owner.waiting:
+            if ticket.future is not None and not ticket.future.done():
+                ticket.future.set_exception(copy.copy(error))
+
+    async def end_under_way(self, owner: Owner, grace: float) -> None:
+        """Wait until the attempts that are under way have ended; cancel them after the grace."""
+        if not owner.under_way:
+            return
+        owner.nothing_under_way = self._loop.create_future()
+        timer = self._loop.call_later(grace, self._cut_short, owner)
+        try:
+            await owner.nothing_under_way
+        finally:
+            timer.cancel()
+            owner.nothing_under_way = None
+
+    def _cut_short(self, owner: Owner) -> None:
+        for ticket in owner.under_way:
+            if ticket.task is not None:
+                ticket.cut_short = True
+                ticket.task.cancel()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _quota_exceeded(operation: str, max_wait: float, least: float) -> QuotaExceededError:
+    return QuotaExceededError(
+        f"{operation} could not leave within max_wait={max_wait:g} s; nothing was sent. Try again"
+        f" in {least:.1f} s, or allow a longer wait",
+        retry_after=least,
+    )
+
+
+_Key = tuple[asyncio.AbstractEventLoop, str, int | None]
+_schedulers: dict[_Key, Scheduler] = {}
+
+
+def attach(origin: str, business_id: int | None, limits: Limits) -> Scheduler:
+    """The scheduler of a business on the running loop, shared by all its sessions.
+
+    It outlives them until the last place that they took is free, so that a session for each web
+    request keeps the limits too. Raises InvalidArgumentError where sessions name other limits.
+    """
+    loop = asyncio.get_running_loop()
+    for key in list(itertools.islice(_schedulers, 2)):
+        # The two that were looked at longest ago: opening a session stays cheap with thousands.
+        scheduler = _schedulers.pop(key)
+        if not (key[0].is_closed() or (key[0] is loop and scheduler.idle())):
+            _schedulers[key] = scheduler
+    key = (loop, origin, business_id)
+    if key not in _schedulers:
+        _schedulers[key] = Scheduler(limits, loop)
+    scheduler = _schedulers[key]
+    if scheduler.quota.limits != limits:
+        if not scheduler.idle():
+            raise InvalidArgumentError(
+                "other limits are in force for this business on this event loop: its sessions"
+                " share them, until the last place that one of them took is free. Pass the same"
+                " Limits to all"
+            )
+        scheduler = _schedulers[key] = Scheduler(limits, loop)
+    scheduler.sessions += 1
+    return scheduler
