@@ -7,10 +7,22 @@ are requests an hour, as documented for each resource.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
 from .errors import InvalidArgumentError
+from .models import (
+    Answered,
+    CampaignList,
+    Chat,
+    ChatList,
+    CreatedChat,
+    Envelope,
+    Message,
+    MessageList,
+    TokenInfo,
+)
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -48,7 +60,7 @@ class Operation(msgspec.Struct, frozen=True):
 
     `name` is the session's method and the field of `Limits`, `operation_id` the Market's name;
     `path` has a place for the business id; `repeatable` says that carrying it out twice does no
-    more than carrying it out once.
+    more than carrying it out once; `answer` is the form of its answer.
     """
 
     name: str
@@ -57,19 +69,109 @@ class Operation(msgspec.Struct, frozen=True):
     path: str
     limit: Rate
     repeatable: bool
+    answer: Any
 
 
 def _an_hour(requests: int) -> Rate:
     return Rate(requests, per=3600)
 
 
-_BUSINESS = "/v2/businesses/{business_id}"
+_CHATS = "/v2/businesses/{business_id}/chats"
 
 SEND_MESSAGE = Operation(
     "send_message",
     "sendMessageToChat",
     "POST",
-    f"{_BUSINESS}/chats/message",
+    f"{_CHATS}/message",
     _an_hour(1000),
     repeatable=False,
+    answer=Envelope,
 )
+SEND_FILE = Operation(
+    "send_file",
+    "sendFileToChat",
+    "POST",
+    f"{_CHATS}/file/send",
+    _an_hour(1000),
+    repeatable=False,
+    answer=Envelope,
+)
+# Repeatable: where a chat exists already, the Market answers that one.
+CREATE_CHAT = Operation(
+    "create_chat",
+    "createChat",
+    "POST",
+    f"{_CHATS}/new",
+    _an_hour(1000),
+    repeatable=True,
+    answer=Answered[CreatedChat],
+)
+GET_CHAT = Operation(
+    "get_chat",
+    "getChat",
+    "GET",
+    "/v2/businesses/{business_id}/chat",
+    _an_hour(1000),
+    repeatable=True,
+    answer=Answered[Chat],
+)
+CHATS = Operation(
+    "chats",
+    "getChats",
+    "POST",
+    _CHATS,
+    _an_hour(5000),
+    repeatable=True,
+    answer=Answered[ChatList],
+)
+HISTORY = Operation(
+    "history",
+    "getChatHistory",
+    "POST",
+    f"{_CHATS}/history",
+    _an_hour(10_000),
+    repeatable=True,
+    answer=Answered[MessageList],
+)
+GET_MESSAGE = Operation(
+    "get_message",
+    "getChatMessage",
+    "GET",
+    f"{_CHATS}/message",
+    _an_hour(1000),
+    repeatable=True,
+    answer=Answered[Message],
+)
+CAMPAIGNS = Operation(
+    "campaigns",
+    "getCampaigns",
+    "GET",
+    "/v2/campaigns",
+    _an_hour(1000),
+    repeatable=True,
+    answer=CampaignList,
+)
+TOKEN = Operation(
+    "token",
+    "getAuthTokenInfo",
+    "POST",
+    "/v2/auth/token",
+    _an_hour(100),
+    repeatable=True,
+    answer=Answered[TokenInfo],
+)
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        SEND_MESSAGE,
+        SEND_FILE,
+        CREATE_CHAT,
+        GET_CHAT,
+        CHATS,
+        HISTORY,
+        GET_MESSAGE,
+        CAMPAIGNS,
+        TOKEN,
+    )
+}

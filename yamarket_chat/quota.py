@@ -79,6 +79,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     parallel: int = 4
     send_message: Rate = operations.SEND_MESSAGE.limit
+    send_file: Rate = operations.SEND_FILE.limit
+    create_chat: Rate = operations.CREATE_CHAT.limit
+    get_chat: Rate = operations.GET_CHAT.limit
+    chats: Rate = operations.CHATS.limit
+    history: Rate = operations.HISTORY.limit
+    get_message: Rate = operations.GET_MESSAGE.limit
+    campaigns: Rate = operations.CAMPAIGNS.limit
+    token: Rate = operations.TOKEN.limit
 
     def __post_init__(self) -> None:
         if type(self.parallel) is not int or self.parallel < 1:
