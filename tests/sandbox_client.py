@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -42,9 +43,7 @@ class Seller:
         async with self._http.request(
             method, self._market.url + path, allow_redirects=False, **request
         ) as answer:
-            return Answer(
-                answer.status, answer.reason or "", answer.headers, await answer.read()
-            )
+            return Answer(answer.status, answer.reason or "", answer.headers, await answer.read())
 
     async def send(self, chat_id: object, text: str, **request: Any) -> Answer:
         return await self.call(
@@ -65,8 +64,8 @@ class Seller:
         return answer.json["result"]
 
     async def send_file(self, chat_id: int, content: bytes, name: str = "label.pdf") -> Answer:
-        form = aiohttp.FormData()
-        form.add_field("file", content, filename=name)
+        form = aiohttp.FormData(quote_fields=False)
+        form.add_field("file", io.BytesIO(content), filename=name)
         return await self.call("POST", f"/chats/file/send?chatId={chat_id}", data=form)
 
 

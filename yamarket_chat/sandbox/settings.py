@@ -1,0 +1,108 @@
+"""What can be set of a sandbox."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from yamarket_chat.errors import InvalidArgumentError
+from yamarket_chat.operations import Rate
+
+from .api import OPERATIONS
+from .faults import Fault, FaultPlan
+from .limits import WindowKind
+from .state import HistoryOrder
+from .wire import MAX_INT64, Scope
+
+Seconds = float
+Latency = Seconds | Callable[[], Seconds]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Settings:
+    """The keywords of `Sandbox`, which explains them; checked when they are given."""
+
+    api_key: str = "ACMA:sandbox:key"
+    business_id: int = 12345
+    host: str = "127.0.0.1"
+    port: int = 0
+    limits: Mapping[str, Rate] = field(default_factory=dict)
+    parallel: int = 4
+    window: WindowKind = "rolling"
+    window_phase: Seconds = 0.0
+    rate_limit_headers: bool = True
+    latency: Latency = 0.0
+    clock_offset: Seconds = 0.0
+    keep_alive: bool | Seconds = True
+    faults: FaultPlan | Mapping[int, Fault] | None = None
+    scopes: Sequence[Scope] = ("COMMUNICATION",)
+    chats: Literal["any"] | Iterable[int] = "any"
+    campaigns: int = 1
+    strip_spaces: bool = True
+    history_order: HistoryOrder = "ascending"
+    history_includes_from: bool = True
+    history_delay: Seconds = 0.0
+    keep_books: bool = True
+    revoked: bool = field(default=False, init=False)
+    inactive: bool = field(default=False, init=False)
+    locked: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.api_key, str) and self.api_key.strip()):
+            raise InvalidArgumentError("api_key is a text that is not empty")
+        _check_int("business_id", self.business_id, 1, MAX_INT64)
+        _check_int("port", self.port, 0, 65535)
+        _check_int("parallel", self.parallel, 1)
+        _check_int("campaigns", self.campaigns, 0)
+        check_rates(self.limits)
+        if self.window not in get_args(WindowKind):
+            raise InvalidArgumentError('window is "rolling" or "fixed"')
+        if not callable(self.latency):
+            _check_seconds("latency", self.latency)
+        for name in ("window_phase", "history_delay"):
+            _check_seconds(name, getattr(self, name))
+        if not _is_number(self.clock_offset) or not math.isfinite(self.clock_offset):
+            raise InvalidArgumentError("clock_offset is a number of seconds")
+        if not isinstance(self.keep_alive, bool):
+            _check_seconds("keep_alive", self.keep_alive)
+        if not (self.faults is None or callable(self.faults) or isinstance(self.faults, Mapping)):
+            raise InvalidArgumentError("faults is a function, a mapping of numbers, or None")
+        if isinstance(self.scopes, str) or not set(self.scopes) <= set(get_args(Scope)):
+            raise InvalidArgumentError(f"scopes are among {', '.join(get_args(Scope))}")
+        if self.chats != "any":
+            if isinstance(self.chats, str):
+                raise InvalidArgumentError('chats is "any" or the ids that exist')
+            self.chats = tuple(self.chats)
+            for chat_id in self.chats:
+                _check_int("an id in chats", chat_id, 1, MAX_INT64)
+        if self.history_order not in get_args(HistoryOrder):
+            raise InvalidArgumentError('history_order is "ascending" or "descending"')
+
+
+def check_operation(name: str) -> None:
+    if name not in OPERATIONS:
+        raise InvalidArgumentError(f"{name!r} is no operation; they are {', '.join(OPERATIONS)}")
+
+
+def check_rates(limits: Mapping[str, Rate]) -> None:
+    for operation, rate in limits.items():
+        check_operation(operation)
+        if not isinstance(rate, Rate):
+            raise InvalidArgumentError(f"the limit of {operation} is a Rate")
+
+
+def _check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidArgumentError(f"{name} is a whole number {limit}")
+
+
+def _check_seconds(name: str, value: Any) -> None:
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise InvalidArgumentError(f"{name} is a number of seconds of at least 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
