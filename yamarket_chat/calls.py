@@ -9,23 +9,27 @@ import asyncio
 import enum
 import logging
 import random
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from . import quota
+from .business import Business
 from .errors import (
     ChatError,
     ConnectionFailedError,
     ErrorDetail,
     InvalidArgumentError,
+    SessionClosedError,
     UnexpectedAnswerError,
     api_error,
 )
-from .exchange import Answer, Body, Exchange, NoAnswer
+from .exchange import Answer, Body, Exchange, Leaving, NoAnswer, decode
+from .files import Upload
 from .models import Envelope
 from .operations import Operation
-from .scheduler import Scheduler, Ticket
+from .quota import CUT_OFF
+from .scheduler import Owner, Ticket
 
 logger = logging.getLogger("yamarket_chat")
 
@@ -39,11 +43,24 @@ EXCERPT = 200
 """Characters of an answer that an error shows."""
 
 
+Unknown = Literal["settle", "raise"]
+
+
+def check_unknown(unknown: object) -> Unknown:
+    """What may be done about an unknown outcome."""
+    if unknown == "settle" or unknown == "raise":
+        return unknown
+    raise InvalidArgumentError('unknown is "settle" or "raise"')
+
+
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How often and how long a call is tried.
 
     At most `attempts` attempts and at most `give_up_after` seconds in attempts and the pauses
-    between them; waits for the quota and the Market's 420s count in neither.
+    between them; waits for the quota and the Market's 420s count in neither. `unknown` says what
+    is done about a message of which nothing tells whether it arrived: "settle" looks it up in the
+    chat's history, `settle_after` seconds after its attempt ended, and sends it again where it is
+    not there; "raise" raises DeliveryUnknownError at once.
 
         Retry(attempts=5, give_up_after=60)
 
@@ -52,12 +69,20 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     attempts: int = 12
     give_up_after: float = 900.0
+    settle_after: float = 15.0
+    unknown: Unknown = "settle"
 
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or self.attempts < 1:
             raise InvalidArgumentError("Retry.attempts is a whole number of at least 1")
         if not isinstance(self.give_up_after, (int, float)) or not self.give_up_after >= 0:
             raise InvalidArgumentError("Retry.give_up_after is a number of seconds, 0 or more")
+        if not isinstance(self.settle_after, (int, float)) or not self.settle_after >= CUT_OFF:
+            raise InvalidArgumentError(
+                f"Retry.settle_after is a number of seconds, {CUT_OFF:g} or more: until then the"
+                " Market may yet carry the request out"
+            )
+        check_unknown(self.unknown)
 
 
 class Verdict(enum.Enum):
@@ -88,26 +113,10 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
             return Verdict.UNKNOWN
         return Verdict.REFUSED if seen.final else Verdict.NOT_CARRIED_OUT
     if seen.status == 200:
-        form = envelope(seen)
-        return Verdict.DONE if form is not None and form.status == "OK" else Verdict.UNKNOWN
-    if seen.status == 420:
-        return Verdict.NOT_CARRIED_OUT
-    if seen.status == 503 and envelope(seen) is not None:
+        return Verdict.DONE if seen.form and seen.form.status == "OK" else Verdict.UNKNOWN
+    if seen.status == 420 or (seen.status == 503 and seen.form):
         return Verdict.NOT_CARRIED_OUT
     return Verdict.REFUSED if 400 <= seen.status < 500 else Verdict.UNKNOWN
-
-
-_decode_envelope = msgspec.json.Decoder(Envelope).decode
-
-
-def envelope(answer: Answer) -> Envelope | None:
-    """The answer in the API's form; None where it has another or is not whole."""
-    if answer.fault is not None:
-        return None
-    try:
-        return _decode_envelope(answer.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 class Effort:
@@ -131,66 +140,115 @@ class Effort:
         return pause
 
 
+class Request(msgspec.Struct, frozen=True):
+    """What a call asks for: its operation, the path with its query, and what it carries."""
+
+    operation: Operation
+    path: str
+    content: bytes | Upload | None = None
+
+    def body(self) -> Leaving | None:
+        """A body for one attempt; it knows whether it has left."""
+        if isinstance(self.content, bytes):
+            return Body(self.content, content_type="application/json")
+        return None if self.content is None else self.content.body()
+
+
 class Calls:
     """Carries out the calls of one session."""
 
-    def __init__(self, exchange: Exchange, scheduler: Scheduler, api_key: str) -> None:
+    def __init__(self, exchange: Exchange, business: Business, api_key: str, retry: Retry) -> None:
         self._exchange = exchange
-        self._scheduler = scheduler
+        self._business = business
+        self._scheduler = business.scheduler
         self._api_key = api_key
+        self._retry = retry
         self._loop = asyncio.get_running_loop()
+        self.owner = Owner()
+
+    async def close(self, grace: float) -> None:
+        """End all calls: those that wait at once, those under way when the grace is over."""
+        self._scheduler.end_waiting(self.owner, closed_error())
+        await self._scheduler.end_under_way(self.owner, grace)
+        while self.owner.waiting:  # noqa: ASYNC110 - told above, each needs one pass
+            await asyncio.sleep(0)
+
+    async def ask(
+        self,
+        request: Request,
+        max_wait: float | None = None,
+        owner: Owner | None = None,
+        effort: Effort | None = None,
+    ) -> Any:
+        """Carry out a call that may be repeated, and return its result, decoded.
+
+        Raises the ChatError that it ended with.
+        """
+        ticket = self._scheduler.hand_over(request.operation.name, owner or self.owner)
+        try:
+            seen = await self.call(ticket, request, effort or Effort(self._retry), max_wait)
+        except asyncio.CancelledError:
+            if cut_short(ticket):
+                raise SessionClosedError(
+                    f"{request.operation.name}: the session was closed before its answer came",
+                    sent=None,
+                ) from None
+            raise
+        assert isinstance(seen, Answer)  # noqa: S101 - what is repeated ends so, or raises
+        if seen.form.result is None:
+            raise self.error(request.operation, seen)
+        return seen.form.result
 
     async def call(
-        self,
-        ticket: Ticket,
-        operation: Operation,
-        path: str,
-        body: bytes | None,
-        effort: Effort,
-        max_wait: float | None,
-    ) -> tuple[Verdict, Answer | NoAnswer]:
+        self, ticket: Ticket, request: Request, effort: Effort, max_wait: float | None
+    ) -> Answer | NoAnswer:
         """Try until the call is done or, where it may not be repeated, its outcome is unknown.
 
         Raises the ChatError of an attempt that was refused for good, and that of the last one
         where a bound of `effort` is reached.
         """
+        operation = request.operation
         while True:
             await self._scheduler.admit(ticket, None if ticket.left else max_wait)
             effort.requests += 1
             began = self._loop.time()
-            seen = await self._attempt(ticket, operation, path, body)
+            seen = await self._attempt(ticket, request)
             verdict = judge(seen)
             if verdict is Verdict.DONE:
-                return verdict, seen
+                return seen
             if isinstance(seen, Answer) and seen.status == 420:
+                await self._refused(ticket, operation, seen)
                 continue
             effort.attempts += 1
             effort.spent += self._loop.time() - began
             if verdict is Verdict.UNKNOWN and not operation.repeatable:
-                return verdict, seen
+                return seen
             error = self.error(operation, seen)
-            pause = None if verdict is Verdict.REFUSED else effort.next_pause()
+            final = verdict is Verdict.REFUSED or _is_of_another_type(seen)
+            pause = None if final else effort.next_pause()
             if pause is None:
                 raise error
             logger.info("%s; again in %.1f s", error, pause)
             await self._scheduler.pause(ticket, pause)
 
-    async def _attempt(
-        self, ticket: Ticket, operation: Operation, path: str, content: bytes | None
-    ) -> Answer | NoAnswer:
-        body = None if content is None else Body(content, content_type="application/json")
+    async def _attempt(self, ticket: Ticket, request: Request) -> Answer | NoAnswer:
+        body = request.body()
+        operation = request.operation
+        ticket.began = self._loop.time()
         try:
-            seen = await self._exchange.send(operation.method, path, body)
+            seen = await self._exchange.send(operation.method, request.path, body, operation.answer)
         except BaseException:
+            ticket.ended = self._loop.time()
             if body is None or body.left:
                 self._scheduler.unanswered(ticket)
             else:
                 self._scheduler.unsent(ticket)
             raise
+        ticket.ended = self._loop.time()
         if isinstance(seen, Answer):
-            if seen.status == 420:
-                await self._refused(ticket, operation, seen)
-            else:
+            if seen.form is not None:  # a balancer in front may have a clock of its own
+                self._business.saw(seen.headers, ticket.began, ticket.ended)
+            if seen.status != 420:
                 self._scheduler.answered(ticket, seen.headers)
         elif seen.left:
             self._scheduler.unanswered(ticket)
@@ -203,9 +261,7 @@ class Calls:
         parallel = quota.refused_in_parallel(text)
         if parallel is not None:
             self._scheduler.refused_in_parallel(ticket, answer.headers, parallel)
-            logger.info(
-                "%s: too many requests in parallel, other programs send too", operation.name
-            )
+            logger.info("%s: too many requests at once, others send too", operation.name)
             await self._scheduler.pause(ticket, random.uniform(*PARALLEL_PAUSE))
             return
         closed_for = self._scheduler.refused_over_time(
@@ -218,10 +274,18 @@ class Calls:
             closed_for,
         )
 
-    def error(self, operation: Operation, seen: Answer | NoAnswer) -> ChatError:
-        """The error that tells of an attempt that was not done."""
-        verdict = judge(seen)
-        sent: Literal[False] | None = None if verdict is Verdict.UNKNOWN else False
+    def error(
+        self,
+        operation: Operation,
+        seen: Answer | NoAnswer,
+        *,
+        arrived: Literal[False] | None = None,
+    ) -> ChatError:
+        """The error that tells of an attempt that was not done.
+
+        `arrived` is False where the history has told that an unknown one was not.
+        """
+        sent = arrived if judge(seen) is Verdict.UNKNOWN else False
         if isinstance(seen, NoAnswer):
             if seen.final:
                 advice = "check base_url, the certificate and the aiohttp session"
@@ -232,10 +296,9 @@ class Calls:
                 sent=sent,
                 retry_after=None if seen.final else LONGEST_PAUSE,
             )
-        form = envelope(seen)
+        errors = [self._redacted(error) for error in getattr(seen.form, "errors", None) or ()]
         if 400 <= seen.status < 600:
-            errors = [] if form is None else [self._redacted(e) for e in form.errors or ()]
-            if form is None and (excerpt := self._excerpt(seen)):
+            if seen.form is None and (excerpt := self._excerpt(seen)):
                 errors = [ErrorDetail("NOT_THE_API", excerpt)]
             return api_error(
                 seen.status,
@@ -246,7 +309,8 @@ class Calls:
             )
         said = seen.fault or self._excerpt(seen) or "an empty body"
         return UnexpectedAnswerError(
-            f"{operation.name}: HTTP {seen.status} is no answer of the API ({said})",
+            f"{operation.name}: HTTP {seen.status} with an answer that the API does not document"
+            f" ({said}); if it lasts, ask the Market's support",
             status=seen.status,
             excerpt=self._excerpt(seen),
             operation=operation.name,
@@ -261,3 +325,24 @@ class Calls:
     def _excerpt(self, answer: Answer) -> str:
         text = answer.body[: 4 * EXCERPT].decode("utf-8", "replace").replace(self._api_key, "***")
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:EXCERPT]
+
+
+def closed_error() -> SessionClosedError:
+    """The error of calls that wait, or come, when the session closes."""
+    return SessionClosedError("the session was closed before this call could leave")
+
+
+def _is_of_another_type(seen: Answer | NoAnswer) -> bool:
+    """Whether the Market said OK to a read in a form that is not known: it will say so again."""
+    if not isinstance(seen, Answer) or seen.status != 200 or seen.form or seen.fault:
+        return False
+    form = decode(seen.body, Envelope)
+    return form is not None and form.status == "OK"
+
+
+def cut_short(ticket: Ticket) -> bool:
+    """Whether a CancelledError is nobody's but the closing session's; takes it back if so."""
+    if not ticket.cut_short:
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.uncancel() == 0

@@ -6,12 +6,17 @@ carry the headers of the request, and so the key.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import msgspec
 from aiohttp import payload
 from multidict import CIMultiDictProxy
 from yarl import URL
+
+from .models import Envelope
 
 MAX_ANSWER = 16 * 2**20
 """Bytes of an answer that are read. A page of 100 messages of 4,096 characters, all escaped, with
@@ -21,14 +26,21 @@ some files each, is about 5 MB; what is longer is not the API."""
 class Answer:
     """An answer that came: its status at least."""
 
-    __slots__ = ("body", "fault", "headers", "status")
+    __slots__ = ("body", "fault", "form", "headers", "status")
 
     def __init__(
-        self, status: int, headers: CIMultiDictProxy[str], body: bytes, fault: str | None
+        self,
+        status: int,
+        headers: CIMultiDictProxy[str],
+        body: bytes,
+        *,
+        form: Any = None,
+        fault: str | None = None,
     ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.form = form  # decoded: of a 200 the operation's answer, else an Envelope; or None
         self.fault = fault  # why the body is not whole, or None
 
     @property
@@ -49,18 +61,26 @@ class NoAnswer:
         self.final = final  # trying again is of no use
 
 
-class Body(payload.BytesPayload):
-    """The bytes of a request, which know whether they may have left."""
+class Leaving(payload.Payload):
+    """The body of a request, which knows whether the request may have left."""
 
     left = False
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
-        """Write to a connection that was made, in one piece with the headers."""
+        """Write to a connection that was made; the headers go with it."""
         self.left = True
+        await super().write_with_length(writer, content_length)
+
+
+class Body(Leaving, payload.BytesPayload):
+    """Some bytes, written in one piece with the headers."""
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        """Write to a connection that was made."""
         try:
             await super().write_with_length(writer, content_length)
         except aiohttp.ClientConnectionResetError:
-            self.left = False  # the connection was closed before: not a byte went out
+            self.left = False  # the connection had been closed: not a byte went out
             raise
 
 
@@ -91,8 +111,10 @@ class Exchange:
             headers={"User-Agent": integration},
         )
 
-    async def send(self, method: str, path: str, body: Body | None) -> Answer | NoAnswer:
-        """Send one request; `path` with its query, escaped.
+    async def send(
+        self, method: str, path: str, body: Leaving | None, answer: type[Any]
+    ) -> Answer | NoAnswer:
+        """Send one request; `path` with its query, escaped. `answer` is the form of a 200.
 
         Raises nothing but CancelledError: whatever else happens is part of what was seen.
         """
@@ -137,12 +159,30 @@ class Exchange:
         except BaseException:
             response.close()
             raise
-        return Answer(response.status, response.headers, b"".join(chunks), fault)
+        body_bytes = b"".join(chunks)
+        form = None
+        if fault is None:
+            form = decode(body_bytes, answer if response.status == 200 else Envelope)
+        return Answer(response.status, response.headers, body_bytes, form=form, fault=fault)
 
     async def close(self) -> None:
         """Close the connections, unless they are the caller's."""
         if self._own_http:
             await self._http.close()
+
+
+@functools.cache
+def _decoder(form: Any) -> Callable[[bytes], Any]:
+    # Not strict: ids may come as strings.
+    return msgspec.json.Decoder(form, strict=False).decode
+
+
+def decode(body: bytes, form: Any) -> Any:
+    """The body in a form; None where it has another."""
+    try:
+        return _decoder(form)(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _reason(error: Exception) -> str:

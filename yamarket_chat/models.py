@@ -23,20 +23,47 @@ class OutgoingMessage(msgspec.Struct, frozen=True):
     ref: Any = None
 
 
-class Pending(msgspec.Struct, frozen=True, kw_only=True):
+class Content(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a message says, as it can be found again: a text without outer spaces, or a file."""
+
+    text: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+
+
+class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A message of ours: when the Market stored it, at the earliest and at the latest.
+
+    Seconds since 1970 on the Market's clock; `surely` is False where it may not be stored at all.
+    """
+
+    content: Content
+    earliest: float
+    latest: float
+    surely: bool = True
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A message of unknown outcome: all that is needed to find it later, in another process too.
 
-    `since` is the earliest moment, on the Market's clock, at which it can have been stored; None
-    where the Market had not answered anything before. `attempts` is how many requests it took
-    until now, `seen` what became of the last one.
+    `since` and `until` are the earliest and the latest moment, on the Market's clock, at which it
+    can have been stored; None where the Market had not answered anything before. `before` is what
+    was sent to the chat shortly before it, `attempts` how many requests it took until now, `seen`
+    what became of the last one.
 
         stored = msgspec.json.encode(error.pending)
         pending = msgspec.json.decode(stored, type=Pending)
+        receipt = await session.settle(pending)  # None where it never arrived
     """
 
+    business_id: int
     chat_id: int
-    text: str
-    since: datetime | None
+    text: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    before: tuple[Stored, ...] = ()
     attempts: int
     seen: str
 
@@ -348,6 +375,11 @@ class CampaignList(_Received, frozen=True, kw_only=True):
     campaigns: tuple[Campaign, ...]
     paging: _Paging | None = None
     status: str = "OK"
+
+    @property
+    def result(self) -> Self:
+        """Itself: the list stands at the top of the answer."""
+        return self
 
     def page(self) -> Page[Campaign]:
         """The page that it is."""

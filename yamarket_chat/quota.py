@@ -38,7 +38,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import email.utils
 import math
 import re
 from collections.abc import Mapping
@@ -47,6 +46,7 @@ import aiolimiter
 import msgspec
 
 from . import operations
+from .clock import parse_date
 from .errors import InvalidArgumentError
 from .operations import Rate
 
@@ -465,18 +465,8 @@ def _number(text: str | int | None) -> int | None:
 
 def _seconds_until(headers: Mapping[str, str]) -> float | None:
     """Until as a length of time: the local clock has no part in it."""
-    until, date = _rfc822(headers.get(UNTIL_HEADER)), _rfc822(headers.get("Date"))
+    until, date = parse_date(headers.get(UNTIL_HEADER)), parse_date(headers.get("Date"))
     if until is None or date is None:
         return None
     # Both are whole seconds; the second more makes up for what was cut off.
     return max(until - date, 0) + 1
-
-
-def _rfc822(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        parsed = email.utils.parsedate_tz(text)
-        return None if parsed is None else email.utils.mktime_tz(parsed)
-    except (ValueError, OverflowError, IndexError, TypeError):
-        return None

@@ -9,9 +9,8 @@ a full window of one operation never holds up another.
 Single calls go before those of a bulk. A single call that comes to stand behind calls of a bulk in
 its line makes singles of them, or it would wait as long as they do.
 
-One scheduler serves all sessions of a business on one event loop (`attach`). It has no task of its
-own: whoever changes something lets the next ones go, and one timer does so where only time has to
-pass.
+One scheduler serves all sessions of a business on one event loop. It has no task of its own:
+whoever changes something lets the next ones go, and one timer does so where only time has to pass.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import heapq
-import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import ChatError, InvalidArgumentError, QuotaExceededError
+from .errors import ChatError, QuotaExceededError
 from .models import QuotaStatus
 from .quota import Departure, Limits, Quota, Window
 
@@ -50,8 +48,10 @@ class Ticket:
     __slots__ = (
         "after",
         "before",
+        "began",
         "cut_short",
         "departure",
+        "ended",
         "future",
         "granted",
         "left",
@@ -80,6 +80,7 @@ class Ticket:
         self.granted = False  # may leave, but has not left yet
         self.left = False  # an attempt has left
         self.unanswered = False  # an attempt ended without an answer, and may have been carried out
+        self.began = self.ended = 0.0  # the latest attempt, on the loop's clock
         self.departure: Departure | None = None  # of the attempt that is under way
         self.task: asyncio.Task[Any] | None = None  # that carries the attempt
         self.cut_short = False  # the task was cancelled because the session's grace is over
@@ -165,7 +166,6 @@ class Scheduler:
 
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.quota = Quota(limits, loop)
-        self.sessions = 0
         self._loop = loop
         self._places = self.quota.places
         self._queues = {name: _Queue(name, window) for name, window in self.quota.windows.items()}
@@ -407,11 +407,14 @@ class Scheduler:
         departure = ticket.departure
         assert departure is not None  # noqa: S101 - what ends has left
         ticket.departure = ticket.task = None
+        self._not_under_way(ticket)
+        return ticket.queue.window, departure
+
+    def _not_under_way(self, ticket: Ticket) -> None:
         owner = ticket.owner
         owner.under_way.discard(ticket)
         if owner.nothing_under_way is not None and not owner.under_way:
             _wake(owner.nothing_under_way)
-        return ticket.queue.window, departure
 
     def answered(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         """An answer came that is no refusal over a limit."""
@@ -471,8 +474,7 @@ class Scheduler:
         """Whether nothing is remembered that a later session would have to respect."""
         now = self._loop.time()
         return (
-            not self.sessions
-            and not self._last_in_line
+            not self._last_in_line
             and all(until <= now for until in self._resting.values())
             and self.quota.idle()
         )
@@ -484,14 +486,24 @@ class Scheduler:
             if ticket.future is not None and not ticket.future.done():
                 ticket.future.set_exception(copy.copy(error))
 
+    def hold(self, ticket: Ticket) -> None:
+        """Count the call as under way though no attempt is: its outcome is being settled."""
+        ticket.owner.under_way.add(ticket)
+        ticket.task = asyncio.current_task()
+
+    def let_go_of(self, ticket: Ticket) -> None:
+        """End what `hold` began."""
+        ticket.task = None
+        self._not_under_way(ticket)
+
     async def end_under_way(self, owner: Owner, grace: float) -> None:
-        """Wait until the attempts that are under way have ended; cancel them after the grace."""
-        if not owner.under_way:
-            return
-        owner.nothing_under_way = self._loop.create_future()
+        """Wait until the calls that are under way have ended; cancel them after the grace."""
         timer = self._loop.call_later(grace, self._cut_short, owner)
         try:
-            await owner.nothing_under_way
+            # Once more each time: an attempt that ended may go over into being settled.
+            while owner.under_way:
+                owner.nothing_under_way = self._loop.create_future()
+                await owner.nothing_under_way
         finally:
             timer.cancel()
             owner.nothing_under_way = None
@@ -514,35 +526,3 @@ def _quota_exceeded(operation: str, max_wait: float, least: float) -> QuotaExcee
         f" in {least:.1f} s, or allow a longer wait",
         retry_after=least,
     )
-
-
-_Key = tuple[asyncio.AbstractEventLoop, str, int | None]
-_schedulers: dict[_Key, Scheduler] = {}
-
-
-def attach(origin: str, business_id: int | None, limits: Limits) -> Scheduler:
-    """The scheduler of a business on the running loop, shared by all its sessions.
-
-    It outlives them until the last place that they took is free, so that a session for each web
-    request keeps the limits too. Raises InvalidArgumentError where sessions name other limits.
-    """
-    loop = asyncio.get_running_loop()
-    for key in list(itertools.islice(_schedulers, 2)):
-        # The two that were looked at longest ago: opening a session stays cheap with thousands.
-        scheduler = _schedulers.pop(key)
-        if not (key[0].is_closed() or (key[0] is loop and scheduler.idle())):
-            _schedulers[key] = scheduler
-    key = (loop, origin, business_id)
-    if key not in _schedulers:
-        _schedulers[key] = Scheduler(limits, loop)
-    scheduler = _schedulers[key]
-    if scheduler.quota.limits != limits:
-        if not scheduler.idle():
-            raise InvalidArgumentError(
-                "other limits are in force for this business on this event loop: its sessions"
-                " share them, until the last place that one of them took is free. Pass the same"
-                " Limits to all"
-            )
-        scheduler = _schedulers[key] = Scheduler(limits, loop)
-    scheduler.sessions += 1
-    return scheduler

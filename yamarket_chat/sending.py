@@ -1,36 +1,34 @@
-"""What is special about sending: order within a chat, an unknown outcome, many messages."""
+"""What is special about sending: order within a chat, and an outcome that is unknown."""
 
 from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
 from . import operations
-from .calls import Calls, Effort, Retry, Verdict
-from .errors import (
-    ChatError,
-    DeliveryUnknownError,
-    InvalidArgumentError,
-    SessionClosedError,
-    UnauthorizedError,
-)
+from .batch import Batch, Messages
+from .business import Business, Delivery
+from .calls import Calls, Effort, Request, Retry, Unknown, Verdict, closed_error, cut_short, judge
+from .errors import ChatError, DeliveryUnknownError, InvalidArgumentError
 from .exchange import Answer, NoAnswer
-from .models import Outcome, OutgoingMessage, Pending, Receipt
-from .quota import CUT_OFF
-from .scheduler import Owner, Scheduler
-
-READ_AHEAD = 256
-"""How many messages `send_many` has in hand at most: read, and their outcome not yet taken."""
+from .files import Upload
+from .models import Content, Message, Outcome, OutgoingMessage, Pending, Receipt, Sender, Stored
+from .reading import history
+from .scheduler import Owner, Ticket
+from .settling import KNOWN_FOR, Found, content_of_row, content_of_text, find
 
 LONGEST_TEXT = 4096
 """Characters of a message at most, as documented."""
 
-REST = CUT_OFF + 5.0
-"""Seconds for which a chat rests after an attempt of unknown outcome, so that the message is not
-stored behind the next one: the Market carries nothing out after the cut-off plus five seconds."""
+APART = 3.0
+"""Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
+have been carried out: rows and Dates tell whole seconds, and what follows must be told apart."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -63,73 +61,259 @@ def check_text(text: object) -> str:
     return text
 
 
+class _Sent:
+    """A message on its way."""
+
+    __slots__ = ("anchor", "before", "chat_id", "content", "doubt", "effort", "ticket")
+
+    def __init__(self, chat_id: int, content: str | Content, ticket: Ticket, retry: Retry) -> None:
+        self.chat_id = chat_id
+        self.content = content
+        self.ticket = ticket
+        self.effort = Effort(retry)
+        self.doubt: str | None = None  # why it may have arrived, while that is unknown
+        self.before: list[Delivery] = []  # what was lately delivered to its chat, when doubt arose
+        self.anchor: int | None = None  # a message of the chat from before the first attempt
+
+
 class Sending:
     """Sends the messages of one session."""
 
-    def __init__(self, calls: Calls, scheduler: Scheduler, business_id: int, retry: Retry) -> None:
+    def __init__(self, calls: Calls, business: Business, business_id: int, retry: Retry) -> None:
         self._calls = calls
-        self._scheduler = scheduler
+        self._business = business
         self._business_id = business_id
+        self._scheduler = business.scheduler
         self._retry = retry
-        self._path = operations.SEND_MESSAGE.path.format(business_id=business_id) + "?chatId="
-        self.owner = Owner()
-        self._batches: set[_Batch] = set()
+        self._loop = asyncio.get_running_loop()
+        self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
+        self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
+        self._history_path = operations.HISTORY.path.format(business_id=business_id)
+        # Of the look-ups: a closing session ends calls that wait, but not what is being settled.
+        self._settling = Owner()
+        self._batches: set[Batch] = set()
 
-    async def send_message(self, chat_id: int, text: str, max_wait: float | None) -> Receipt:
-        """Send one text; see `ChatSession.send_message`."""
-        return await self.send(self.owner, check_id("chat_id", chat_id), check_text(text), max_wait)
-
-    async def send(
+    async def send_text(
         self,
-        owner: Owner,
         chat_id: int,
         text: str,
         max_wait: float | None = None,
+        unknown: Unknown | None = None,
+        *,
+        owner: Owner | None = None,
         reserve: int | None = None,
     ) -> Receipt:
-        operation = operations.SEND_MESSAGE
-        ticket = self._scheduler.hand_over(operation.name, owner, line=chat_id, reserve=reserve)
-        effort = Effort(self._retry)
-        rest = 0.0
-        try:
-            verdict, seen = await self._calls.call(
-                ticket,
-                operation,
-                f"{self._path}{chat_id}",
-                _encode({"message": text}),
-                effort,
-                max_wait,
-            )
-            if verdict is Verdict.UNKNOWN:
-                rest = REST
-                raise self._unknown(chat_id, text, effort, seen)
-        except asyncio.CancelledError:
-            rest = REST if ticket.unanswered else 0.0
-            if not (ticket.cut_short and _uncancel()):
-                raise
-            closed = NoAnswer("the session was closed", left=True)
-            if ticket.unanswered:
-                raise self._unknown(chat_id, text, effort, closed) from None
-            raise closed_error() from None
-        finally:
-            self._scheduler.leave(ticket, rest)
-        return Receipt(chat_id, effort.requests, "answer", seen.trace_id)
-
-    def _unknown(
-        self, chat_id: int, text: str, effort: Effort, seen: Answer | NoAnswer
-    ) -> DeliveryUnknownError:
-        reason = str(self._calls.error(operations.SEND_MESSAGE, seen))
-        return DeliveryUnknownError(
-            f"chat {chat_id}: nothing tells whether the message {text[:60]!r} arrived ({reason})."
-            " Look it up in the chat's history before sending it again",
-            pending=Pending(
-                chat_id=chat_id, text=text, since=None, attempts=effort.requests, seen=reason
-            ),
+        """Send a text; see `ChatSession.send_message`."""
+        request = Request(
+            operations.SEND_MESSAGE,
+            f"{self._message_path}?chatId={check_id('chat_id', chat_id)}",
+            _encode({"message": check_text(text)}),
+        )
+        return await self._send(
+            chat_id, text, request, owner or self._calls.owner, max_wait, unknown, reserve
         )
 
-    def send_many(
-        self, messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage], reserve: int
-    ) -> AsyncIterator[Outcome]:
+    async def send_file(
+        self, chat_id: int, upload: Upload, max_wait: float | None, unknown: Unknown | None
+    ) -> Receipt:
+        """Send a file; see `ChatSession.send_file`."""
+        request = Request(
+            operations.SEND_FILE, f"{self._file_path}?chatId={check_id('chat_id', chat_id)}", upload
+        )
+        content = Content(file_name=upload.name, file_size=upload.size)
+        return await self._send(chat_id, content, request, self._calls.owner, max_wait, unknown)
+
+    async def _send(
+        self,
+        chat_id: int,
+        content: str | Content,
+        request: Request,
+        owner: Owner,
+        max_wait: float | None,
+        unknown: Unknown | None,
+        reserve: int | None = None,
+    ) -> Receipt:
+        unknown = unknown or self._retry.unknown
+        scheduler = self._scheduler
+        ticket = scheduler.hand_over(request.operation.name, owner, line=chat_id, reserve=reserve)
+        message = _Sent(chat_id, content, ticket, self._retry)
+        try:
+            while True:
+                seen = await self._calls.call(ticket, request, message.effort, max_wait)
+                if judge(seen) is Verdict.DONE:
+                    self._remember(message, ticket.ended)
+                    return Receipt(chat_id, message.effort.requests, "answer", _trace_id(seen))
+                self._doubt(message, str(self._calls.error(request.operation, seen)))
+                if unknown == "raise":
+                    raise self._unknown(message)
+                if await self._arrived(message):
+                    self._remember(message, self._last_moment(message))
+                    return Receipt(chat_id, message.effort.requests, "history", None)
+                pause = message.effort.next_pause()
+                if pause is None:
+                    raise self._calls.error(request.operation, seen, arrived=False)
+                await scheduler.pause(ticket, pause)
+        except asyncio.CancelledError:
+            if message.doubt is None and ticket.unanswered:
+                self._doubt(message, "the call was ended while its request was under way")
+            if not cut_short(ticket):
+                raise
+            raise (closed_error() if message.doubt is None else self._unknown(message)) from None
+        finally:
+            rest = 0.0
+            if message.doubt is not None:
+                self._remember(message, self._last_moment(message), surely=False)
+                rest = self._last_moment(message) + APART - self._loop.time()
+            scheduler.leave(ticket, max(rest, 0.0))
+
+    def _doubt(self, message: _Sent, why: str) -> None:
+        message.doubt = why
+        # Now: settling may take longer than it is remembered.
+        message.before = self._business.delivered_to(message.chat_id)
+
+    def _last_moment(self, message: _Sent) -> float:
+        """The last moment at which the Market can have stored it, on the loop's clock."""
+        return message.ticket.ended + self._retry.settle_after
+
+    def _remember(self, message: _Sent, ended: float, *, surely: bool = True) -> None:
+        self._business.remember(
+            Delivery(message.chat_id, message.content, message.ticket.began, ended, surely=surely)
+        )
+
+    async def _arrived(self, message: _Sent) -> bool:
+        """Settle an unknown outcome from the chat's history.
+
+        Raises DeliveryUnknownError where the history cannot tell.
+        """
+        ticket = message.ticket
+        self._scheduler.hold(ticket)
+        try:
+            await asyncio.sleep(self._last_moment(message) - self._loop.time())
+            message.effort.spent += self._retry.settle_after
+            found, why = await self._look_up(message)
+        finally:
+            self._scheduler.let_go_of(ticket)
+        if found is Found.UNCLEAR:
+            message.doubt = f"{message.doubt}; {why}"
+            raise self._unknown(message)
+        message.doubt = None
+        ticket.unanswered = False
+        return found is Found.YES
+
+    async def _look_up(self, message: _Sent) -> tuple[Found, str]:
+        reading = Effort(self._retry)
+        reading.spent = message.effort.spent
+
+        def oldest_needed() -> float:
+            wanted = self._stored(message)[0]
+            return -math.inf if wanted is None else wanted.earliest - KNOWN_FOR
+
+        try:
+            rows = await self._read(message.chat_id, oldest_needed, reading, message.anchor)
+        except ChatError as error:
+            return Found.UNCLEAR, f"its chat's history cannot be read: {error}"
+        finally:
+            message.effort.spent = reading.spent
+        wanted, before = self._stored(message)
+        if wanted is None:
+            return Found.UNCLEAR, "the Market's answers have no Date to find it by"
+        older = (row.message_id for row in rows if row.created_at.timestamp() < oldest_needed())
+        message.anchor = max(older, default=message.anchor)
+        return find(rows, wanted, before), Found.UNCLEAR.value
+
+    async def _read(
+        self,
+        chat_id: int,
+        oldest_needed: Callable[[], float],
+        effort: Effort | None = None,
+        message_id_from: int | None = None,
+    ) -> list[Message]:
+        """The rows of a chat, back to a moment of the Market's where their order allows it."""
+        rows: dict[int, Message] = {}
+        pages = history(
+            self._calls,
+            self._business_id,
+            chat_id,
+            message_id_from=message_id_from,
+            owner=self._settling,
+            effort=effort,
+        ).pages()
+        async for page in pages:
+            rows.update((row.message_id, row) for row in page)
+            descending = (
+                len(page.items) > 1 and page.items[0].created_at > page.items[-1].created_at
+            )
+            if descending and page.items[-1].created_at.timestamp() < oldest_needed():
+                break
+        return list(rows.values())
+
+    def _stored(self, message: _Sent) -> tuple[Stored | None, tuple[Stored, ...]]:
+        """The message as it would be stored, and what was sent to its chat shortly before."""
+        clock = self._business.clock()
+        if clock is None:
+            return None, ()
+        wanted = Delivery(
+            message.chat_id, message.content, message.ticket.began, self._last_moment(message)
+        )
+        return wanted.on(clock), tuple(delivery.on(clock) for delivery in message.before)
+
+    def _unknown(self, message: _Sent) -> DeliveryUnknownError:
+        wanted, before = self._stored(message)
+        content = message.content
+        if isinstance(content, str):
+            content = Content(text=content)
+        pending = Pending(
+            business_id=self._business_id,
+            chat_id=message.chat_id,
+            text=content.text,
+            file_name=content.file_name,
+            file_size=content.file_size,
+            since=None if wanted is None else _moment(wanted.earliest),
+            until=None if wanted is None else _moment(wanted.latest),
+            before=before,
+            attempts=message.effort.requests,
+            seen=message.doubt or "",
+        )
+        return _unknown_error(pending, pending.seen)
+
+    async def settle(self, pending: Pending) -> Receipt | None:
+        """Find a message of unknown outcome; see `ChatSession.settle`."""
+        if pending.business_id != self._business_id:
+            raise InvalidArgumentError(
+                f"the message was sent for business {pending.business_id}, and this session is"
+                f" that of {self._business_id}"
+            )
+        if pending.text is not None:
+            content = content_of_text(pending.text)
+        else:
+            content = Content(file_name=pending.file_name, file_size=pending.file_size)
+        since = -math.inf if pending.since is None else pending.since.timestamp()
+        until = math.inf if pending.until is None else pending.until.timestamp()
+        try:
+            asked = self._loop.time()
+            rows = await self._read(pending.chat_id, lambda: since - KNOWN_FOR)
+            clock = self._business.clock()
+            early = (
+                self._retry.settle_after
+                if clock is None or until == math.inf
+                else (until - (asked + clock.least))
+            )
+            if early > 0:
+                # It may yet be carried out: ask once more when the Market must have ended it.
+                ticket = self._scheduler.hand_over(operations.HISTORY.name, self._calls.owner)
+                await self._scheduler.pause(ticket, early)
+                rows = await self._read(pending.chat_id, lambda: since - KNOWN_FOR)
+        except ChatError as error:
+            why = f"its chat's history cannot be read: {error}"
+            raise _unknown_error(pending, why) from None
+        found = _find_pending(rows, Stored(content, since, until), pending)
+        if found is Found.UNCLEAR:
+            raise _unknown_error(pending, Found.UNCLEAR.value)
+        if found is Found.NO:
+            return None
+        return Receipt(pending.chat_id, pending.attempts, "history", None)
+
+    def send_many(self, messages: Messages, reserve: int) -> AsyncIterator[Outcome]:
         """Send many texts; see `ChatSession.send_many`."""
         limit = self._scheduler.quota.limits.send_message.requests
         if type(reserve) is not int or not 0 <= reserve < limit:
@@ -140,12 +324,14 @@ class Sending:
             raise InvalidArgumentError("messages is an iterable of OutgoingMessage")
         return self._many(messages, reserve)
 
-    async def _many(
-        self, messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage], reserve: int
-    ) -> AsyncIterator[Outcome]:
-        if self.owner.closed_by is not None:
-            raise copy.copy(self.owner.closed_by)
-        batch = _Batch(self, self._scheduler, messages, reserve)
+    async def _many(self, messages: Messages, reserve: int) -> AsyncIterator[Outcome]:
+        if self._calls.owner.closed_by is not None:
+            raise copy.copy(self._calls.owner.closed_by)
+
+        def send(owner: Owner, message: OutgoingMessage) -> Coroutine[Any, Any, Receipt]:
+            return self.send_text(message.chat_id, message.text, owner=owner, reserve=reserve)
+
+        batch = Batch(self._scheduler, send, messages)
         self._batches.add(batch)
         try:
             while (outcome := await batch.next_outcome()) is not None:
@@ -156,101 +342,41 @@ class Sending:
 
     async def close(self, grace: float) -> None:
         """End all calls: those that wait at once, those under way when the grace is over."""
-        owners = [self.owner, *(batch.owner for batch in self._batches)]
+        owners = [batch.owner for batch in self._batches]
         for owner in owners:
             self._scheduler.end_waiting(owner, closed_error())
-        await asyncio.gather(*(self._scheduler.end_under_way(owner, grace) for owner in owners))
-        await asyncio.gather(*(batch.stop() for batch in self._batches))
-        while self.owner.waiting:  # noqa: ASYNC110 - told above, each needs one pass
-            await asyncio.sleep(0)
-
-
-class _Batch:
-    """The messages of one `send_many`: at most `READ_AHEAD` of them in hand."""
-
-    def __init__(
-        self,
-        sending: Sending,
-        scheduler: Scheduler,
-        messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage],
-        reserve: int,
-    ) -> None:
-        self.owner = Owner()
-        self._sending = sending
-        self._scheduler = scheduler
-        self._reserve = reserve
-        self._room = asyncio.Semaphore(READ_AHEAD)
-        self._tasks: set[asyncio.Task[None]] = set()
-        # An exception is the iterable's own; None is the end.
-        self._ended: asyncio.Queue[Outcome | Exception | None] = asyncio.Queue()
-        self._reader = asyncio.create_task(self._read(messages))
-
-    async def next_outcome(self) -> Outcome | None:
-        """What became of the message that ended next; None behind the last one."""
-        ended = await self._ended.get()
-        if isinstance(ended, Exception):
-            raise ended
-        self._room.release()
-        return ended
-
-    async def stop(self) -> None:
-        """Send nothing more, and let end what is under way."""
-        self._scheduler.end_waiting(self.owner, closed_error())
-        self._reader.cancel()
-        await asyncio.wait({self._reader, *self._tasks})
-
-    async def _read(
-        self, messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage]
-    ) -> None:
-        failure = None
-        try:
-            await self._room.acquire()
-            if isinstance(messages, AsyncIterable):
-                async for message in messages:
-                    await self._start(message)
-            else:
-                for message in messages:
-                    await self._start(message)
-        except Exception as error:  # noqa: BLE001 - raised once the messages before it have ended
-            failure = error
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        self._ended.put_nowait(failure)
-
-    async def _start(self, message: OutgoingMessage) -> None:
-        task = asyncio.create_task(self._send(message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        await self._room.acquire()
-
-    async def _send(self, message: OutgoingMessage) -> None:
-        try:
-            self._ended.put_nowait(Outcome(message, receipt=await self._try(message)))
-        except ChatError as error:
-            if isinstance(error, UnauthorizedError):
-                # The key is wrong for all of them.
-                self._scheduler.end_waiting(self.owner, error)
-            self._ended.put_nowait(Outcome(message, error=error))
-        except Exception as error:  # noqa: BLE001 - a defect is told, or the message would be lost
-            self._ended.put_nowait(error)
-
-    async def _try(self, message: OutgoingMessage) -> Receipt:
-        if not isinstance(message, OutgoingMessage):
-            raise InvalidArgumentError(f"send_many takes OutgoingMessage, not {message!r:.80}")
-        return await self._sending.send(
-            self.owner,
-            check_id("chat_id", message.chat_id),
-            check_text(message.text),
-            reserve=self._reserve,
+        await asyncio.gather(
+            self._calls.close(grace),
+            *(self._scheduler.end_under_way(owner, grace) for owner in owners),
         )
+        self._scheduler.end_waiting(self._settling, closed_error())
+        await self._scheduler.end_under_way(self._settling, 0.0)
+        await asyncio.gather(*(batch.stop() for batch in self._batches))
 
 
-def closed_error() -> SessionClosedError:
-    """The error of calls that wait, or come, when the session closes."""
-    return SessionClosedError("the session was closed before this call could leave")
+def _find_pending(rows: list[Message], wanted: Stored, pending: Pending) -> Found:
+    if pending.since is not None:
+        return find(rows, wanted, pending.before)
+    # Nobody knows since when: any row that says the same may be an older message.
+    says_the_same = any(
+        row.sender == Sender.PARTNER and content_of_row(row) == wanted.content for row in rows
+    )
+    return Found.UNCLEAR if says_the_same else Found.NO
 
 
-def _uncancel() -> bool:
-    """Take our own cancellation of the running task back; whether it was the only one."""
-    task = asyncio.current_task()
-    return task is not None and task.uncancel() == 0
+def _unknown_error(pending: Pending, why: str) -> DeliveryUnknownError:
+    what = f"the file {pending.file_name!r}" if pending.text is None else repr(pending.text[:60])
+    when = f" of {pending.since:%Y-%m-%d %H:%M:%S} UTC" if pending.since else ""
+    return DeliveryUnknownError(
+        f"chat {pending.chat_id}: nothing tells whether {what}{when} arrived ({why}). Do not send"
+        " it again before session.settle(error.pending), or a look at the chat, has told",
+        pending=pending,
+    )
+
+
+def _trace_id(seen: Answer | NoAnswer) -> str | None:
+    return seen.trace_id if isinstance(seen, Answer) else None
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -7,20 +7,39 @@ import math
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from types import TracebackType
-from typing import NamedTuple, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import aiohttp
+import msgspec
 from msgspec import UNSET, UnsetType
 from yarl import URL
 
-from . import scheduler
-from .calls import Calls, Retry
+from . import operations, reading
+from .business import Business, attach
+from .calls import Calls, Request, Retry, Unknown, check_unknown, closed_error
 from .errors import InvalidArgumentError
 from .exchange import Exchange
-from .models import Outcome, OutgoingMessage, QuotaStatus, Receipt
+from .files import Upload
+from .models import (
+    Campaign,
+    Chat,
+    ChatStatus,
+    ChatType,
+    ContextType,
+    CreatedChat,
+    Message,
+    Outcome,
+    OutgoingMessage,
+    Pending,
+    QuotaStatus,
+    Receipt,
+    Token,
+    TokenInfo,
+)
+from .operations import Operation
 from .quota import Limits
-from .scheduler import Scheduler
-from .sending import Sending, check_id, closed_error
+from .reading import Listing
+from .sending import Sending, check_id
 from .version import __version__
 
 _T = TypeVar("_T")
@@ -101,27 +120,225 @@ class ChatSession:
         self._closed = True
         opened, self._opened = self._opened, None
         if opened is not None:
-            try:
-                await opened.sending.close(grace)
-            finally:
-                opened.scheduler.sessions -= 1
-                await opened.exchange.close()
+            await opened.close(grace)
 
     async def send_message(
-        self, chat_id: int, text: str, *, max_wait: float | UnsetType | None = UNSET
+        self,
+        chat_id: int,
+        text: str,
+        *,
+        max_wait: float | UnsetType | None = UNSET,
+        unknown: Unknown | None = None,
     ) -> Receipt:
         """Send a text of 1 to 4,096 characters to a chat; return when it has arrived.
 
         Messages to one chat go one after the other, in the order of the calls. `max_wait` is the
         number of seconds that it may take until the first attempt leaves; None waits as long as it
-        takes, and not given is the session's.
+        takes, and not given is the session's. `unknown` is that of `Retry`, for this message.
 
             receipt = await session.send_message(17, "Ваш заказ в пути", max_wait=5)
 
         Raises InvalidArgumentError, QuotaExceededError, SessionClosedError, ConnectionFailedError
         and ApiError where nothing was sent, DeliveryUnknownError where that cannot be told.
         """
-        return await self._open().sending.send_message(chat_id, text, self._wait(max_wait))
+        return await self._sending().send_text(
+            chat_id, text, self._wait(max_wait), _check_unknown(unknown)
+        )
+
+    async def send_file(
+        self,
+        chat_id: int,
+        file: str | os.PathLike[str] | bytes | BinaryIO,
+        *,
+        filename: str | None = None,
+        max_wait: float | UnsetType | None = UNSET,
+        unknown: Unknown | None = None,
+    ) -> Receipt:
+        """Send a file of at most 5 MiB to a chat; return when it has arrived.
+
+        `file` is a path, bytes, or a file opened for bytes, which is read from where it stands and
+        stays open. `filename` is what the buyer sees, by default the name of the file.
+
+            await session.send_file(17, "накладная.pdf")
+
+        Raises as `send_message` does; InvalidArgumentError also for a file that is missing, empty
+        or too large.
+        """
+        return await self._sending().send_file(
+            chat_id, Upload(file, filename), self._wait(max_wait), _check_unknown(unknown)
+        )
+
+    async def settle(self, pending: Pending) -> Receipt | None:
+        """Tell from the chat's history what became of a message of unknown outcome.
+
+        Returns its receipt where it stands there, and None where it never arrived and may be sent
+        again. Waits where the Market may yet be at it.
+
+            receipt = await session.settle(error.pending)
+
+        Raises DeliveryUnknownError where the history cannot tell or cannot be read.
+        """
+        return await self._sending().settle(_check_type("pending", pending, Pending))
+
+    async def create_chat(
+        self,
+        *,
+        order_id: int | None = None,
+        return_id: int | None = None,
+        max_wait: float | UnsetType | None = UNSET,
+    ) -> int:
+        """Open a chat about an order or a return; the id of the chat, also of one that exists.
+
+            chat_id = await session.create_chat(order_id=55)
+
+        Raises InvalidArgumentError, NotFoundError and the other errors of a call.
+        """
+        if (order_id is None) is (return_id is None):
+            raise InvalidArgumentError("create_chat takes order_id or return_id, one of the two")
+        if order_id is not None:
+            context = {"type": "ORDER", "id": check_id("order_id", order_id)}
+        else:
+            context = {"type": "RETURN", "id": check_id("return_id", return_id)}
+        created: CreatedChat = await self._ask(
+            operations.CREATE_CHAT, max_wait, content={"context": context}
+        )
+        return created.chat_id
+
+    async def get_chat(self, chat_id: int, *, max_wait: float | UnsetType | None = UNSET) -> Chat:
+        """One chat: what it is about, and whose turn it is.
+
+            chat = await session.get_chat(17)
+
+        Raises InvalidArgumentError, NotFoundError and the other errors of a call.
+        """
+        chat: Chat = await self._ask(
+            operations.GET_CHAT, max_wait, query=f"?chatId={check_id('chat_id', chat_id)}"
+        )
+        return chat
+
+    async def get_message(
+        self, chat_id: int, message_id: int, *, max_wait: float | UnsetType | None = UNSET
+    ) -> Message:
+        """One message of a chat.
+
+            message = await session.get_message(17, 3)
+
+        Raises InvalidArgumentError, NotFoundError and the other errors of a call.
+        """
+        query = f"?chatId={check_id('chat_id', chat_id)}"
+        query += f"&messageId={check_id('message_id', message_id)}"
+        message: Message = await self._ask(operations.GET_MESSAGE, max_wait, query=query)
+        return message
+
+    def chats(
+        self,
+        *,
+        statuses: Iterable[ChatStatus | str] | None = None,
+        types: Iterable[ChatType | str] | None = None,
+        context_types: Iterable[ContextType | str] | None = None,
+        order_ids: Iterable[int] | None = None,
+        return_ids: Iterable[int] | None = None,
+        page_token: str | None = None,
+        max_wait: float | UnsetType | None = UNSET,
+    ) -> Listing[Chat]:
+        """The chats of the business, all of them or those that match every filter.
+
+        `order_ids` and `return_ids` are what a chat is about, `page_token` goes on where a page
+        ended. `max_wait` is for each page.
+
+            async for chat in session.chats(statuses=[ChatStatus.WAITING_FOR_PARTNER]):
+                print(chat.chat_id, chat.context.order_id)
+
+        Raises InvalidArgumentError; fetching raises the errors of a call.
+        """
+        contexts = [
+            {"type": kind, "id": check_id(name, number)}
+            for kind, name, numbers in (
+                ("ORDER", "order_ids", order_ids),
+                ("RETURN", "return_ids", return_ids),
+            )
+            for number in _distinct(name, numbers)
+        ]
+        filters = {
+            "contexts": contexts,
+            "contextTypes": _distinct("context_types", context_types),
+            "types": _distinct("types", types),
+            "statuses": _distinct("statuses", statuses),
+        }
+        given = (order_ids if order_ids is not None else return_ids, context_types, types, statuses)
+        for (name, values), argument in zip(filters.items(), given, strict=True):
+            if argument is not None and not values:
+                raise InvalidArgumentError(
+                    f"an empty filter ({name}) matches no chat: leave it out"
+                )
+        return reading.listing(
+            self._open().calls,
+            operations.CHATS,
+            operations.CHATS.path.format(business_id=self._business()),
+            body={name: values for name, values in filters.items() if values},
+            page_token=page_token,
+            max_wait=self._wait(max_wait),
+        )
+
+    def history(
+        self,
+        chat_id: int,
+        *,
+        message_id_from: int | None = None,
+        page_token: str | None = None,
+        max_wait: float | UnsetType | None = UNSET,
+    ) -> Listing[Message]:
+        """The messages of a chat, all of them or those from `message_id_from` on.
+
+        Whether that one is among them, and whether they ascend, the Market does not document.
+
+            async for message in session.history(17):
+                print(message.created_at, message.sender, message.message)
+
+        Raises InvalidArgumentError; fetching raises the errors of a call.
+        """
+        if message_id_from is not None:
+            check_id("message_id_from", message_id_from)
+        return reading.history(
+            self._open().calls,
+            self._business(),
+            check_id("chat_id", chat_id),
+            message_id_from=message_id_from,
+            page_token=page_token,
+            max_wait=self._wait(max_wait),
+        )
+
+    def campaigns(
+        self, *, page_token: str | None = None, max_wait: float | UnsetType | None = UNSET
+    ) -> Listing[Campaign]:
+        """The shops that the key sees; `campaign.business.id` is the business id of each.
+
+        It needs no business id: this is how one finds it.
+
+            async for campaign in session.campaigns():
+                print(campaign.domain, campaign.business and campaign.business.id)
+
+        Fetching raises the errors of a call.
+        """
+        return reading.listing(
+            self._open().calls,
+            operations.CAMPAIGNS,
+            operations.CAMPAIGNS.path,
+            page_token=page_token,
+            max_wait=self._wait(max_wait),
+        )
+
+    async def token(self, *, max_wait: float | UnsetType | None = UNSET) -> Token:
+        """The name of the key and its scopes; COMMUNICATION and ALL_METHODS may chat.
+
+        It needs no business id.
+
+            token = await session.token()
+
+        Raises UnauthorizedError and the other errors of a call.
+        """
+        info: TokenInfo = await self._ask(operations.TOKEN, max_wait)
+        return info.api_key
 
     def send_many(
         self,
@@ -143,7 +360,7 @@ class ChatSession:
 
         Raises InvalidArgumentError where an argument makes no sense, SessionClosedError.
         """
-        return self._open().sending.send_many(messages, reserve)
+        return self._sending().send_many(messages, reserve)
 
     def quota_status(self, operation: str) -> QuotaStatus:
         """How much of the limit of a method of this session is left.
@@ -158,42 +375,72 @@ class ChatSession:
         names = [name for name in Limits.__struct_fields__ if name != "parallel"]
         if operation not in names:
             raise InvalidArgumentError(f"operation is one of {', '.join(names)}")
-        return self._open().scheduler.status(operation)
+        return self._open().business.scheduler.status(operation)
 
     def _wait(self, max_wait: float | UnsetType | None) -> float | None:
         return self._max_wait if max_wait is UNSET else _check_max_wait(max_wait)
 
-    def _open(self) -> _Opened:
-        if self._opened is not None:
-            return self._opened
-        if self._closed:
-            raise closed_error()
+    async def _ask(
+        self,
+        operation: Operation,
+        max_wait: float | UnsetType | None,
+        *,
+        query: str = "",
+        content: object = None,
+    ) -> Any:
+        path = operation.path
+        if "{business_id}" in path:
+            path = path.format(business_id=self._business())
+        body = None if content is None else msgspec.json.encode(content)
+        request = Request(operation, path + query, body)
+        return await self._open().calls.ask(request, self._wait(max_wait))
+
+    def _business(self) -> int:
         if self._business_id is None:
             raise InvalidArgumentError(
-                "business_id is missing: pass it or set YAMARKET_BUSINESS_ID"
+                "business_id is missing: pass it or set YAMARKET_BUSINESS_ID; campaigns() tells it"
             )
-        origin = str(URL(self._base_url).origin())
-        shared = scheduler.attach(origin, self._business_id, self._limits)
-        exchange = Exchange(
-            self._base_url,
-            self._api_key,
-            integration=self._integration,
-            timeout=self._timeout,
-            http=self._http,
-        )
-        calls = Calls(exchange, shared, self._api_key)
-        self._opened = _Opened(
-            exchange, shared, Sending(calls, shared, self._business_id, self._retry)
-        )
+        return self._business_id
+
+    def _open(self) -> _Opened:
+        if self._opened is None:
+            if self._closed:
+                raise closed_error()
+            origin = str(URL(self._base_url).origin())
+            business = attach(origin, self._business_id, self._limits)
+            exchange = Exchange(
+                self._base_url,
+                self._api_key,
+                integration=self._integration,
+                timeout=self._timeout,
+                http=self._http,
+            )
+            calls = Calls(exchange, business, self._api_key, self._retry)
+            self._opened = _Opened(exchange, business, calls)
         return self._opened
 
+    def _sending(self) -> Sending:
+        opened = self._open()
+        if opened.sending is None:
+            opened.sending = Sending(opened.calls, opened.business, self._business(), self._retry)
+        return opened.sending
 
-class _Opened(NamedTuple):
+
+class _Opened:
     """What a session has from its first call on, on the event loop of that call."""
 
-    exchange: Exchange
-    scheduler: Scheduler
-    sending: Sending
+    def __init__(self, exchange: Exchange, business: Business, calls: Calls) -> None:
+        self._exchange = exchange
+        self.business = business
+        self.calls = calls
+        self.sending: Sending | None = None
+
+    async def close(self, grace: float) -> None:
+        try:
+            await (self.sending or self.calls).close(grace)
+        finally:
+            self.business.sessions -= 1
+            await self._exchange.close()
 
 
 def _check_key(key: object) -> str:
@@ -263,6 +510,17 @@ def _check_seconds(name: str, value: object, *, at_least_0: bool = False) -> flo
         least = "0 or more" if at_least_0 else "above 0"
         raise InvalidArgumentError(f"{name} is a number of seconds, {least}")
     return float(value)
+
+
+def _check_unknown(unknown: object) -> Unknown | None:
+    return None if unknown is None else check_unknown(unknown)
+
+
+def _distinct(name: str, values: Iterable[Any] | None) -> list[Any]:
+    # The description wants each filter's values to be distinct.
+    if isinstance(values, (str, int)):
+        raise InvalidArgumentError(f"{name} is a list, such as [{values!r}]")
+    return list(dict.fromkeys(values or ()))
 
 
 def _check_max_wait(max_wait: object) -> float | None:

@@ -1,0 +1,133 @@
+"""Files on their way out: checked before anything is sent, streamed, never held twice."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from typing import Any, BinaryIO
+
+from aiohttp import MultipartWriter, payload
+
+from .errors import InvalidArgumentError
+from .exchange import Leaving
+
+LARGEST_FILE = 5 * 2**20
+"""Bytes of a file at most: 5 MB, as documented for sendFileToChat."""
+
+CHUNK = 2**16
+
+
+class Upload:
+    """A file to send: where it comes from, the name that the buyer sees, its size in bytes."""
+
+    def __init__(self, source: object, filename: str | None) -> None:
+        """Raises InvalidArgumentError where there is nothing to send, or too much."""
+        self._path: str | bytes | None = None
+        self._file: BinaryIO | None = None
+        self._start = 0
+        name: object = filename
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            self._file = io.BytesIO(source)
+            self.size = len(self._file.getbuffer())
+        elif isinstance(source, (str, os.PathLike)):
+            self._path = os.fspath(source)
+            try:
+                self.size = os.stat(self._path).st_size
+            except OSError as error:
+                raise InvalidArgumentError(f"the file cannot be read: {error}") from None
+            if not os.path.isfile(self._path):
+                raise InvalidArgumentError(f"{os.fsdecode(self._path)} is no file")
+            name = filename or os.path.basename(os.fsdecode(self._path))
+        elif hasattr(source, "read"):
+            self._file, self._start, self.size = _seekable(source)
+            if filename is None and isinstance(getattr(source, "name", None), str):
+                name = os.path.basename(source.name)  # type: ignore[attr-defined]
+        else:
+            raise InvalidArgumentError("a file is a path, bytes, or a file opened for bytes")
+        self.name = _check_name(name)
+        if not 0 < self.size <= LARGEST_FILE:
+            raise InvalidArgumentError(
+                f"{self.name} has {self.size} bytes; the Market takes 1 to {LARGEST_FILE}"
+            )
+
+    def body(self) -> FormBody:
+        """The form for one attempt."""
+        form = FormBody("form-data")
+        part = form.append_payload(_Part(self))
+        # As browsers send it: the name itself in UTF-8, which Russian names need (RFC 7578).
+        part.set_content_disposition(
+            "form-data", quote_fields=False, name="file", filename=self.name
+        )
+        return form
+
+    def open(self) -> BinaryIO:
+        """The bytes, from their beginning."""
+        if self._path is not None:
+            return open(self._path, "rb")
+        assert self._file is not None  # noqa: S101 - a path or a file
+        self._file.seek(self._start)
+        return self._file
+
+    def done(self, file: BinaryIO) -> None:
+        """Close what `open` opened; a file of the caller's stays open."""
+        if self._path is not None:
+            file.close()
+
+
+def _seekable(source: Any) -> tuple[BinaryIO, int, int]:
+    if not (hasattr(source, "seekable") and source.seekable()):
+        # A pipe or a socket: its size shows only by reading it, and it cannot be read again.
+        content = source.read(LARGEST_FILE + 1)
+        if not isinstance(content, bytes):
+            raise InvalidArgumentError("the file is opened for text: open it with mode 'rb'")
+        return io.BytesIO(content), 0, len(content)
+    if isinstance(source, io.TextIOBase):
+        raise InvalidArgumentError("the file is opened for text: open it with mode 'rb'")
+    start = source.tell()
+    return source, start, source.seek(0, os.SEEK_END) - start
+
+
+def _check_name(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise InvalidArgumentError("filename is missing: the buyer sees it, such as 'label.pdf'")
+    if len(name) > 255 or not name.isprintable() or "/" in name or "\\" in name:
+        raise InvalidArgumentError(
+            "filename is a plain name of at most 255 characters, without slashes or line breaks"
+        )
+    return name
+
+
+class _Part(payload.Payload):
+    """The file's part of the form: read in a thread, piece by piece."""
+
+    def __init__(self, upload: Upload) -> None:
+        super().__init__(upload, content_type="application/octet-stream")
+        self._upload = upload
+        self._size = upload.size
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Not to be had: it is streamed."""
+        raise TypeError("a file is streamed")
+
+    async def write(self, writer: Any) -> None:
+        """Write all of it."""
+        file = await asyncio.to_thread(self._upload.open)
+        try:
+            left = self._upload.size
+            while left:
+                chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
+                if not chunk:
+                    raise OSError("the file has become shorter while it was sent")
+                left -= len(chunk)
+                await writer.write(chunk)
+        finally:
+            self._upload.done(file)
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        """Write all of it: its length was told before."""
+        await self.write(writer)
+
+
+class FormBody(Leaving, MultipartWriter):
+    """A form that knows whether it may have left."""
