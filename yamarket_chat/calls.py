@@ -113,8 +113,10 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
             return Verdict.UNKNOWN
         return Verdict.REFUSED if seen.final else Verdict.NOT_CARRIED_OUT
     if seen.status == 200:
-        return Verdict.DONE if seen.form and seen.form.status == "OK" else Verdict.UNKNOWN
-    if seen.status == 420 or (seen.status == 503 and seen.form):
+        # Methods other than those of the chats are not decoded into a form with a status.
+        done = seen.form is not None and getattr(seen.form, "status", "OK") == "OK"
+        return Verdict.DONE if done else Verdict.UNKNOWN
+    if seen.status == 420 or (seen.status == 503 and seen.form is not None):
         return Verdict.NOT_CARRIED_OUT
     return Verdict.REFUSED if 400 <= seen.status < 500 else Verdict.UNKNOWN
 
@@ -180,7 +182,7 @@ class Calls:
         owner: Owner | None = None,
         effort: Effort | None = None,
     ) -> Any:
-        """Carry out a call that may be repeated, and return its result, decoded.
+        """Carry out a call that sends nothing to a chat, and return its result, decoded.
 
         Raises the ChatError that it ended with.
         """
@@ -194,10 +196,12 @@ class Calls:
                     sent=None,
                 ) from None
             raise
-        assert isinstance(seen, Answer)  # noqa: S101 - what is repeated ends so, or raises
-        if seen.form.result is None:
+        if judge(seen) is not Verdict.DONE or not isinstance(seen, Answer):
             raise self.error(request.operation, seen)
-        return seen.form.result
+        result = seen.form if request.operation.answer is Any else seen.form.result
+        if result is None:
+            raise self.error(request.operation, seen)
+        return result
 
     async def call(
         self, ticket: Ticket, request: Request, effort: Effort, max_wait: float | None
@@ -249,7 +253,7 @@ class Calls:
             if seen.form is not None:  # a balancer in front may have a clock of its own
                 self._business.saw(seen.headers, ticket.began, ticket.ended)
             if seen.status != 420:
-                self._scheduler.answered(ticket, seen.headers)
+                self._scheduler.answered(ticket, seen.headers if operation.limit else {})
         elif seen.left:
             self._scheduler.unanswered(ticket)
         else:
@@ -264,6 +268,12 @@ class Calls:
             logger.info("%s: too many requests at once, others send too", operation.name)
             await self._scheduler.pause(ticket, random.uniform(*PARALLEL_PAUSE))
             return
+        if operation.limit is None:
+            # The limit of that method alone, which the caller knows.
+            self._scheduler.answered(ticket, {})
+            error = self.error(operation, answer)
+            error.retry_after = quota.seconds_until(answer.headers)
+            raise error
         closed_for = self._scheduler.refused_over_time(
             ticket, answer.headers, quota.refused_over_time(text)
         )

@@ -7,7 +7,7 @@ carry the headers of the request, and so the key.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import aiohttp
@@ -82,6 +82,16 @@ class Body(Leaving, payload.BytesPayload):
         except aiohttp.ClientConnectionResetError:
             self.left = False  # the connection had been closed: not a byte went out
             raise
+
+
+class FetchFailed(Exception):
+    """A file did not come. `passes` says whether it may the next time."""
+
+    def __init__(self, reason: str, status: int | None, *, passes: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.passes = passes
 
 
 class Exchange:
@@ -164,6 +174,41 @@ class Exchange:
         if fault is None:
             form = decode(body_bytes, answer if response.status == 200 else Envelope)
         return Answer(response.status, response.headers, body_bytes, form=form, fault=fault)
+
+    async def fetch(self, url: str, max_bytes: int) -> AsyncGenerator[bytes, None]:
+        """The content of an address in pieces. The key goes along to the Market's own host only.
+
+        Raises FetchFailed.
+        """
+        target = URL(url)
+        own = target.origin() == URL(self._base_url).origin()
+        size = 0
+        failed: FetchFailed | None = None
+        try:
+            async with self._http.get(
+                target,
+                headers=self._headers if own else None,
+                # Each piece has the time of an attempt; a large file may take longer in all.
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=self._timeout.total, sock_read=self._timeout.total
+                ),
+                allow_redirects=False,
+                raise_for_status=False,
+            ) as response:
+                if response.status != 200:
+                    passes = response.status >= 500
+                    failed = FetchFailed(f"HTTP {response.status}", response.status, passes=passes)
+                else:
+                    async for piece in response.content.iter_any():
+                        size += len(piece)
+                        if size > max_bytes:
+                            failed = FetchFailed(f"it has more than {max_bytes} bytes", 200)
+                            break
+                        yield piece
+        except (aiohttp.ClientError, OSError) as error:
+            failed = FetchFailed(_reason(error), None, passes=True)
+        if failed is not None:
+            raise failed  # here, so that it does not carry aiohttp's own, which has the headers
 
     async def close(self) -> None:
         """Close the connections, unless they are the caller's."""

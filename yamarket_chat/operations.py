@@ -60,14 +60,15 @@ class Operation(msgspec.Struct, frozen=True):
 
     `name` is the session's method and the field of `Limits`, `operation_id` the Market's name;
     `path` has a place for the business id; `repeatable` says that carrying it out twice does no
-    more than carrying it out once; `answer` is the form of its answer.
+    more than carrying it out once; `answer` is the form of its answer. `limit` is None where it is
+    not known here.
     """
 
     name: str
     operation_id: str
     method: str
     path: str
-    limit: Rate
+    limit: Rate | None
     repeatable: bool
     answer: Any
 
@@ -175,3 +176,8 @@ OPERATIONS = {
         TOKEN,
     )
 }
+
+
+def other(method: str, *, repeatable: bool) -> Operation:
+    """Any other method of the Market's API. It has a limit of its own, which is not known here."""
+    return Operation("request", "", method, "", None, repeatable=repeatable, answer=Any)

@@ -48,7 +48,7 @@ import msgspec
 from . import operations
 from .clock import parse_date
 from .errors import InvalidArgumentError
-from .operations import Rate
+from .operations import Operation, Rate
 
 CUT_OFF = 10.0
 """Seconds after which the Market cuts a request off, as it documents."""
@@ -67,6 +67,11 @@ GROW_AFTER = 100
 GROW_AFTER_AT_MOST = 10_000
 
 
+def _documented(operation: Operation) -> Rate:
+    assert operation.limit is not None  # noqa: S101 - all rows of the table have one
+    return operation.limit
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How much may go out: requests at once, and a `Rate` for each method of the session.
 
@@ -78,15 +83,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     parallel: int = 4
-    send_message: Rate = operations.SEND_MESSAGE.limit
-    send_file: Rate = operations.SEND_FILE.limit
-    create_chat: Rate = operations.CREATE_CHAT.limit
-    get_chat: Rate = operations.GET_CHAT.limit
-    chats: Rate = operations.CHATS.limit
-    history: Rate = operations.HISTORY.limit
-    get_message: Rate = operations.GET_MESSAGE.limit
-    campaigns: Rate = operations.CAMPAIGNS.limit
-    token: Rate = operations.TOKEN.limit
+    send_message: Rate = _documented(operations.SEND_MESSAGE)
+    send_file: Rate = _documented(operations.SEND_FILE)
+    create_chat: Rate = _documented(operations.CREATE_CHAT)
+    get_chat: Rate = _documented(operations.GET_CHAT)
+    chats: Rate = _documented(operations.CHATS)
+    history: Rate = _documented(operations.HISTORY)
+    get_message: Rate = _documented(operations.GET_MESSAGE)
+    campaigns: Rate = _documented(operations.CAMPAIGNS)
+    token: Rate = _documented(operations.TOKEN)
 
     def __post_init__(self) -> None:
         if type(self.parallel) is not int or self.parallel < 1:
@@ -94,6 +99,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         for name in self.__struct_fields__:
             if name != "parallel" and not isinstance(getattr(self, name), Rate):
                 raise InvalidArgumentError(f"Limits.{name} is a Rate, such as Rate(1000, per=3600)")
+
+
+UNLIMITED = Rate(1_000_000_000, per=1e-3)
+"""For methods whose limits are not known here."""
 
 
 class Departure:
@@ -314,7 +323,7 @@ class Window:
             self.limit = min(self._rate.requests, max(limit, 1))
 
     def _until(self, headers: Mapping[str, str], *, growing: bool = False) -> float:
-        pause = _seconds_until(headers)
+        pause = seconds_until(headers)
         if pause is None:
             pause = self._blind_pause
             if growing:
@@ -412,6 +421,8 @@ class Quota:
             for name in limits.__struct_fields__
             if name != "parallel"
         }
+        # Methods that are not those of the chats share the places alone.
+        self.windows["request"] = Window(UNLIMITED, loop)
 
     def idle(self) -> bool:
         """Whether nothing is remembered that a later request would have to respect."""
@@ -463,7 +474,7 @@ def _number(text: str | int | None) -> int | None:
     return number if 0 <= number < 2**31 else None
 
 
-def _seconds_until(headers: Mapping[str, str]) -> float | None:
+def seconds_until(headers: Mapping[str, str]) -> float | None:
     """Until as a length of time: the local clock has no part in it."""
     until, date = parse_date(headers.get(UNTIL_HEADER)), parse_date(headers.get("Date"))
     if until is None or date is None:

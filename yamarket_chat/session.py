@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar, overload
 
 import aiohttp
 import msgspec
@@ -17,6 +18,7 @@ from yarl import URL
 from . import operations, reading
 from .business import Business, attach
 from .calls import Calls, Request, Retry, Unknown, check_unknown, closed_error
+from .download import LARGEST_DOWNLOAD, download
 from .errors import InvalidArgumentError
 from .exchange import Exchange
 from .files import Upload
@@ -27,6 +29,7 @@ from .models import (
     ChatType,
     ContextType,
     CreatedChat,
+    File,
     Message,
     Outcome,
     OutgoingMessage,
@@ -46,6 +49,8 @@ _T = TypeVar("_T")
 
 BASE_URL = "https://api.partner.market.yandex.ru"
 INTEGRATION = f"yamarket-chat/{__version__}"
+LARGEST_BODY = 512 * 1024
+"""Bytes of a request at most, files aside, as documented."""
 LONGEST_INTEGRATION = 100
 """Characters that the Market takes in X-Market-Integration, as documented."""
 
@@ -87,6 +92,7 @@ class ChatSession:
         self._api_key = _check_key(api_key or os.environ.get("YAMARKET_API_KEY"))
         self._business_id = _check_business(business_id)
         self._base_url = _check_url(base_url, insecure_http=insecure_http)
+        self._insecure_http = insecure_http
         self._limits = _check_type("limits", limits, Limits)
         self._retry = _check_type("retry", retry, Retry)
         if quota is not None:
@@ -340,6 +346,84 @@ class ChatSession:
         info: TokenInfo = await self._ask(operations.TOKEN, max_wait)
         return info.api_key
 
+    @overload
+    async def download(self, file: File, *, max_bytes: int = ...) -> bytes: ...
+
+    @overload
+    async def download(
+        self, file: File, to: str | os.PathLike[str], *, max_bytes: int = ...
+    ) -> Path: ...
+
+    async def download(
+        self,
+        file: File,
+        to: str | os.PathLike[str] | None = None,
+        *,
+        max_bytes: int = LARGEST_DOWNLOAD,
+    ) -> bytes | Path:
+        """Fetch a file of a message: its bytes, or its path where `to` names one.
+
+        It is written piece by piece, and stands under that name only when it is whole. The key goes
+        to no other host than the Market's. Tried again after network faults and 5xx.
+
+            for file in message.payload or ():
+                await session.download(file, f"inbox/{message.message_id}")
+
+        Raises InvalidArgumentError for an address that is not https or a file of more than
+        `max_bytes` bytes, NotFoundError and the other errors of a call, OSError where the path
+        cannot be written.
+        """
+        _check_type("file", file, File)
+        if type(max_bytes) is not int or max_bytes < 1:
+            raise InvalidArgumentError("max_bytes is a whole number of at least 1")
+        if file.size > max_bytes:
+            raise InvalidArgumentError(
+                f"{file.name!r} has {file.size} bytes: pass max_bytes to allow so many"
+            )
+        _check_address("the file's address", file.url, insecure_http=self._insecure_http)
+        path = None if to is None else Path(to)
+        return await download(self._open().exchange, file, path, max_bytes, self._retry)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str | int] | None = None,
+        json: object = UNSET,
+        repeatable: bool | None = None,
+        max_wait: float | UnsetType | None = UNSET,
+    ) -> Any:
+        """Call any other method of the Market's API; its answer, decoded from JSON.
+
+        It shares the parallel places of the business: order calls compete with messages for the
+        same four. Its own limit over time is not known here: a 420 over it is raised, with
+        `retry_after` where the Market says when it ends. `repeatable` says that carrying it out
+        twice does no harm, so that it is tried again after network faults and 5xx; by default only
+        GET is.
+
+            await session.request("GET", "/v2/campaigns/7/orders/55")
+
+        Raises InvalidArgumentError and the errors of a call; `sent` is None where nothing tells
+        whether it was carried out.
+        """
+        method = _check_type("method", method, str).upper()
+        if not method.isascii() or not method.isalpha():
+            raise InvalidArgumentError("method is one of HTTP, such as GET")
+        if not path.startswith("/"):
+            raise InvalidArgumentError("path starts with a slash: it stays on the Market's host")
+        target = URL(path, encoded=False).update_query(params or {})
+        body = None if json is UNSET else msgspec.json.encode(json)
+        if body is not None and len(body) > LARGEST_BODY:
+            raise InvalidArgumentError(
+                f"the body has {len(body)} bytes; {LARGEST_BODY} may be sent"
+            )
+        operation = operations.other(
+            method, repeatable=method == "GET" if repeatable is None else repeatable
+        )
+        request = Request(operation, target.raw_path_qs, body)
+        return await self._open().calls.ask(request, self._wait(max_wait))
+
     def send_many(
         self,
         messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage],
@@ -430,7 +514,7 @@ class _Opened:
     """What a session has from its first call on, on the event loop of that call."""
 
     def __init__(self, exchange: Exchange, business: Business, calls: Calls) -> None:
-        self._exchange = exchange
+        self.exchange = exchange
         self.business = business
         self.calls = calls
         self.sending: Sending | None = None
@@ -440,7 +524,7 @@ class _Opened:
             await (self.sending or self.calls).close(grace)
         finally:
             self.business.sessions -= 1
-            await self._exchange.close()
+            await self.exchange.close()
 
 
 def _check_key(key: object) -> str:
@@ -472,20 +556,27 @@ def _check_business(business_id: object) -> int | None:
 
 
 def _check_url(base_url: object, *, insecure_http: bool) -> str:
+    url = _check_address("base_url", base_url, insecure_http=insecure_http)
+    if url.query_string or url.fragment:
+        raise InvalidArgumentError("base_url has a scheme, a host, and perhaps a port and a path")
+    return str(url).rstrip("/")
+
+
+def _check_address(name: str, address: object, *, insecure_http: bool) -> URL:
     try:
-        url = URL(base_url) if isinstance(base_url, str) else None
+        url = URL(address) if isinstance(address, str) else None
     except ValueError:
         url = None
     if url is None or not url.host or url.scheme not in ("http", "https"):
-        raise InvalidArgumentError(f"base_url is an https address such as {BASE_URL}")
-    if url.user or url.password or url.query_string or url.fragment:
-        raise InvalidArgumentError("base_url has a scheme, a host, and perhaps a port and a path")
+        raise InvalidArgumentError(f"{name} is an https address such as {BASE_URL}")
+    if url.user or url.password:
+        raise InvalidArgumentError(f"{name} has no user and no password in it")
     if url.scheme == "http" and not insecure_http and not _is_loopback(url.host):
         raise InvalidArgumentError(
-            "base_url is https, or the key would travel in the clear; for a sandbox on another"
-            " host pass insecure_http=True"
+            f"{name} is https, or what is secret would travel in the clear; for a sandbox on"
+            " another host pass insecure_http=True"
         )
-    return str(url).rstrip("/")
+    return url
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,0 +1,74 @@
+"""Fetching a file of a chat: from wherever it lies, in pieces, with a bound, without the key."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .calls import Effort, Retry
+from .errors import ChatError, ConnectionFailedError, UnexpectedAnswerError, api_error
+from .exchange import Exchange, FetchFailed
+from .models import File
+
+LARGEST_DOWNLOAD = 64 * 2**20
+"""Bytes of a download at most, where the caller names no other bound."""
+
+
+async def download(
+    exchange: Exchange, file: File, to: Path | None, max_bytes: int, retry: Retry
+) -> bytes | Path:
+    """Fetch a file; see `ChatSession.download`."""
+    effort = Effort(retry)
+    loop = asyncio.get_running_loop()
+    while True:
+        began = loop.time()
+        try:
+            return await _fetch(exchange, file, to, max_bytes)
+        except FetchFailed as failed:
+            effort.attempts += 1
+            effort.spent += loop.time() - began
+            pause = effort.next_pause() if failed.passes else None
+            if pause is None:
+                error = _error(file, failed)
+                break
+        await asyncio.sleep(pause)
+    raise error
+
+
+async def _fetch(exchange: Exchange, file: File, to: Path | None, max_bytes: int) -> bytes | Path:
+    pieces = exchange.fetch(file.url, max_bytes)
+    if to is None:
+        return b"".join([piece async for piece in pieces])
+    # Beside it first: a download that breaks off leaves nothing under the name asked for.
+    part = to.with_name(f"{to.name}.part")
+    try:
+        with await asyncio.to_thread(part.open, "wb") as out:
+            await _write(pieces, out)
+        await asyncio.to_thread(os.replace, part, to)
+    except BaseException:
+        await asyncio.to_thread(part.unlink, missing_ok=True)
+        raise
+    return to
+
+
+async def _write(pieces: AsyncIterator[bytes], out: BinaryIO) -> None:
+    async for piece in pieces:
+        await asyncio.to_thread(out.write, piece)
+
+
+def _error(file: File, failed: FetchFailed) -> ChatError:
+    if failed.status is None:
+        return ConnectionFailedError(f"download of {file.name!r}: {failed.reason}: try again later")
+    if failed.status >= 400:
+        return api_error(failed.status, (), operation=f"download of {file.name!r}", trace_id=None)
+    return UnexpectedAnswerError(
+        f"download of {file.name!r}: {failed.reason}",
+        status=failed.status,
+        excerpt="",
+        operation="download",
+        trace_id=None,
+        sent=False,
+    )
