@@ -1,0 +1,108 @@
+"""The README's programs run, from its own text."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import yamarket_chat
+from yamarket_chat.sandbox import Sandbox
+
+README = Path(__file__).parents[1] / "README.md"
+PROGRAMS = re.findall(
+    r"## ([^\n]+)(?:(?!## ).)*?<!-- runs in the tests -->\n```python\n(.*?)```",
+    README.read_text(encoding="utf-8"),
+    re.S,
+)
+
+
+@pytest.fixture
+def market(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """A sandbox in a thread of its own: the programs call asyncio.run themselves."""
+    ready, end = threading.Event(), asyncio.Event()
+    holder: list[tuple[Sandbox, asyncio.AbstractEventLoop]] = []
+
+    async def serve() -> None:
+        async with Sandbox() as sandbox:
+            holder.append((sandbox, asyncio.get_running_loop()))
+            ready.set()
+            await end.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    sandbox, loop = holder[0]
+
+    class Session(yamarket_chat.ChatSession):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{"base_url": sandbox.url, **kwargs})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(yamarket_chat, "ChatSession", Session)
+    monkeypatch.setenv("YAMARKET_API_KEY", sandbox.api_key)
+    monkeypatch.setenv("YAMARKET_BUSINESS_ID", str(sandbox.business_id))
+    yield sandbox
+    loop.call_soon_threadsafe(end.set)
+    thread.join()
+
+
+def run(title: str) -> None:
+    program = dict(PROGRAMS)[title]
+    exec(compile(program, f"README.md: {title}", "exec"), {"__name__": "__main__"})  # noqa: S102
+
+
+def texts(market: Sandbox, chat_id: int) -> list[str | None]:
+    return [message.text for message in market.messages(chat_id)]
+
+
+@pytest.mark.real_time
+def test_the_first_program_delivers_its_message(
+    market: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("The first program")
+    assert texts(market, 17) == ["Ваш заказ уже в пути"]
+    assert "arrived, trace id" in capsys.readouterr().out
+
+
+def test_the_first_program_has_under_ten_lines() -> None:
+    assert len(dict(PROGRAMS)["The first program"].splitlines()) < 10
+
+
+@pytest.mark.real_time
+def test_a_chat_about_an_order_is_started(
+    market: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("Start a chat about an order")
+    (chat_id,) = market.chat_ids
+    text, file = market.messages(chat_id)
+    assert text.text == "Здравствуйте! Какой размер вам нужен?"
+    assert file.payload[0].name == "Таблица размеров.pdf"
+    assert "Какой размер" in capsys.readouterr().out
+
+
+@pytest.mark.real_time
+def test_the_chats_that_wait_for_the_shop_are_answered(market: Sandbox) -> None:
+    market.buyer_says(1, "Есть красный?")
+    market.buyer_says(2, "Где заказ?")
+    market.buyer_says(3, "Спасибо")
+    market.shop_says(3, "Пожалуйста")
+    run("Answer the chats that wait for the shop")
+    assert texts(market, 1) == ["Есть красный?", "Спасибо за вопрос: Есть красный?"]
+    assert texts(market, 2) == ["Где заказ?", "Спасибо за вопрос: Где заказ?"]
+    assert texts(market, 3) == ["Спасибо", "Пожалуйста"]
+
+
+@pytest.mark.real_time
+def test_many_messages_arrive(market: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    run("Thousands of messages")
+    assert all(texts(market, chat_id) == ["Мы открыты и в праздники"] for chat_id in range(1, 101))
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bot_is_tested_without_the_market(capsys: pytest.CaptureFixture[str]) -> None:
+    run("Test your bot without the Market")
+    assert capsys.readouterr().out == "['Где мой заказ?', 'Уже в пути'] 0\n"
