@@ -329,12 +329,18 @@ class Calls:
         )
 
     def _redacted(self, detail: ErrorDetail) -> ErrorDetail:
-        message = detail.message and detail.message.replace(self._api_key, "***")
-        return ErrorDetail(detail.code, message)
+        return ErrorDetail(
+            self._clean(detail.code),
+            None if detail.message is None else self._clean(detail.message),
+        )
 
     def _excerpt(self, answer: Answer) -> str:
-        text = answer.body[: 4 * EXCERPT].decode("utf-8", "replace").replace(self._api_key, "***")
-        return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:EXCERPT]
+        return self._clean(answer.body[: 4 * EXCERPT].decode("utf-8", "replace"))[:EXCERPT]
+
+    def _clean(self, text: str) -> str:
+        """Fit for a log: in one line, without control characters, and without the key."""
+        text = text.replace(self._api_key, "***")
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def closed_error() -> SessionClosedError:

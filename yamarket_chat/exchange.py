@@ -233,4 +233,6 @@ def decode(body: bytes, form: Any) -> Any:
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect to {error.host} ({error.os_error.strerror or error.os_error})"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
@@ -22,6 +23,8 @@ from .models import Content, Message, Outcome, OutgoingMessage, Pending, Receipt
 from .reading import history
 from .scheduler import Owner, Ticket
 from .settling import KNOWN_FOR, Found, content_of_row, content_of_text, find
+
+logger = logging.getLogger("yamarket_chat")
 
 LONGEST_TEXT = 4096
 """Characters of a message at most, as documented."""
@@ -186,6 +189,12 @@ class Sending:
         Raises DeliveryUnknownError where the history cannot tell.
         """
         ticket = message.ticket
+        logger.info(
+            "chat %d: %s; its history will tell in %.0f s whether the message arrived",
+            message.chat_id,
+            message.doubt,
+            self._retry.settle_after,
+        )
         self._scheduler.hold(ticket)
         try:
             await asyncio.sleep(self._last_moment(message) - self._loop.time())

@@ -1,0 +1,541 @@
+"""The command `yamarket-chat`, as its users meet it: mostly as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from yamarket_chat import (
+    ChatSession,
+    DeliveryUnknownError,
+    Pending,
+    Rate,
+    __version__,
+    cli,
+)
+from yamarket_chat.cli import console, demo
+from yamarket_chat.sandbox import Fault, Sandbox, StoredMessage, numbered_faults
+
+pytestmark = pytest.mark.real_time
+
+COMMAND = str(Path(sys.executable).with_name("yamarket-chat"))
+NOBODY_LISTENS = "http://127.0.0.1:1"
+
+
+class Finished(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what would change the command's output."""
+    unwanted = ("YAMARKET_", "FORCE_COLOR", "PY_COLORS", "TTY_", "GITHUB_ACTIONS", "COLUMNS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    return kept | {"COLUMNS": "80"} | variables
+
+
+async def start(*arguments: str, **variables: str) -> Process:
+    return await asyncio.create_subprocess_exec(
+        COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=environment(**variables)
+    )
+
+
+async def end(process: Process) -> Finished:
+    try:
+        async with asyncio.timeout(20):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise
+    assert process.returncode is not None
+    finished = Finished(process.returncode, out.decode(), (err or b"").decode())
+    assert "Traceback" not in finished.err
+    assert "\x1b" not in finished.out
+    return finished
+
+
+async def run(*arguments: str, **variables: str) -> Finished:
+    return await end(await start(*arguments, **variables))
+
+
+def variables_of(market: Sandbox, **others: str) -> dict[str, str]:
+    return {
+        "YAMARKET_BASE_URL": market.url,
+        "YAMARKET_API_KEY": market.api_key,
+        "YAMARKET_BUSINESS_ID": str(market.business_id),
+    } | others
+
+
+def texts(market: Sandbox, chat_id: int) -> list[str | None]:
+    return [message.text for message in market.messages(chat_id)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C reaches the command even where the test run itself was started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+async def market() -> AsyncIterator[Sandbox]:
+    async with Sandbox() as market:
+        yield market
+
+
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Finished]]:
+    """Run the command in this process, where it can be tampered with."""
+
+    def run_here(*arguments: str) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["yamarket-chat", *arguments])
+        status = cli.main()
+        return Finished(status, *capfd.readouterr())
+
+    kept = console.logger.handlers, console.logger.level, console.logger.propagate
+    yield run_here
+    console.logger.handlers, console.logger.propagate = kept[0], kept[2]
+    console.logger.setLevel(kept[1])
+
+
+# send
+
+
+async def test_send_delivers_and_says_so_in_one_line(market: Sandbox) -> None:
+    finished = await run("send", "7", "Ваш заказ в пути", **variables_of(market))
+    assert finished.status == 0
+    assert texts(market, 7) == ["Ваш заказ в пути"]
+    [arrival] = market.arrivals
+    assert finished.out == f"Delivered to chat 7, 1 attempt, trace id {arrival.trace_id}\n"
+    assert finished.err == ""
+
+
+async def test_options_win_over_the_environment(market: Sandbox) -> None:
+    finished = await run(
+        *("send", "7", "hello", "--base-url", market.url, "--business-id", "12345"),
+        **variables_of(market, YAMARKET_BASE_URL=NOBODY_LISTENS, YAMARKET_BUSINESS_ID="1"),
+    )
+    assert finished.status == 0
+    assert texts(market, 7) == ["hello"]
+
+
+async def test_a_key_on_the_command_line_is_warned_about(market: Sandbox) -> None:
+    finished = await run(
+        "send", "7", "hello", "--api-key", market.api_key, YAMARKET_BUSINESS_ID="12345",
+        YAMARKET_BASE_URL=market.url,
+    )  # fmt: skip
+    assert finished.status == 0
+    assert finished.err.startswith("Warning: --api-key shows in the list of processes")
+    assert finished.err.count("\n") == 1
+    assert market.api_key not in finished.err + finished.out
+
+
+async def test_a_wrong_key_is_told_and_not_shown(market: Sandbox) -> None:
+    finished = await run("send", "7", "hello", **variables_of(market, YAMARKET_API_KEY="ACMA:no"))
+    assert finished.status == 1
+    assert finished.out == ""
+    assert finished.err.startswith("Error: send_message: HTTP 401")
+    assert "check the Api-Key" in finished.err
+    assert finished.err.count("\n") == 1
+    assert "ACMA:no" not in finished.err
+    assert market.messages_stored == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed", "told"),
+    [
+        (["7", "hello"], {"YAMARKET_API_KEY": ""}, "--api-key is missing"),
+        (["7", "hello"], {"YAMARKET_API_KEY": "кключ"}, "--api-key cannot stand in a header"),
+        (["7", "hello"], {"YAMARKET_BUSINESS_ID": ""}, "--business-id is missing"),
+        (["7", "hello"], {"YAMARKET_BUSINESS_ID": "mine"}, "YAMARKET_BUSINESS_ID"),
+        (["7", "hello"], {"YAMARKET_BASE_URL": "http://example.org"}, "pass --insecure-http"),
+        (["seven", "hello"], {}, "'CHAT_ID'"),
+        (["0", "hello"], {}, "'CHAT_ID'"),
+        (["99999999999999999999", "hello"], {}, "chat_id is a whole number"),
+        (["7", "  "], {}, "the text is empty"),
+        (["7", "x" * 4097], {}, "4097 characters"),
+        (["7"], {}, "Missing argument 'TEXT'; see yamarket-chat send --help"),
+        (["7", "hello", "--no-such"], {}, "--no-such"),
+    ],
+)
+def test_wrong_use_is_one_line_and_nothing_is_tried(
+    arguments: list[str],
+    changed: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Callable[..., Finished],
+) -> None:
+    right = {
+        "YAMARKET_BASE_URL": NOBODY_LISTENS,
+        "YAMARKET_API_KEY": "ACMA:key",
+        "YAMARKET_BUSINESS_ID": "12345",
+    }
+    for name, value in (right | changed).items():
+        monkeypatch.setenv(name, value)
+    finished = in_process("send", *arguments)
+    assert finished.status == 2
+    assert finished.out == ""
+    assert finished.err.startswith("Error: ")
+    assert told in finished.err
+    assert finished.err.count("\n") == 1
+
+
+async def test_insecure_http_allows_another_host() -> None:
+    finished = await run(
+        *("send", "7", "x", "--insecure-http", "--give-up-after", "0"),
+        YAMARKET_API_KEY="key",
+        YAMARKET_BUSINESS_ID="1",
+        YAMARKET_BASE_URL="http://no-such-host.invalid",
+    )
+    assert finished.status == 1
+    assert "no-such-host.invalid" in finished.err
+
+
+async def test_a_market_out_of_reach_is_tried_again_and_told() -> None:
+    finished = await run(
+        *("send", "7", "hello", "--give-up-after", "1.2"),
+        YAMARKET_API_KEY="key",
+        YAMARKET_BUSINESS_ID="1",
+        YAMARKET_BASE_URL=NOBODY_LISTENS,
+    )
+    assert finished.status == 1
+    again, *_, error = finished.err.splitlines()
+    assert "again in" in again
+    assert error.startswith("Error: ")
+
+
+async def test_ctrl_c_waits_for_the_message_under_way() -> None:
+    async with Sandbox(latency=1.0) as market:
+        process = await start("send", "7", "hello", **variables_of(market))
+        await until(lambda: market.arrivals)
+        process.send_signal(signal.SIGINT)
+        finished = await end(process)
+        assert finished.status == 130
+        assert finished.err.startswith("Interrupted")
+        assert finished.out.startswith("Delivered to chat 7")
+        assert texts(market, 7) == ["hello"]
+
+
+async def test_a_second_ctrl_c_leaves_at_once() -> None:
+    async with Sandbox(latency=8.0) as market:
+        process = await start("send", "7", "hello", **variables_of(market))
+        assert process.stderr is not None
+        await until(lambda: market.arrivals)
+        process.send_signal(signal.SIGINT)
+        assert b"Ctrl-C again leaves" in await process.stderr.readline()
+        await asyncio.sleep(0.3)  # a person is no faster
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(3):
+            finished = await end(process)
+        assert finished.status == 130
+        assert finished.out == ""
+
+
+async def test_ctrl_c_between_attempts_says_that_nothing_was_sent() -> None:
+    process = await start(
+        *("send", "7", "hello"),
+        YAMARKET_API_KEY="key",
+        YAMARKET_BUSINESS_ID="1",
+        YAMARKET_BASE_URL=NOBODY_LISTENS,
+    )
+    assert process.stderr is not None
+    assert b"again in" in await process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    finished = await end(process)
+    assert finished.status == 130
+    assert finished.err.endswith("Error: interrupted; nothing was sent\n")
+
+
+def test_an_unknown_outcome_says_that_it_may_have_arrived(
+    monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]
+) -> None:
+    pending = Pending(business_id=1, chat_id=7, text="hello", attempts=1, seen="a reset")
+
+    async def nobody_knows(self: ChatSession, chat_id: int, text: str) -> None:
+        raise DeliveryUnknownError("chat 7: nothing tells", pending=pending)
+
+    monkeypatch.setattr(ChatSession, "send_message", nobody_knows)
+    finished = in_process("send", "7", "hello", "--api-key", "key", "--business-id", "1")
+    assert finished.status == 1
+    assert finished.out == ""
+    assert "Error: the message to chat 7 may have arrived: nothing tells (a reset)." in finished.err
+
+
+# sandbox
+
+
+async def test_what_the_sandbox_prints_serves_send() -> None:
+    process = await start("sandbox", "--latency", "0")
+    assert process.stdout is not None
+    lines = [(await process.stdout.readline()).decode().strip() for _ in range(3)]
+    assert all(line.startswith("export YAMARKET_") for line in lines)
+    variables = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+    for text in ("one", "two"):
+        sent = await run("send", "7", text, **variables)
+        assert sent.status == 0
+    process.send_signal(signal.SIGINT)
+    finished = await end(process)
+    assert finished.status == 0
+    assert finished.err.endswith("Stopped: messages 2, chats 1, refused requests 0\n")
+
+
+async def test_the_sandbox_keeps_the_limit_that_it_is_given() -> None:
+    process = await start("sandbox", "--requests", "1", "--per", "600", "--latency", "0")
+    assert process.stdout is not None
+    lines = [(await process.stdout.readline()).decode().strip() for _ in range(3)]
+    variables = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+    assert (await run("send", "7", "first", **variables)).status == 0
+    second = await start("send", "7", "second", **variables)
+    assert second.stderr is not None
+    told = (await second.stderr.readline()).decode()
+    assert told.startswith("Warning: send_message: the Market's limit is used up")
+    second.send_signal(signal.SIGINT)
+    assert (await end(second)).status == 130
+    process.send_signal(signal.SIGINT)
+    assert "refused requests 1" in (await end(process)).err
+
+
+async def test_a_port_in_use_is_one_line(market: Sandbox) -> None:
+    finished = await run("sandbox", "--port", str(market.port))
+    assert finished.status == 1
+    assert finished.err.startswith(f"Error: cannot listen on 127.0.0.1, port {market.port}: ")
+    assert finished.err.count("\n") == 1
+
+
+# demo
+
+
+async def test_the_demo_delivers_everything_and_shows_it() -> None:
+    terminal, its_end = os.openpty()
+    shown = bytearray()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(terminal, lambda: shown.extend(os.read(terminal, 65536)))
+    try:
+        began = loop.time()
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "demo", stdout=PIPE, stderr=its_end, env=environment(TERM="xterm")
+        )
+        finished = await end(process)
+        assert loop.time() - began < 15
+    finally:
+        loop.remove_reader(terminal)
+        os.close(terminal)
+        os.close(its_end)
+    assert finished.status == 0
+    assert "400/400" in shown.decode()
+
+    def number(pattern: str) -> list[float]:
+        found = re.search(pattern, finished.out)
+        assert found, pattern
+        return [float(group) for group in found.groups()]
+
+    plan = demo.PLAN
+    total = plan.chats * plan.messages_each
+    assert total >= 300
+    assert number(r"Arrived +(\d+) of (\d+) messages, in (\d+) chats") == [total, total, plan.chats]
+    assert number(r"In order +(\d+) of (\d+) chats") == [plan.chats, plan.chats]
+    assert number(r"Refused +(\d+) requests") == [0]
+    assert number(r"Busiest moment +(\d+) requests at once, of (\d+)") == [4, 4]
+    assert number(r"Fullest window +(\d+) requests in 2 s, of (\d+)") == [100, 100]
+    a_second, seconds, least = number(
+        r"Rate +(\d+) a second, all in ([\d.]+) s; the limit alone takes ([\d.]+) s"
+    )
+    assert seconds >= least
+    assert a_second == pytest.approx(total / seconds, rel=0.02)
+    left, limit = number(r"Left of the quota +(\d+) of (\d+) requests")
+    assert 0 <= left < limit
+    assert re.findall(r"\d\d:\d\d:\d\d +(Update .*\S)", finished.out) == plan.texts
+    assert "Everything arrived once, in order and within the limits." in finished.out
+    assert max(map(len, finished.out.splitlines())) <= 80
+
+
+async def test_ctrl_c_ends_the_demo() -> None:
+    process = await start("demo")
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert (await end(process)).status == 130
+
+
+class Lossy(Sandbox):
+    """The books lack a message."""
+
+    def messages(self, chat_id: int) -> list[StoredMessage]:
+        return super().messages(chat_id)[chat_id == 102 :]
+
+
+class Doubling(Sandbox):
+    """The books hold a message twice."""
+
+    def messages(self, chat_id: int) -> list[StoredMessage]:
+        messages = super().messages(chat_id)
+        return messages + messages[-1:] if chat_id == 102 else messages
+
+
+class Mixing(Sandbox):
+    """A chat of the books is out of order."""
+
+    def messages(self, chat_id: int) -> list[StoredMessage]:
+        return super().messages(chat_id)[:: -1 if chat_id == 102 else 1]
+
+
+class Elsewhere(Sandbox):
+    """The books hold a message in a chat to which none was sent."""
+
+    async def __aenter__(self) -> Elsewhere:
+        await super().__aenter__()
+        self.buyer_says(7, "Where is my order?")
+        return self
+
+
+class Refusing(Sandbox):
+    """A request is refused."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.faults = numbered_faults({3: Fault("parallel_limit")})
+
+
+class Breaking(Sandbox):
+    """A message is refused for good."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.faults = numbered_faults({3: Fault("status", status=400)})
+
+
+class Crowded(Sandbox):
+    """More requests were under way at once than allowed."""
+
+    @property
+    def busiest(self) -> int:
+        return 5
+
+
+class Flooded(Sandbox):
+    """A window saw more requests than allowed."""
+
+    def busiest_window(self, operation: str, per: float | None = None) -> int:
+        return 101
+
+
+SMALL = demo.Plan(
+    chats=4, messages_each=3, rate=Rate(100, per=2.0), parallel=4, latency=(0.0, 0.001)
+)
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "told"),
+    [
+        (Lossy, "messages missing: 1, the first: 'Update 1 of 3' in chat 102"),
+        (Doubling, "messages stored more often than sent: 1, the first: 'Update 3 of 3' in chat"),
+        (Mixing, "chats out of order: 1, the first: chat 102"),
+        (Elsewhere, "messages stored more often than sent: 1, the first: 'Where is my order?'"),
+        (Refusing, "requests refused: 1"),
+        (Breaking, "not known to be delivered: 1, the first: send_message: HTTP 400"),
+        (Crowded, "requests at once: 5, allowed: 4"),
+        (Flooded, "requests in 2 s: 101, allowed: 100"),
+    ],
+)
+def test_the_demo_fails_where_the_books_disagree(
+    sandbox: type[Sandbox],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Callable[..., Finished],
+) -> None:
+    monkeypatch.setattr(demo, "PLAN", SMALL)
+    monkeypatch.setattr(demo, "Sandbox", sandbox)
+    finished = in_process("demo")
+    assert finished.status == 1
+    assert told in finished.err
+    assert "Everything arrived" not in finished.out
+
+
+def test_the_small_demo_passes_with_a_faithful_sandbox(
+    monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]
+) -> None:
+    monkeypatch.setattr(demo, "PLAN", SMALL)
+    finished = in_process("demo")
+    assert finished.status == 0
+    assert "Everything arrived" in finished.out
+
+
+# The command itself
+
+
+async def test_the_version() -> None:
+    assert await run("--version") == Finished(0, f"yamarket-chat {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["demo", "send", "sandbox"])
+async def test_help_has_an_example_and_shows_no_key(command: str) -> None:
+    finished = await run(command, "--help", YAMARKET_API_KEY="ACMA:secret")
+    assert finished.status == 0
+    assert f"Example: yamarket-chat {command}" in finished.out
+    assert "ACMA:secret" not in finished.out
+    assert ("YAMARKET_API_KEY" in finished.out) is (command == "send")
+
+
+async def test_no_command_shows_the_help() -> None:
+    finished = await run()
+    assert finished.status == 2
+    assert "Commands" in finished.out + finished.err
+
+
+async def test_an_unknown_command_is_one_line() -> None:
+    finished = await run("sned")
+    assert finished.status == 2
+    assert finished.err.startswith("Error: No such command 'sned'")
+
+
+async def python(code: str) -> Finished:
+    return await end(
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, stdout=PIPE, stderr=PIPE, env=environment()
+        )
+    )
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+async def test_without_the_extra_one_line_says_how_to_get_it(missing: str) -> None:
+    finished = await python(
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from yamarket_chat.cli import main; sys.exit(main())"
+    )
+    assert finished == Finished(
+        1, "", f"Error: the command needs {missing}: pip install 'yamarket-chat[cli]'\n"
+    )
+
+
+async def test_the_package_imports_nothing_of_the_command() -> None:
+    finished = await python(
+        "import sys, yamarket_chat\n"
+        "print({'typer', 'rich', 'yamarket_chat.sandbox', 'yamarket_chat.cli'} & {*sys.modules})"
+    )
+    assert finished.out == "set()\n"
+
+
+def test_control_codes_and_line_breaks_of_others_are_not_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.failure("a\x1b[2Jb\nc\r[red]d[/red]")
+    assert capsys.readouterr().err == "Error: a [2Jb c [red]d[/red]\n"
