@@ -52,6 +52,9 @@ class Batch:
         self._scheduler.end_waiting(self.owner, closed_error())
         self._reader.cancel()
         await asyncio.wait({self._reader, *self._tasks})
+        if self._reader.cancelled():
+            # Whoever still takes outcomes must not take this for the end of the messages.
+            self._ended.put_nowait(closed_error())
 
     async def _read(self, messages: Messages) -> None:
         failure = None

@@ -36,8 +36,6 @@ logger = logging.getLogger("yamarket_chat")
 # Growing pauses between attempts, in seconds; each is shortened by chance to no less than half.
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
-# The pause after a 420 for parallel requests: long enough for one of the others to end.
-PARALLEL_PAUSE = (0.1, 1.0)
 
 EXCERPT = 200
 """Characters of an answer that an error shows."""
@@ -113,12 +111,17 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
             return Verdict.UNKNOWN
         return Verdict.REFUSED if seen.final else Verdict.NOT_CARRIED_OUT
     if seen.status == 200:
-        # Methods other than those of the chats are not decoded into a form with a status.
-        done = seen.form is not None and getattr(seen.form, "status", "OK") == "OK"
-        return Verdict.DONE if done else Verdict.UNKNOWN
+        return Verdict.DONE if _status(seen.form) == "OK" else Verdict.UNKNOWN
     if seen.status == 420 or (seen.status == 503 and seen.form is not None):
         return Verdict.NOT_CARRIED_OUT
     return Verdict.REFUSED if 400 <= seen.status < 500 else Verdict.UNKNOWN
+
+
+def _status(form: Any) -> Any:
+    if form is None or hasattr(form, "status"):
+        return form and form.status
+    # Methods other than those of the chats are not decoded into a form of ours.
+    return form.get("status", "OK") if isinstance(form, dict) else "OK"
 
 
 class Effort:
@@ -200,7 +203,9 @@ class Calls:
             raise self.error(request.operation, seen)
         result = seen.form if request.operation.answer is Any else seen.form.result
         if result is None:
-            raise self.error(request.operation, seen)
+            error = self.error(request.operation, seen)
+            error.sent = None  # the Market said that it was done
+            raise error
         return result
 
     async def call(
@@ -221,7 +226,7 @@ class Calls:
             if verdict is Verdict.DONE:
                 return seen
             if isinstance(seen, Answer) and seen.status == 420:
-                await self._refused(ticket, operation, seen)
+                self._refused(ticket, operation, seen)
                 continue
             effort.attempts += 1
             effort.spent += self._loop.time() - began
@@ -260,13 +265,12 @@ class Calls:
             self._scheduler.unsent(ticket)
         return seen
 
-    async def _refused(self, ticket: Ticket, operation: Operation, answer: Answer) -> None:
+    def _refused(self, ticket: Ticket, operation: Operation, answer: Answer) -> None:
         text = answer.body.decode("utf-8", "replace")
         parallel = quota.refused_in_parallel(text)
         if parallel is not None:
             self._scheduler.refused_in_parallel(ticket, answer.headers, parallel)
             logger.info("%s: too many requests at once, others send too", operation.name)
-            await self._scheduler.pause(ticket, random.uniform(*PARALLEL_PAUSE))
             return
         if operation.limit is None:
             # The limit of that method alone, which the caller knows.
@@ -335,7 +339,9 @@ class Calls:
         )
 
     def _excerpt(self, answer: Answer) -> str:
-        return self._clean(answer.body[: 4 * EXCERPT].decode("utf-8", "replace"))[:EXCERPT]
+        # By so much longer than what is shown, that no part of the key is left at the cut.
+        start = answer.body[: 4 * EXCERPT + len(self._api_key)]
+        return self._clean(start.decode("utf-8", "replace"))[:EXCERPT]
 
     def _clean(self, text: str) -> str:
         """Fit for a log: in one line, without control characters, and without the key."""

@@ -231,8 +231,13 @@ def decode(body: bytes, form: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
-        return "no answer in time"
+    """What happened, in words that quote nothing of the answer: it may echo the key."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect to {error.host} ({error.os_error.strerror or error.os_error})"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        return f"cannot connect to {error.host} ({error.os_error.strerror or 'no reason given'})"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed without an answer"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"an answer that is no HTTP ({type(error).__name__})"

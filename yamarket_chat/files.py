@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import unicodedata
 from typing import Any, BinaryIO
 
 from aiohttp import MultipartWriter, payload
@@ -17,6 +18,8 @@ LARGEST_FILE = 5 * 2**20
 
 CHUNK = 2**16
 
+_NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, half surrogates, line breaks
+
 
 class Upload:
     """A file to send: where it comes from, the name that the buyer sees, its size in bytes."""
@@ -28,13 +31,14 @@ class Upload:
         self._start = 0
         name: object = filename
         if isinstance(source, (bytes, bytearray, memoryview)):
-            self._file = io.BytesIO(source)
-            self.size = len(self._file.getbuffer())
+            self.size = memoryview(source).nbytes
+            # Shares bytes; what can be changed meanwhile is copied, unless it is too large anyway.
+            self._file = io.BytesIO(source if self.size <= LARGEST_FILE else b"")
         elif isinstance(source, (str, os.PathLike)):
             self._path = os.fspath(source)
             try:
                 self.size = os.stat(self._path).st_size
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise InvalidArgumentError(f"the file cannot be read: {error}") from None
             if not os.path.isfile(self._path):
                 raise InvalidArgumentError(f"{os.fsdecode(self._path)} is no file")
@@ -91,9 +95,11 @@ def _seekable(source: Any) -> tuple[BinaryIO, int, int]:
 def _check_name(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise InvalidArgumentError("filename is missing: the buyer sees it, such as 'label.pdf'")
-    if len(name) > 255 or not name.isprintable() or "/" in name or "\\" in name:
+    forbidden = any(c in "/\\" or unicodedata.category(c) in _NOT_IN_NAMES for c in name)
+    if len(name) > 255 or forbidden:
         raise InvalidArgumentError(
-            "filename is a plain name of at most 255 characters, without slashes or line breaks"
+            "filename is a plain name of at most 255 characters, without slashes, line breaks and"
+            " control characters"
         )
     return name
 

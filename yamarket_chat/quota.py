@@ -39,6 +39,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import math
+import random
 import re
 from collections.abc import Mapping
 
@@ -53,8 +54,8 @@ from .operations import Operation, Rate
 CUT_OFF = 10.0
 """Seconds after which the Market cuts a request off, as it documents."""
 
-# What aiolimiter's sums of floats may be off by, in tokens.
-ROUNDING = 1e-9
+# Sums of floats may be short of a whole token by less than any pause worth making, in seconds.
+SHORTEST_WAIT = 1e-6
 
 # Pauses after a 420 that does not say how long (or a Remaining without a readable Until): long
 # and fast-growing, since the documented limits are hours and each try uses up a place.
@@ -65,6 +66,11 @@ BLIND_PAUSE_GROWTH = 3.0
 # up to the second number, so that a Market that allows fewer for good is not asked for ever.
 GROW_AFTER = 100
 GROW_AFTER_AT_MOST = 10_000
+
+# The pause of a parallel place after a 420 for it, in seconds: at first, and at most where one
+# follows another, each shortened by chance. Each of them takes a place in the window, too.
+FIRST_PARALLEL_PAUSE = 0.5
+LONGEST_PARALLEL_PAUSE = 30.0
 
 
 def _documented(operation: Operation) -> Rate:
@@ -115,7 +121,7 @@ class Departure:
     ) -> None:
         self.number = number  # of the operation's requests
         self.place = place  # of all requests
-        self.taken = taken  # places of the window in use, this one included
+        self.taken = taken  # places of those that had left and could count, this one included
         self.overlapping = overlapping  # others that had left and were not yet answered
         self.probe = probe  # left to ask what holds after the moment that the headers named
 
@@ -149,7 +155,7 @@ class Window:
 
     def admits(self, reserve: int = 0) -> bool:
         """Whether a request may leave now and `reserve` places of the window stay free."""
-        return self._has_place(reserve) and self._pace.has_capacity(self._granted + 1 + ROUNDING)
+        return self._has_place(reserve) and self._pace.has_capacity(self._granted + 1)
 
     def _has_place(self, reserve: int) -> bool:
         taken = self._taken()
@@ -197,9 +203,9 @@ class Window:
             if self._free_at:  # with a place of our own, one more of the Market's becomes free
                 until = min(until, self._free_at[0])
             wait = max(wait, until - now)
-        tokens = self._granted + ahead + 1 + ROUNDING
+        tokens = self._granted + ahead + 1
         if not self._pace.has_capacity(tokens):
-            wait = max(wait, (tokens - self._tokens()) * self._interval, ROUNDING)
+            wait = max(wait, (tokens - self._tokens()) * self._interval, SHORTEST_WAIT)
         return wait
 
     def _wait_for_place(self, now: float, taken: int, ahead: int) -> float:
@@ -252,7 +258,7 @@ class Window:
         return Departure(
             self._departures,
             place,
-            taken=self._granted + self._under_way + len(self._free_at),
+            taken=self._under_way + len(self._free_at),
             overlapping=overlapping,
             probe=others is not None and self._loop.time() >= others.until,
         )
@@ -343,6 +349,7 @@ class Places:
         self._departures = 0
         self._shrunk_at = 0
         self._clean = 0  # answers in a row without a refusal
+        self._in_a_row = 0  # refusals without an answer between them
         self._grow_after = GROW_AFTER
 
     def free(self) -> bool:
@@ -387,6 +394,7 @@ class Places:
     def answered(self) -> None:
         """An answer came that is no refusal of the places."""
         self._held -= 1
+        self._in_a_row = 0
         self._clean += 1
         if self._clean < self._grow_after:
             return
@@ -397,7 +405,10 @@ class Places:
             self._grow_after = GROW_AFTER
 
     def refused(self, departure: int, named: int | None) -> None:
-        """A 420 for parallel requests came; `named` is the number that its text names."""
+        """A 420 for parallel requests came; `named` is the number that its text names.
+
+        The place itself pauses, or the next call would only be refused in its turn.
+        """
         self._held -= 1
         self._clean = 0
         if named is not None and named < self._allowed:
@@ -408,6 +419,9 @@ class Places:
             # Refusals of requests that left before this one came are the same event.
             self._shrunk_at = self._departures
             self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
+            self._in_a_row += 1
+        longest = min(FIRST_PARALLEL_PAUSE * 2.0**self._in_a_row, LONGEST_PARALLEL_PAUSE)
+        bisect.insort(self._free_at, self._loop.time() + longest * random.uniform(0.5, 1.0))
 
 
 class Quota:
@@ -433,8 +447,8 @@ LIMIT_HEADER = "X-RateLimit-Resource-Limit"
 REMAINING_HEADER = "X-RateLimit-Resource-Remaining"
 UNTIL_HEADER = "X-RateLimit-Resource-Until"
 
-_PARALLEL_REFUSAL = re.compile(r"rate limit of (\d+) parallel requests", re.IGNORECASE)
-_RESOURCE_REFUSAL = re.compile(r"rate limit of (\d+) requests", re.IGNORECASE)
+_PARALLEL_REFUSAL = re.compile(r"rate limit of ([0-9]{1,9}) parallel requests", re.IGNORECASE)
+_RESOURCE_REFUSAL = re.compile(r"rate limit of ([0-9]{1,9}) requests", re.IGNORECASE)
 
 
 def refused_in_parallel(text: str) -> int | None:

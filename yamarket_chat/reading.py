@@ -10,7 +10,7 @@ import msgspec
 
 from . import operations
 from .calls import Calls, Effort, Request
-from .errors import UnexpectedAnswerError
+from .errors import InvalidArgumentError, UnexpectedAnswerError
 from .models import Item, Message, Page
 from .operations import Operation
 from .scheduler import Owner
@@ -83,7 +83,12 @@ def listing(
     effort: Effort | None = None,
 ) -> Listing[Any]:
     """The list that an operation answers, in the largest pages that are allowed."""
-    content = None if body is None else msgspec.json.encode(body)
+    if page_token is not None and not (isinstance(page_token, str) and page_token.isprintable()):
+        raise InvalidArgumentError("page_token is the next_page_token of a page")
+    try:
+        content = None if body is None else msgspec.json.encode(body)
+    except ValueError:
+        raise InvalidArgumentError("a filter has half of a surrogate pair") from None
 
     async def fetch(token: str | None) -> Page[Any]:
         parameters: dict[str, Any] = {**(query or {}), "limit": LARGEST_PAGE[operation.name]}

@@ -369,8 +369,10 @@ class Scheduler:
             if best is None:
                 break
             best.queue.remove(best)
-            self._grant(best)
             assert best.future is not None  # noqa: S101 - who is ready waits
+            if best.future.done():
+                continue  # it was ended in this very pass, and its task will see that
+            self._grant(best)
             best.future.set_result(None)
         self._arm()
 

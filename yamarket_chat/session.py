@@ -263,13 +263,13 @@ class ChatSession:
                 ("ORDER", "order_ids", order_ids),
                 ("RETURN", "return_ids", return_ids),
             )
-            for number in _distinct(name, numbers)
+            for number in _distinct(name, numbers, int)
         ]
         filters = {
             "contexts": contexts,
-            "contextTypes": _distinct("context_types", context_types),
-            "types": _distinct("types", types),
-            "statuses": _distinct("statuses", statuses),
+            "contextTypes": _distinct("context_types", context_types, str),
+            "types": _distinct("types", types, str),
+            "statuses": _distinct("statuses", statuses, str),
         }
         given = (order_ids if order_ids is not None else return_ids, context_types, types, statuses)
         for (name, values), argument in zip(filters.items(), given, strict=True):
@@ -381,6 +381,8 @@ class ChatSession:
                 f"{file.name!r} has {file.size} bytes: pass max_bytes to allow so many"
             )
         _check_address("the file's address", file.url, insecure_http=self._insecure_http)
+        if to is not None and not isinstance(to, (str, os.PathLike)):
+            raise InvalidArgumentError("to is a path")
         path = None if to is None else Path(to)
         return await download(self._open().exchange, file, path, max_bytes, self._retry)
 
@@ -410,10 +412,16 @@ class ChatSession:
         method = _check_type("method", method, str).upper()
         if not method.isascii() or not method.isalpha():
             raise InvalidArgumentError("method is one of HTTP, such as GET")
-        if not path.startswith("/"):
-            raise InvalidArgumentError("path starts with a slash: it stays on the Market's host")
-        target = URL(path, encoded=False).update_query(params or {})
-        body = None if json is UNSET else msgspec.json.encode(json)
+        _check_type("path", path, str)
+        if not path.startswith("/") or path.startswith("//") or "#" in path:
+            raise InvalidArgumentError(
+                "path starts with one slash, such as /v2/campaigns, and stays on the Market's host"
+            )
+        try:
+            target = URL(path).update_query(params or {})
+            body = None if json is UNSET else msgspec.json.encode(json)
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(f"params or json cannot be sent: {error}") from None
         if body is not None and len(body) > LARGEST_BODY:
             raise InvalidArgumentError(
                 f"the body has {len(body)} bytes; {LARGEST_BODY} may be sent"
@@ -607,11 +615,15 @@ def _check_unknown(unknown: object) -> Unknown | None:
     return None if unknown is None else check_unknown(unknown)
 
 
-def _distinct(name: str, values: Iterable[Any] | None) -> list[Any]:
+def _distinct(name: str, values: Iterable[Any] | None, kind: type[_T]) -> list[_T]:
     # The description wants each filter's values to be distinct.
+    if values is None:
+        return []
     if isinstance(values, (str, int)):
-        raise InvalidArgumentError(f"{name} is a list, such as [{values!r}]")
-    return list(dict.fromkeys(values or ()))
+        raise InvalidArgumentError(f"{name} is a list, such as [{str(values)!r}]")
+    if not isinstance(values, Iterable):
+        raise InvalidArgumentError(f"{name} is a list")
+    return list(dict.fromkeys(_check_type(f"each of {name}", value, kind) for value in values))
 
 
 def _check_max_wait(max_wait: object) -> float | None:
