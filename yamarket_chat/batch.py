@@ -57,7 +57,7 @@ class Batch:
             self._ended.put_nowait(closed_error())
 
     async def _read(self, messages: Messages) -> None:
-        failure = None
+        failure: Exception | None = None
         try:
             await self._room.acquire()
             if isinstance(messages, AsyncIterable):
@@ -66,6 +66,10 @@ class Batch:
             else:
                 for message in messages:
                     await self._start(message)
+        except asyncio.CancelledError:
+            if _is_being_cancelled():
+                raise
+            failure = RuntimeError("the iterable of the messages was cancelled from elsewhere")
         except Exception as error:  # noqa: BLE001 - raised once the messages before it have ended
             failure = error
         if self._tasks:
@@ -92,3 +96,8 @@ class Batch:
             self._ended.put_nowait(error)
         else:
             self._ended.put_nowait(Outcome(message, receipt=receipt))
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

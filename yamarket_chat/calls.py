@@ -24,10 +24,9 @@ from .errors import (
     UnexpectedAnswerError,
     api_error,
 )
-from .exchange import Answer, Body, Exchange, Leaving, NoAnswer, decode
+from .exchange import Answer, Body, Exchange, Leaving, NoAnswer, decode_envelope, decoder
 from .files import Upload
-from .models import Envelope
-from .operations import Operation
+from .operations import OPERATIONS, Operation
 from .quota import CUT_OFF
 from .scheduler import Owner, Ticket
 
@@ -118,10 +117,24 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
 
 
 def _status(form: Any) -> Any:
-    if form is None or hasattr(form, "status"):
-        return form and form.status
+    if form is None:
+        return None
+    if isinstance(form, msgspec.Struct):
+        return form.status  # type: ignore[attr-defined]
     # Methods other than those of the chats are not decoded into a form of ours.
     return form.get("status", "OK") if isinstance(form, dict) else "OK"
+
+
+_decoders = {name: decoder(operation.answer) for name, operation in OPERATIONS.items()}
+_decoders["request"] = decoder(Any)
+
+_NO_HEADERS: dict[str, str] = {}
+
+
+def _running_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine of asyncio's runs in one
+    return task
 
 
 class Effort:
@@ -137,7 +150,8 @@ class Effort:
 
     def next_pause(self) -> float | None:
         """Seconds to wait before the next attempt; None where there is none."""
-        longest = min(FIRST_PAUSE * 2.0 ** (self.attempts - 1), LONGEST_PAUSE)
+        # 2 to the power of thousands of attempts is no float.
+        longest = min(FIRST_PAUSE * 2.0 ** min(self.attempts - 1, 30), LONGEST_PAUSE)
         pause = longest * random.uniform(0.5, 1.0)
         if self.attempts >= self.retry.attempts or self.spent + pause > self.retry.give_up_after:
             return None
@@ -146,17 +160,18 @@ class Effort:
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What a call asks for: its operation, the path with its query, and what it carries."""
+    """What a call asks for: its operation, path and query, escaped, and what it carries."""
 
     operation: Operation
     path: str
-    content: bytes | Upload | None = None
+    query: str = ""
+    content: bytes | Upload = b""
 
-    def body(self) -> Leaving | None:
+    def body(self) -> Leaving:
         """A body for one attempt; it knows whether it has left."""
-        if isinstance(self.content, bytes):
-            return Body(self.content, content_type="application/json")
-        return None if self.content is None else self.content.body()
+        if isinstance(self.content, Upload):
+            return self.content.body()
+        return Body(self.content, content_type="application/json")
 
 
 class Calls:
@@ -191,7 +206,9 @@ class Calls:
         """
         ticket = self._scheduler.hand_over(request.operation.name, owner or self.owner)
         try:
-            seen = await self.call(ticket, request, effort or Effort(self._retry), max_wait)
+            verdict, seen = await self.call(
+                ticket, request, effort or Effort(self._retry), max_wait
+            )
         except asyncio.CancelledError:
             if cut_short(ticket):
                 raise SessionClosedError(
@@ -199,7 +216,7 @@ class Calls:
                     sent=None,
                 ) from None
             raise
-        if judge(seen) is not Verdict.DONE or not isinstance(seen, Answer):
+        if verdict is not Verdict.DONE or not isinstance(seen, Answer):
             raise self.error(request.operation, seen)
         result = seen.form if request.operation.answer is Any else seen.form.result
         if result is None:
@@ -210,7 +227,7 @@ class Calls:
 
     async def call(
         self, ticket: Ticket, request: Request, effort: Effort, max_wait: float | None
-    ) -> Answer | NoAnswer:
+    ) -> tuple[Verdict, Answer | NoAnswer]:
         """Try until the call is done or, where it may not be repeated, its outcome is unknown.
 
         Raises the ChatError of an attempt that was refused for good, and that of the last one
@@ -218,20 +235,20 @@ class Calls:
         """
         operation = request.operation
         while True:
-            await self._scheduler.admit(ticket, None if ticket.left else max_wait)
+            if not self._scheduler.try_admit(ticket):
+                await self._scheduler.admit(ticket, None if ticket.left else max_wait)
             effort.requests += 1
-            began = self._loop.time()
             seen = await self._attempt(ticket, request)
             verdict = judge(seen)
             if verdict is Verdict.DONE:
-                return seen
+                return verdict, seen
             if isinstance(seen, Answer) and seen.status == 420:
                 self._refused(ticket, operation, seen)
                 continue
             effort.attempts += 1
-            effort.spent += self._loop.time() - began
+            effort.spent += ticket.ended - ticket.began
             if verdict is Verdict.UNKNOWN and not operation.repeatable:
-                return seen
+                return verdict, seen
             error = self.error(operation, seen)
             final = verdict is Verdict.REFUSED or _is_of_another_type(seen)
             pause = None if final else effort.next_pause()
@@ -241,28 +258,32 @@ class Calls:
             await self._scheduler.pause(ticket, pause)
 
     async def _attempt(self, ticket: Ticket, request: Request) -> Answer | NoAnswer:
-        body = request.body()
         operation = request.operation
+        body = request.body()
+        task = ticket.task = _running_task()
         ticket.began = self._loop.time()
         try:
-            seen = await self._exchange.send(operation.method, request.path, body, operation.answer)
+            seen = await self._exchange.send(
+                task, operation.method, request.path, request.query, body, _decoders[operation.name]
+            )
         except BaseException:
             ticket.ended = self._loop.time()
-            if body is None or body.left:
+            if body.left:
                 self._scheduler.unanswered(ticket)
             else:
                 self._scheduler.unsent(ticket)
             raise
-        ticket.ended = self._loop.time()
-        if isinstance(seen, Answer):
-            if seen.form is not None:  # a balancer in front may have a clock of its own
-                self._business.saw(seen.headers, ticket.began, ticket.ended)
-            if seen.status != 420:
-                self._scheduler.answered(ticket, seen.headers if operation.limit else {})
-        elif seen.left:
-            self._scheduler.unanswered(ticket)
-        else:
-            self._scheduler.unsent(ticket)
+        now = ticket.ended = self._loop.time()
+        if isinstance(seen, NoAnswer):
+            if seen.left:
+                self._scheduler.unanswered(ticket)
+            else:
+                self._scheduler.unsent(ticket)
+            return seen
+        if seen.form is not None:  # a balancer in front may have a clock of its own
+            self._business.saw(seen.headers, ticket.began, now)
+        if seen.status != 420:
+            self._scheduler.answered(ticket, seen.headers if operation.limit else _NO_HEADERS)
         return seen
 
     def _refused(self, ticket: Ticket, operation: Operation, answer: Answer) -> None:
@@ -274,7 +295,7 @@ class Calls:
             return
         if operation.limit is None:
             # The limit of that method alone, which the caller knows.
-            self._scheduler.answered(ticket, {})
+            self._scheduler.answered(ticket, _NO_HEADERS)
             error = self.error(operation, answer)
             error.retry_after = quota.seconds_until(answer.headers)
             raise error
@@ -314,13 +335,16 @@ class Calls:
         if 400 <= seen.status < 600:
             if seen.form is None and (excerpt := self._excerpt(seen)):
                 errors = [ErrorDetail("NOT_THE_API", excerpt)]
-            return api_error(
+            error = api_error(
                 seen.status,
                 errors,
                 operation=operation.name,
                 trace_id=seen.trace_id,
                 sent=sent,
             )
+            if seen.status >= 500:
+                error.retry_after = LONGEST_PAUSE
+            return error
         said = seen.fault or self._excerpt(seen) or "an empty body"
         return UnexpectedAnswerError(
             f"{operation.name}: HTTP {seen.status} with an answer that the API does not document"
@@ -358,7 +382,7 @@ def _is_of_another_type(seen: Answer | NoAnswer) -> bool:
     """Whether the Market said OK to a read in a form that is not known: it will say so again."""
     if not isinstance(seen, Answer) or seen.status != 200 or seen.form or seen.fault:
         return False
-    form = decode(seen.body, Envelope)
+    form = decode_envelope(seen.body)
     return form is not None and form.status == "OK"
 
 
@@ -366,5 +390,4 @@ def cut_short(ticket: Ticket) -> bool:
     """Whether a CancelledError is nobody's but the closing session's; takes it back if so."""
     if not ticket.cut_short:
         return False
-    task = asyncio.current_task()
-    return task is not None and task.uncancel() == 0
+    return _running_task().uncancel() == 0

@@ -145,6 +145,8 @@ class Window:
         burst = rate.burst or rate.requests
         self._pace = aiolimiter.AsyncLimiter(burst, burst * rate.per / rate.requests)
         self._interval = rate.per / rate.requests  # seconds in which the pace gains a token
+        self._limit_text: str | int | None = None  # as the Market's header says it
+        self._market_limit = rate.requests
         self.limit = rate.requests  # in force: as configured, or the Market's where that is lower
         self._free_at: list[float] = []  # ascending: when the places of ended requests become free
         self._granted = 0  # may leave, but have not left yet
@@ -275,6 +277,7 @@ class Window:
     def answered(self, departure: Departure, headers: Mapping[str, str]) -> None:
         """An answer came that is no refusal of this window."""
         self._ended(headers.get(LIMIT_HEADER))
+        text = headers.get(REMAINING_HEADER)
         others = self._others
         if others is not None:
             if departure.number < others.as_of:
@@ -282,10 +285,10 @@ class Window:
             if departure.probe:
                 others = self._others = None
                 self._blind_pause = FIRST_BLIND_PAUSE
-        remaining = _number(headers.get(REMAINING_HEADER))
+        remaining = _number(text)
         if remaining is None:
             return
-        market_limit = _number(headers.get(LIMIT_HEADER)) or self._rate.requests
+        market_limit = self._market_limit
         missing = market_limit - remaining - departure.taken
         least: float = missing - (self._departures - departure.number)
         most: float = missing + departure.overlapping
@@ -323,10 +326,12 @@ class Window:
     def _ended(self, market_limit: str | int | None) -> None:
         self._under_way -= 1
         bisect.insort(self._free_at, self._loop.time() + self._rate.per)
-        limit = _number(market_limit)
-        if limit is not None:
+        if market_limit != self._limit_text:  # it hardly ever changes
+            self._limit_text = market_limit
+            number = _number(market_limit)
             # At least 1: with 0 no request would ever go out again to hear otherwise.
-            self.limit = min(self._rate.requests, max(limit, 1))
+            self._market_limit = self._rate.requests if number is None else max(number, 1)
+            self.limit = min(self._rate.requests, self._market_limit)
 
     def _until(self, headers: Mapping[str, str], *, growing: bool = False) -> float:
         pause = seconds_until(headers)
@@ -420,7 +425,7 @@ class Places:
             self._shrunk_at = self._departures
             self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
             self._in_a_row += 1
-        longest = min(FIRST_PARALLEL_PAUSE * 2.0**self._in_a_row, LONGEST_PARALLEL_PAUSE)
+        longest = min(FIRST_PARALLEL_PAUSE * 2.0 ** min(self._in_a_row, 30), LONGEST_PARALLEL_PAUSE)
         bisect.insort(self._free_at, self._loop.time() + longest * random.uniform(0.5, 1.0))
 
 

@@ -86,7 +86,7 @@ def listing(
     if page_token is not None and not (isinstance(page_token, str) and page_token.isprintable()):
         raise InvalidArgumentError("page_token is the next_page_token of a page")
     try:
-        content = None if body is None else msgspec.json.encode(body)
+        content = b"" if body is None else msgspec.json.encode(body)
     except ValueError:
         raise InvalidArgumentError("a filter has half of a surrogate pair") from None
 
@@ -94,7 +94,7 @@ def listing(
         parameters: dict[str, Any] = {**(query or {}), "limit": LARGEST_PAGE[operation.name]}
         if token is not None:
             parameters["pageToken"] = token
-        request = Request(operation, f"{path}?{urlencode(parameters)}", content)
+        request = Request(operation, path, urlencode(parameters), content)
         page: Page[Any] = (await calls.ask(request, max_wait, owner, effort)).page()
         return page
 

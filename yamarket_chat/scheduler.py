@@ -206,24 +206,32 @@ class Scheduler:
         Raises QuotaExceededError where that takes longer than `max_wait` seconds, and what
         `end_waiting` is told where its owner closes before.
         """
-        owner = ticket.owner
-        if owner.closed_by is not None:
-            raise copy.copy(owner.closed_by)
+        if ticket.owner.closed_by is not None:
+            raise copy.copy(ticket.owner.closed_by)
+        await self._wait(ticket, max_wait)
+        ticket.granted = False
+        self._depart(ticket)
+
+    def try_admit(self, ticket: Ticket) -> bool:
+        """Let the next attempt leave now, where nobody waits and all is free."""
         if (
             self._waiting
             or ticket.before is not None
+            or ticket.owner.closed_by is not None
             or (self._resting and ticket.line in self._resting)
             or not self._places.free()
             or not ticket.queue.window.admits(ticket.reserve or 0)
         ):
-            await self._wait(ticket, max_wait)
-        else:
-            self._grant(ticket)
-        ticket.granted = False
+            return False
+        ticket.queue.window.grant()
+        self._places.grant()
+        self._depart(ticket)
+        return True
+
+    def _depart(self, ticket: Ticket) -> None:
         ticket.left = True
         ticket.departure = ticket.queue.window.depart(self._places.depart())
-        ticket.task = asyncio.current_task()
-        owner.under_way.add(ticket)
+        ticket.owner.under_way.add(ticket)
 
     async def _wait(self, ticket: Ticket, max_wait: float | None) -> None:
         queue = ticket.queue
@@ -408,7 +416,7 @@ class Scheduler:
     def _ended(self, ticket: Ticket) -> tuple[Window, Departure]:
         departure = ticket.departure
         assert departure is not None  # noqa: S101 - what ends has left
-        ticket.departure = ticket.task = None
+        ticket.departure = None
         self._not_under_way(ticket)
         return ticket.queue.window, departure
 
@@ -491,11 +499,9 @@ class Scheduler:
     def hold(self, ticket: Ticket) -> None:
         """Count the call as under way though no attempt is: its outcome is being settled."""
         ticket.owner.under_way.add(ticket)
-        ticket.task = asyncio.current_task()
 
     def let_go_of(self, ticket: Ticket) -> None:
         """End what `hold` began."""
-        ticket.task = None
         self._not_under_way(ticket)
 
     async def end_under_way(self, owner: Owner, grace: float) -> None:

@@ -15,14 +15,14 @@ import msgspec
 from . import operations
 from .batch import Batch, Messages
 from .business import Business, Delivery
-from .calls import Calls, Effort, Request, Retry, Unknown, Verdict, closed_error, cut_short, judge
+from .calls import Calls, Effort, Request, Retry, Unknown, Verdict, closed_error, cut_short
 from .errors import ChatError, DeliveryUnknownError, InvalidArgumentError
 from .exchange import Answer, NoAnswer
 from .files import Upload
 from .models import Content, Message, Outcome, OutgoingMessage, Pending, Receipt, Sender, Stored
 from .reading import history
 from .scheduler import Owner, Ticket
-from .settling import KNOWN_FOR, Found, content_of_row, content_of_text, find
+from .settling import KNOWN_FOR, Found, content_of_row, content_of_text, find, last_of_shop
 
 logger = logging.getLogger("yamarket_chat")
 
@@ -39,7 +39,8 @@ _encode = msgspec.json.Encoder().encode
 def check_id(name: str, value: object) -> int:
     """An id as the API documents them: int64, at least 1."""
     if type(value) is not int or not 1 <= value < 2**63:
-        raise InvalidArgumentError(f"{name} is a whole number of at least 1, not {value!r:.80}")
+        # Not the value itself: arguments get swapped, and it may be the key.
+        raise InvalidArgumentError(f"{name} is a whole number of at least 1 (an int)")
     return value
 
 
@@ -109,7 +110,8 @@ class Sending:
         """Send a text; see `ChatSession.send_message`."""
         request = Request(
             operations.SEND_MESSAGE,
-            f"{self._message_path}?chatId={check_id('chat_id', chat_id)}",
+            self._message_path,
+            f"chatId={check_id('chat_id', chat_id)}",
             _encode({"message": check_text(text)}),
         )
         return await self._send(
@@ -121,7 +123,10 @@ class Sending:
     ) -> Receipt:
         """Send a file; see `ChatSession.send_file`."""
         request = Request(
-            operations.SEND_FILE, f"{self._file_path}?chatId={check_id('chat_id', chat_id)}", upload
+            operations.SEND_FILE,
+            self._file_path,
+            f"chatId={check_id('chat_id', chat_id)}",
+            upload,
         )
         content = Content(file_name=upload.name, file_size=upload.size)
         return await self._send(chat_id, content, request, self._calls.owner, max_wait, unknown)
@@ -142,15 +147,14 @@ class Sending:
         message = _Sent(chat_id, content, ticket, self._retry)
         try:
             while True:
-                seen = await self._calls.call(ticket, request, message.effort, max_wait)
-                if judge(seen) is Verdict.DONE:
-                    self._remember(message, ticket.ended)
+                verdict, seen = await self._calls.call(ticket, request, message.effort, max_wait)
+                if verdict is Verdict.DONE:
+                    self._remember(message, ticket.began, ticket.ended)
                     return Receipt(chat_id, message.effort.requests, "answer", _trace_id(seen))
                 self._doubt(message, str(self._calls.error(request.operation, seen)))
                 if unknown == "raise":
                     raise self._unknown(message)
                 if await self._arrived(message):
-                    self._remember(message, self._last_moment(message))
                     return Receipt(chat_id, message.effort.requests, "history", None)
                 pause = message.effort.next_pause()
                 if pause is None:
@@ -165,8 +169,9 @@ class Sending:
         finally:
             rest = 0.0
             if message.doubt is not None:
-                self._remember(message, self._last_moment(message), surely=False)
-                rest = self._last_moment(message) + APART - self._loop.time()
+                last_moment = self._last_moment(message)
+                self._remember(message, ticket.began, last_moment, surely=False)
+                rest = last_moment + APART - self._loop.time()
             scheduler.leave(ticket, max(rest, 0.0))
 
     def _doubt(self, message: _Sent, why: str) -> None:
@@ -178,9 +183,9 @@ class Sending:
         """The last moment at which the Market can have stored it, on the loop's clock."""
         return message.ticket.ended + self._retry.settle_after
 
-    def _remember(self, message: _Sent, ended: float, *, surely: bool = True) -> None:
+    def _remember(self, message: _Sent, began: float, ended: float, *, surely: bool = True) -> None:
         self._business.remember(
-            Delivery(message.chat_id, message.content, message.ticket.began, ended, surely=surely)
+            Delivery(message.chat_id, message.content, began, ended, surely=surely)
         )
 
     async def _arrived(self, message: _Sent) -> bool:
@@ -218,7 +223,9 @@ class Sending:
             return -math.inf if wanted is None else wanted.earliest - KNOWN_FOR
 
         try:
-            rows = await self._read(message.chat_id, oldest_needed, reading, message.anchor)
+            rows = await self._read(
+                message.chat_id, oldest_needed, self._settling, reading, message.anchor
+            )
         except ChatError as error:
             return Found.UNCLEAR, f"its chat's history cannot be read: {error}"
         finally:
@@ -228,12 +235,22 @@ class Sending:
             return Found.UNCLEAR, "the Market's answers have no Date to find it by"
         older = (row.message_id for row in rows if row.created_at.timestamp() < oldest_needed())
         message.anchor = max(older, default=message.anchor)
-        return find(rows, wanted, before), Found.UNCLEAR.value
+        found = find(rows, wanted, before)
+        if found is Found.YES:
+            self._remember_row(message, last_of_shop(rows, wanted.latest))
+        return found, Found.UNCLEAR.value
+
+    def _remember_row(self, message: _Sent, moment: float) -> None:
+        # When it was stored is known to the second now: what follows is told apart by that.
+        clock = self._business.clock()
+        assert clock is not None  # noqa: S101 - or it could not have been looked up
+        self._remember(message, moment - clock.most, moment + 1 - clock.least)
 
     async def _read(
         self,
         chat_id: int,
         oldest_needed: Callable[[], float],
+        owner: Owner,
         effort: Effort | None = None,
         message_id_from: int | None = None,
     ) -> list[Message]:
@@ -244,7 +261,7 @@ class Sending:
             self._business_id,
             chat_id,
             message_id_from=message_id_from,
-            owner=self._settling,
+            owner=owner,
             effort=effort,
         ).pages()
         async for page in pages:
@@ -300,7 +317,7 @@ class Sending:
         until = math.inf if pending.until is None else pending.until.timestamp()
         try:
             asked = self._loop.time()
-            rows = await self._read(pending.chat_id, lambda: since - KNOWN_FOR)
+            rows = await self._read(pending.chat_id, lambda: since - KNOWN_FOR, self._calls.owner)
             clock = self._business.clock()
             early = (
                 self._retry.settle_after
@@ -311,7 +328,9 @@ class Sending:
                 # It may yet be carried out: ask once more when the Market must have ended it.
                 ticket = self._scheduler.hand_over(operations.HISTORY.name, self._calls.owner)
                 await self._scheduler.pause(ticket, early)
-                rows = await self._read(pending.chat_id, lambda: since - KNOWN_FOR)
+                rows = await self._read(
+                    pending.chat_id, lambda: since - KNOWN_FOR, self._calls.owner
+                )
         except ChatError as error:
             why = f"its chat's history cannot be read: {error}"
             raise _unknown_error(pending, why) from None

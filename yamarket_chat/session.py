@@ -218,7 +218,7 @@ class ChatSession:
         Raises InvalidArgumentError, NotFoundError and the other errors of a call.
         """
         chat: Chat = await self._ask(
-            operations.GET_CHAT, max_wait, query=f"?chatId={check_id('chat_id', chat_id)}"
+            operations.GET_CHAT, max_wait, query=f"chatId={check_id('chat_id', chat_id)}"
         )
         return chat
 
@@ -231,7 +231,7 @@ class ChatSession:
 
         Raises InvalidArgumentError, NotFoundError and the other errors of a call.
         """
-        query = f"?chatId={check_id('chat_id', chat_id)}"
+        query = f"chatId={check_id('chat_id', chat_id)}"
         query += f"&messageId={check_id('message_id', message_id)}"
         message: Message = await self._ask(operations.GET_MESSAGE, max_wait, query=query)
         return message
@@ -419,17 +419,17 @@ class ChatSession:
             )
         try:
             target = URL(path).update_query(params or {})
-            body = None if json is UNSET else msgspec.json.encode(json)
+            body = b"" if json is UNSET else msgspec.json.encode(json)
         except (TypeError, ValueError) as error:
             raise InvalidArgumentError(f"params or json cannot be sent: {error}") from None
-        if body is not None and len(body) > LARGEST_BODY:
+        if len(body) > LARGEST_BODY:
             raise InvalidArgumentError(
                 f"the body has {len(body)} bytes; {LARGEST_BODY} may be sent"
             )
         operation = operations.other(
             method, repeatable=method == "GET" if repeatable is None else repeatable
         )
-        request = Request(operation, target.raw_path_qs, body)
+        request = Request(operation, target.raw_path, target.raw_query_string, body)
         return await self._open().calls.ask(request, self._wait(max_wait))
 
     def send_many(
@@ -483,8 +483,8 @@ class ChatSession:
         path = operation.path
         if "{business_id}" in path:
             path = path.format(business_id=self._business())
-        body = None if content is None else msgspec.json.encode(content)
-        request = Request(operation, path + query, body)
+        body = b"" if content is None else msgspec.json.encode(content)
+        request = Request(operation, path, query, body)
         return await self._open().calls.ask(request, self._wait(max_wait))
 
     def _business(self) -> int:
@@ -557,9 +557,7 @@ def _check_business(business_id: object) -> int | None:
         try:
             business_id = int(text)
         except ValueError:
-            raise InvalidArgumentError(
-                f"YAMARKET_BUSINESS_ID is a whole number, not {text!r:.80}"
-            ) from None
+            raise InvalidArgumentError("YAMARKET_BUSINESS_ID is a whole number") from None
     return check_id("business_id", business_id)
 
 

@@ -70,6 +70,15 @@ def find(rows: Iterable[Message], wanted: Stored, before: Sequence[Stored]) -> F
     return Found.UNCLEAR
 
 
+def last_of_shop(rows: Iterable[Message], until: float) -> float:
+    """When the last of the rows of the shop until a moment was stored."""
+    return max(
+        at
+        for row in rows
+        if row.sender == Sender.PARTNER and (at := row.created_at.timestamp()) <= until
+    )
+
+
 def _explains(
     items: Sequence[Stored], stored: Sequence[tuple[float, Content]], since: float
 ) -> bool:
