@@ -11,7 +11,9 @@ import itertools
 from collections import deque
 from collections.abc import Mapping
 
-from .clock import Clock
+from multidict import istr
+
+from .clock import NO_READINGS, Clock, Reading
 from .errors import InvalidArgumentError
 from .models import Content, Stored
 from .quota import Limits
@@ -21,6 +23,8 @@ from .settling import content_of_text
 REMEMBERED = 90.0
 """Seconds for which a delivered message is remembered: a minute, so that equal texts can be told
 apart, and the longest that an attempt takes on top, which may have begun a minute after it."""
+
+_DATE = istr("Date")
 
 CLOCK_HOLDS = 60.0
 """Seconds for which a quick answer's Date is kept though slower ones come."""
@@ -62,9 +66,7 @@ class Business:
         self.sessions = 0
         self._loop = loop
         self._deliveries: deque[Delivery] = deque()
-        # The headers of the latest answer, whose Date is not read before somebody needs it, and
-        # when it was asked for and came, on the loop's clock.
-        self._latest: tuple[Mapping[str, str], float, float] | None = None
+        self.readings = NO_READINGS
 
     def remember(self, delivery: Delivery) -> None:
         """Keep what telling equal texts apart needs, and drop what is too old for that."""
@@ -78,24 +80,18 @@ class Business:
         return [delivery for delivery in self._deliveries if delivery.chat_id == chat_id]
 
     def saw(self, headers: Mapping[str, str], asked: float, answered: float) -> None:
-        """Keep the headers of an answer of the API: their Date is the Market's clock.
-
-        A quick answer tells more exactly than a slow one, for a while.
-        """
-        if self._latest is not None:
-            _, asked_then, answered_then = self._latest
-            quicker = answered - asked <= answered_then - asked_then
-            if not quicker and answered - answered_then < CLOCK_HOLDS:
-                return
-        if "Date" in headers:
-            self._latest = (headers, asked, answered)
-
-    def clock(self) -> Clock | None:
-        """How far the Market's clock is ahead; None before its first answer."""
-        if self._latest is None:
-            return None
-        headers, asked, answered = self._latest
-        return Clock.of_answer(headers.get("Date"), asked, answered)
+        """Keep the headers of an answer of the API: their Date is the Market's clock."""
+        if _DATE not in headers:
+            return
+        latest = Reading(headers, asked, answered)
+        quickest = self.readings[0]
+        if (
+            quickest is None
+            or answered - asked <= quickest.answered - quickest.asked
+            or answered - quickest.answered > CLOCK_HOLDS
+        ):
+            quickest = latest
+        self.readings = (quickest, latest)
 
     def idle(self) -> bool:
         """Whether nothing is left that a later session would have to respect."""

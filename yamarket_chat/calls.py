@@ -36,6 +36,9 @@ logger = logging.getLogger("yamarket_chat")
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 
+MIGRATION = 3600.0
+"""Seconds after which a business that is being migrated is worth another try: a guess."""
+
 EXCERPT = 200
 """Characters of an answer that an error shows."""
 
@@ -159,19 +162,25 @@ class Effort:
         return pause
 
 
+_encode = msgspec.json.Encoder().encode
+
+
 class Request(msgspec.Struct, frozen=True):
     """What a call asks for: its operation, path and query, escaped, and what it carries."""
 
     operation: Operation
     path: str
     query: str = ""
-    content: bytes | Upload = b""
+    content: bytes | str | Upload = b""  # JSON, or the text of a message, or a file
 
     def body(self) -> Leaving:
         """A body for one attempt; it knows whether it has left."""
-        if isinstance(self.content, Upload):
-            return self.content.body()
-        return Body(self.content, content_type="application/json")
+        content = self.content
+        if isinstance(content, Upload):
+            return content.body()
+        if isinstance(content, str):
+            content = _encode({"message": content})
+        return Body(content, content_type="application/json")
 
 
 class Calls:
@@ -243,7 +252,7 @@ class Calls:
             if verdict is Verdict.DONE:
                 return verdict, seen
             if isinstance(seen, Answer) and seen.status == 420:
-                self._refused(ticket, operation, seen)
+                await self._refused(ticket, operation, seen)
                 continue
             effort.attempts += 1
             effort.spent += ticket.ended - ticket.began
@@ -261,6 +270,7 @@ class Calls:
         operation = request.operation
         body = request.body()
         task = ticket.task = _running_task()
+        ticket.readings = self._business.readings
         ticket.began = self._loop.time()
         try:
             seen = await self._exchange.send(
@@ -286,12 +296,13 @@ class Calls:
             self._scheduler.answered(ticket, seen.headers if operation.limit else _NO_HEADERS)
         return seen
 
-    def _refused(self, ticket: Ticket, operation: Operation, answer: Answer) -> None:
+    async def _refused(self, ticket: Ticket, operation: Operation, answer: Answer) -> None:
         text = answer.body.decode("utf-8", "replace")
         parallel = quota.refused_in_parallel(text)
         if parallel is not None:
-            self._scheduler.refused_in_parallel(ticket, answer.headers, parallel)
+            pause = self._scheduler.refused_in_parallel(ticket, answer.headers, parallel)
             logger.info("%s: too many requests at once, others send too", operation.name)
+            await self._scheduler.pause(ticket, pause)
             return
         if operation.limit is None:
             # The limit of that method alone, which the caller knows.
@@ -322,12 +333,9 @@ class Calls:
         """
         sent = arrived if judge(seen) is Verdict.UNKNOWN else False
         if isinstance(seen, NoAnswer):
-            if seen.final:
-                advice = "check base_url, the certificate and the aiohttp session"
-            else:
-                advice = "check the network; the Market may be down"
+            advice = "" if seen.final else ": check the network; the Market may be down"
             return ConnectionFailedError(
-                f"{operation.name}: {seen.reason}: {advice}",
+                f"{operation.name}: {seen.reason}{advice}",
                 sent=sent,
                 retry_after=None if seen.final else LONGEST_PAUSE,
             )
@@ -344,6 +352,8 @@ class Calls:
             )
             if seen.status >= 500:
                 error.retry_after = LONGEST_PAUSE
+            elif seen.status == 423:
+                error.retry_after = MIGRATION
             return error
         said = seen.fault or self._excerpt(seen) or "an empty body"
         return UnexpectedAnswerError(
@@ -363,9 +373,8 @@ class Calls:
         )
 
     def _excerpt(self, answer: Answer) -> str:
-        # By so much longer than what is shown, that no part of the key is left at the cut.
-        start = answer.body[: 4 * EXCERPT + len(self._api_key)]
-        return self._clean(start.decode("utf-8", "replace"))[:EXCERPT]
+        body = answer.body.replace(self._api_key.encode(), b"***")[: 4 * EXCERPT]
+        return self._clean(body.decode("utf-8", "replace"))[:EXCERPT]
 
     def _clean(self, text: str) -> str:
         """Fit for a log: in one line, without control characters, and without the key."""

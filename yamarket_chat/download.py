@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .calls import Effort, Retry
+from .calls import LONGEST_PAUSE, Effort, Retry
 from .errors import ChatError, ConnectionFailedError, UnexpectedAnswerError, api_error
 from .exchange import Exchange, FetchFailed
 from .models import File
@@ -61,9 +61,14 @@ async def _write(pieces: AsyncIterator[bytes], out: BinaryIO) -> None:
 
 def _error(file: File, failed: FetchFailed) -> ChatError:
     if failed.status is None:
-        return ConnectionFailedError(f"download of {file.name!r}: {failed.reason}: try again later")
+        return ConnectionFailedError(
+            f"download of {file.name!r}: {failed.reason}",
+            retry_after=LONGEST_PAUSE if failed.passes else None,
+        )
     if failed.status >= 400:
-        return api_error(failed.status, (), operation=f"download of {file.name!r}", trace_id=None)
+        error = api_error(failed.status, (), operation="download", trace_id=None)
+        error.retry_after = LONGEST_PAUSE if failed.passes else None
+        return error
     return UnexpectedAnswerError(
         f"download of {file.name!r}: {failed.reason}",
         status=failed.status,

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import msgspec
 from aiohttp import payload
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
 from .models import Envelope
@@ -47,7 +47,7 @@ class Answer:
     @property
     def trace_id(self) -> str | None:
         """The id by which the Market finds the request: from `traceparent`, 00-<trace>-…"""
-        parent = self.headers.get("traceparent")
+        parent = self.headers.get(_TRACEPARENT)
         return parent[3:35] if parent is not None and _TRACE_PARENT.match(parent) else None
 
 
@@ -62,6 +62,7 @@ class NoAnswer:
         self.final = final  # trying again is of no use
 
 
+_TRACEPARENT = istr("traceparent")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-")
 
 Decode = Callable[[bytes], Any]
@@ -148,6 +149,7 @@ class Leaving(payload.Payload):
     """The body of a request, which knows whether the request may have left."""
 
     left = False
+    broken: str | None = None  # why it can never be written, if so
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write to a connection that was made; the headers go with it."""
@@ -171,6 +173,9 @@ class Body(Leaving, payload.BytesPayload):
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
+
+
+_CLOSED = "its aiohttp session is closed: keep it open for as long as calls are made"
 
 
 class FetchFailed(Exception):
@@ -250,7 +255,12 @@ class Exchange:
                 allow_redirects=False,
                 raise_for_status=False,
             )
-            content = await _read(response)
+            stream = response.content
+            content = await stream.readany()
+            while not stream.at_eof():
+                if len(content) > MAX_ANSWER:
+                    raise _TooLong
+                content += await stream.readany()
         except asyncio.CancelledError:
             if response is not None:
                 response.close()
@@ -258,13 +268,15 @@ class Exchange:
                 raise
             reason = "no answer in time"
         except _NO_CERTIFICATE as error:
-            reason, final = _reason(error), True
+            reason, final = f"{_reason(error)}: check base_url and its certificate", True
         except Exception as error:  # noqa: BLE001 - whatever a broken answer makes aiohttp raise
             reason = _reason(error)
             if response is not None:
                 response.close()
+            elif body.broken is not None:
+                reason, final = body.broken, True
             elif self._http.closed:
-                reason, final = "its aiohttp session is closed", True
+                reason, final = _CLOSED, True
         else:
             read = decode if response.status == 200 else decode_envelope
             return Answer(response.status, response.headers, content, read(content))
@@ -309,8 +321,11 @@ class Exchange:
                             failed = FetchFailed(f"it has more than {max_bytes} bytes", 200)
                             break
                         yield piece
-        except (aiohttp.ClientError, OSError) as error:
-            failed = FetchFailed(_reason(error), None, passes=True)
+        except Exception as error:  # noqa: BLE001 - as in send
+            if self._http.closed:
+                failed = FetchFailed(_CLOSED, None)
+            else:
+                failed = FetchFailed(_reason(error), None, passes=True)
         if failed is not None:
             raise failed  # here, so that it does not carry aiohttp's own, which has the headers
 
@@ -319,16 +334,6 @@ class Exchange:
         self._deadlines.close()
         if self._own_http:
             await self._http.close()
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    stream = response.content
-    content = b""
-    while not stream.at_eof():
-        content += await stream.readany()
-        if len(content) > MAX_ANSWER:
-            raise _TooLong
-    return content
 
 
 class _TooLong(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import threading
 import unicodedata
 from typing import Any, BinaryIO
 
@@ -19,6 +20,9 @@ LARGEST_FILE = 5 * 2**20
 CHUNK = 2**16
 
 _NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, half surrogates, line breaks
+
+
+_reading = threading.Lock()
 
 
 class Upload:
@@ -66,12 +70,17 @@ class Upload:
         return form
 
     def open(self) -> BinaryIO:
-        """The bytes, from their beginning."""
+        """What `read` reads from."""
         if self._path is not None:
             return open(self._path, "rb")
         assert self._file is not None  # noqa: S101 - a path or a file
-        self._file.seek(self._start)
         return self._file
+
+    def read(self, file: BinaryIO, position: int, size: int) -> bytes:
+        """A piece from `position` on. One open file may be on its way to several chats at once."""
+        with _reading:
+            file.seek(self._start + position)
+            return file.read(size)
 
     def done(self, file: BinaryIO) -> None:
         """Close what `open` opened; a file of the caller's stays open."""
@@ -82,14 +91,21 @@ class Upload:
 def _seekable(source: Any) -> tuple[BinaryIO, int, int]:
     if not (hasattr(source, "seekable") and source.seekable()):
         # A pipe or a socket: its size shows only by reading it, and it cannot be read again.
-        content = source.read(LARGEST_FILE + 1)
-        if not isinstance(content, bytes):
-            raise InvalidArgumentError("the file is opened for text: open it with mode 'rb'")
+        content = bytearray()
+        while len(content) <= LARGEST_FILE:
+            piece = source.read(LARGEST_FILE + 1 - len(content))
+            if not isinstance(piece, bytes):
+                raise InvalidArgumentError("the file is to be opened for bytes, and to block")
+            if not piece:
+                break
+            content += piece
         return io.BytesIO(content), 0, len(content)
     if isinstance(source, io.TextIOBase):
         raise InvalidArgumentError("the file is opened for text: open it with mode 'rb'")
     start = source.tell()
-    return source, start, source.seek(0, os.SEEK_END) - start
+    size = source.seek(0, os.SEEK_END) - start
+    source.seek(start)
+    return source, start, size
 
 
 def _check_name(name: object) -> str:
@@ -118,17 +134,29 @@ class _Part(payload.Payload):
 
     async def write(self, writer: Any) -> None:
         """Write all of it."""
-        file = await asyncio.to_thread(self._upload.open)
+        upload = self._upload
         try:
-            left = self._upload.size
-            while left:
-                chunk = await asyncio.to_thread(file.read, min(CHUNK, left))
-                if not chunk:
-                    raise OSError("the file has become shorter while it was sent")
-                left -= len(chunk)
-                await writer.write(chunk)
+            file = await asyncio.to_thread(upload.open)
+        except OSError as error:
+            raise Unreadable(str(error)) from None
+        try:
+            position = 0
+            while position < upload.size:
+                piece = await self._piece(file, position)
+                position += len(piece)
+                await writer.write(piece)
         finally:
-            self._upload.done(file)
+            upload.done(file)
+
+    async def _piece(self, file: BinaryIO, position: int) -> bytes:
+        size = min(CHUNK, self._upload.size - position)
+        try:
+            piece = await asyncio.to_thread(self._upload.read, file, position, size)
+        except (OSError, ValueError) as error:
+            raise Unreadable(str(error)) from None
+        if not piece:
+            raise Unreadable("it has become shorter since it was handed over")
+        return piece
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write all of it: its length was told before."""
@@ -136,4 +164,18 @@ class _Part(payload.Payload):
 
 
 class FormBody(Leaving, MultipartWriter):
-    """A form that knows whether it may have left."""
+    """A form that knows whether it may have left, and whether its file could not be read."""
+
+    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
+        """Write to a connection that was made."""
+        try:
+            await super().write_with_length(writer, content_length)
+        except Unreadable as error:
+            # The form is not whole, so the Market cannot have carried it out.
+            self.left = False
+            self.broken = f"the file cannot be read: {error}"
+            raise
+
+
+class Unreadable(Exception):
+    """The file could not be read when its turn came."""

@@ -22,6 +22,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from .clock import NO_READINGS, Readings
 from .errors import ChatError, QuotaExceededError
 from .models import QuotaStatus
 from .quota import Departure, Limits, Quota, Window
@@ -59,6 +60,7 @@ class Ticket:
         "number",
         "owner",
         "queue",
+        "readings",
         "ready",
         "reserve",
         "task",
@@ -80,6 +82,7 @@ class Ticket:
         self.granted = False  # may leave, but has not left yet
         self.left = False  # an attempt has left
         self.unanswered = False  # an attempt ended without an answer, and may have been carried out
+        self.readings: Readings = NO_READINGS  # of the Market's clock, when the attempt began
         self.began = self.ended = 0.0  # the latest attempt, on the loop's clock
         self.departure: Departure | None = None  # of the attempt that is under way
         self.task: asyncio.Task[Any] | None = None  # that carries the attempt
@@ -208,7 +211,23 @@ class Scheduler:
         """
         if ticket.owner.closed_by is not None:
             raise copy.copy(ticket.owner.closed_by)
-        await self._wait(ticket, max_wait)
+        # All in one coroutine: a hundred thousand may wait here, and each frame counts.
+        timer = self._begin_to_wait(ticket, max_wait)
+        try:
+            await ticket.future  # type: ignore[misc]
+            if ticket.owner.closed_by is not None:
+                raise copy.copy(ticket.owner.closed_by)
+        except BaseException:
+            self._end_to_wait(ticket, timer)
+            if ticket.granted:
+                ticket.granted = False
+                ticket.queue.window.give_back()
+                self._places.give_back()
+            elif ticket.ready:
+                ticket.queue.remove(ticket)
+            self._let_go()
+            raise
+        self._end_to_wait(ticket, timer)
         ticket.granted = False
         self._depart(ticket)
 
@@ -233,7 +252,7 @@ class Scheduler:
         ticket.departure = ticket.queue.window.depart(self._places.depart())
         ticket.owner.under_way.add(ticket)
 
-    async def _wait(self, ticket: Ticket, max_wait: float | None) -> None:
+    def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> asyncio.TimerHandle | None:
         queue = ticket.queue
         least = self._least_wait(ticket)
         if max_wait is not None and least > max_wait:
@@ -246,39 +265,25 @@ class Scheduler:
                 queue.operation,
                 least,
             )
-        future = ticket.future = self._loop.create_future()
-        timer = None
-        if max_wait is not None:
-            timer = self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
+        ticket.future = self._loop.create_future()
         ticket.owner.waiting.add(ticket)
         queue.waiting += 1
         self._waiting += 1
         if ticket.before is None:
             self._first_in_line(ticket)
-        try:
-            await future
-            if ticket.owner.closed_by is not None:
-                raise copy.copy(ticket.owner.closed_by)
-        except BaseException:
-            if ticket.granted:
-                ticket.granted = False
-                queue.window.give_back()
-                self._places.give_back()
-            elif ticket.ready:
-                queue.remove(ticket)
-            self._waiting -= 1
-            self._let_go()
-            raise
-        else:
-            self._waiting -= 1
-        finally:
-            if timer is not None:
-                timer.cancel()
-            ticket.future = None
-            ticket.owner.waiting.discard(ticket)
-            queue.waiting -= 1
-            if not queue.waiting:
-                queue.warned = False
+        if max_wait is None:
+            return None
+        return self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
+
+    def _end_to_wait(self, ticket: Ticket, timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
+        ticket.future = None
+        ticket.owner.waiting.discard(ticket)
+        self._waiting -= 1
+        ticket.queue.waiting -= 1
+        if not ticket.queue.waiting:
+            ticket.queue.warned = False
 
     def _least_wait(self, ticket: Ticket) -> float:
         queue = ticket.queue
@@ -435,12 +440,16 @@ class Scheduler:
 
     def refused_in_parallel(
         self, ticket: Ticket, headers: Mapping[str, str], named: int | None
-    ) -> None:
-        """A 420 for parallel requests came; `named` is the number that it names."""
+    ) -> float:
+        """A 420 for parallel requests came; `named` is the number that it names.
+
+        Returns for how many seconds the call itself should pause.
+        """
         window, departure = self._ended(ticket)
         window.answered(departure, headers)
-        self._places.refused(departure.place, named)
+        pause = self._places.refused(departure.place, named)
         self._let_go()
+        return pause
 
     def refused_over_time(
         self, ticket: Ticket, headers: Mapping[str, str], named: int | None

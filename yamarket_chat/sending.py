@@ -6,18 +6,17 @@ import asyncio
 import copy
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
-
-import msgspec
 
 from . import operations
 from .batch import Batch, Messages
 from .business import Business, Delivery
 from .calls import Calls, Effort, Request, Retry, Unknown, Verdict, closed_error, cut_short
+from .clock import clock_of
 from .errors import ChatError, DeliveryUnknownError, InvalidArgumentError
-from .exchange import Answer, NoAnswer
+from .exchange import Answer
 from .files import Upload
 from .models import Content, Message, Outcome, OutgoingMessage, Pending, Receipt, Sender, Stored
 from .reading import history
@@ -32,8 +31,6 @@ LONGEST_TEXT = 4096
 APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
 have been carried out: rows and Dates tell whole seconds, and what follows must be told apart."""
-
-_encode = msgspec.json.Encoder().encode
 
 
 def check_id(name: str, value: object) -> int:
@@ -65,18 +62,20 @@ def check_text(text: object) -> str:
     return text
 
 
-class _Sent:
-    """A message on its way."""
+class _Sent(Effort):
+    """A message on its way, and what it has cost."""
 
-    __slots__ = ("anchor", "before", "chat_id", "content", "doubt", "effort", "ticket")
+    __slots__ = ("anchor", "before", "chat_id", "content", "doubt", "ticket")
 
     def __init__(self, chat_id: int, content: str | Content, ticket: Ticket, retry: Retry) -> None:
+        super().__init__(retry)
         self.chat_id = chat_id
         self.content = content
         self.ticket = ticket
-        self.effort = Effort(retry)
         self.doubt: str | None = None  # why it may have arrived, while that is unknown
-        self.before: list[Delivery] = []  # what was lately delivered to its chat, when doubt arose
+        self.before: Sequence[
+            Delivery
+        ] = ()  # what was lately delivered to its chat, when doubt arose
         self.anchor: int | None = None  # a message of the chat from before the first attempt
 
 
@@ -97,7 +96,7 @@ class Sending:
         self._settling = Owner()
         self._batches: set[Batch] = set()
 
-    async def send_text(
+    def send_text(
         self,
         chat_id: int,
         text: str,
@@ -106,15 +105,15 @@ class Sending:
         *,
         owner: Owner | None = None,
         reserve: int | None = None,
-    ) -> Receipt:
+    ) -> Coroutine[Any, Any, Receipt]:
         """Send a text; see `ChatSession.send_message`."""
         request = Request(
             operations.SEND_MESSAGE,
             self._message_path,
             f"chatId={check_id('chat_id', chat_id)}",
-            _encode({"message": check_text(text)}),
+            check_text(text),
         )
-        return await self._send(
+        return self._send(
             chat_id, text, request, owner or self._calls.owner, max_wait, unknown, reserve
         )
 
@@ -147,16 +146,17 @@ class Sending:
         message = _Sent(chat_id, content, ticket, self._retry)
         try:
             while True:
-                verdict, seen = await self._calls.call(ticket, request, message.effort, max_wait)
+                verdict, seen = await self._calls.call(ticket, request, message, max_wait)
                 if verdict is Verdict.DONE:
-                    self._remember(message, ticket.began, ticket.ended)
-                    return Receipt(chat_id, message.effort.requests, "answer", _trace_id(seen))
+                    assert isinstance(seen, Answer)  # noqa: S101 - what is done was answered
+                    self._business.remember(Delivery(chat_id, content, ticket.began, ticket.ended))
+                    return Receipt(chat_id, message.requests, "answer", seen.trace_id)
                 self._doubt(message, str(self._calls.error(request.operation, seen)))
                 if unknown == "raise":
                     raise self._unknown(message)
                 if await self._arrived(message):
-                    return Receipt(chat_id, message.effort.requests, "history", None)
-                pause = message.effort.next_pause()
+                    return Receipt(chat_id, message.requests, "history", None)
+                pause = message.next_pause()
                 if pause is None:
                     raise self._calls.error(request.operation, seen, arrived=False)
                 await scheduler.pause(ticket, pause)
@@ -167,12 +167,10 @@ class Sending:
                 raise
             raise (closed_error() if message.doubt is None else self._unknown(message)) from None
         finally:
-            rest = 0.0
-            if message.doubt is not None:
-                last_moment = self._last_moment(message)
-                self._remember(message, ticket.began, last_moment, surely=False)
-                rest = last_moment + APART - self._loop.time()
-            scheduler.leave(ticket, max(rest, 0.0))
+            if message.doubt is None:
+                scheduler.leave(ticket)
+            else:
+                self._leave_in_doubt(message)
 
     def _doubt(self, message: _Sent, why: str) -> None:
         message.doubt = why
@@ -183,10 +181,13 @@ class Sending:
         """The last moment at which the Market can have stored it, on the loop's clock."""
         return message.ticket.ended + self._retry.settle_after
 
-    def _remember(self, message: _Sent, began: float, ended: float, *, surely: bool = True) -> None:
+    def _leave_in_doubt(self, message: _Sent) -> None:
+        """Let the chat rest until the message cannot be stored behind the next one any more."""
+        began, until = message.ticket.began, self._last_moment(message)
         self._business.remember(
-            Delivery(message.chat_id, message.content, began, ended, surely=surely)
+            Delivery(message.chat_id, message.content, began, until, surely=False)
         )
+        self._scheduler.leave(message.ticket, max(until + APART - self._loop.time(), 0.0))
 
     async def _arrived(self, message: _Sent) -> bool:
         """Settle an unknown outcome from the chat's history.
@@ -203,7 +204,7 @@ class Sending:
         self._scheduler.hold(ticket)
         try:
             await asyncio.sleep(self._last_moment(message) - self._loop.time())
-            message.effort.spent += self._retry.settle_after
+            message.spent += self._retry.settle_after
             found, why = await self._look_up(message)
         finally:
             self._scheduler.let_go_of(ticket)
@@ -216,7 +217,7 @@ class Sending:
 
     async def _look_up(self, message: _Sent) -> tuple[Found, str]:
         reading = Effort(self._retry)
-        reading.spent = message.effort.spent
+        reading.spent = message.spent
 
         def oldest_needed() -> float:
             wanted = self._stored(message)[0]
@@ -229,7 +230,7 @@ class Sending:
         except ChatError as error:
             return Found.UNCLEAR, f"its chat's history cannot be read: {error}"
         finally:
-            message.effort.spent = reading.spent
+            message.spent = reading.spent
         wanted, before = self._stored(message)
         if wanted is None:
             return Found.UNCLEAR, "the Market's answers have no Date to find it by"
@@ -242,9 +243,10 @@ class Sending:
 
     def _remember_row(self, message: _Sent, moment: float) -> None:
         # When it was stored is known to the second now: what follows is told apart by that.
-        clock = self._business.clock()
+        clock = clock_of(self._business.readings)
         assert clock is not None  # noqa: S101 - or it could not have been looked up
-        self._remember(message, moment - clock.most, moment + 1 - clock.least)
+        began, ended = moment - clock.most, moment + 1 - clock.least
+        self._business.remember(Delivery(message.chat_id, message.content, began, ended))
 
     async def _read(
         self,
@@ -275,9 +277,12 @@ class Sending:
 
     def _stored(self, message: _Sent) -> tuple[Stored | None, tuple[Stored, ...]]:
         """The message as it would be stored, and what was sent to its chat shortly before."""
-        clock = self._business.clock()
+        clock = clock_of(self._business.readings)
         if clock is None:
             return None, ()
+        # Both clocks have run on since the attempt began, but one may have been set, or the machine
+        # have slept: looked for is whatever either of then and now would make of it.
+        clock = clock.or_else(clock_of(message.ticket.readings) or clock)
         wanted = Delivery(
             message.chat_id, message.content, message.ticket.began, self._last_moment(message)
         )
@@ -297,7 +302,7 @@ class Sending:
             since=None if wanted is None else _moment(wanted.earliest),
             until=None if wanted is None else _moment(wanted.latest),
             before=before,
-            attempts=message.effort.requests,
+            attempts=message.requests,
             seen=message.doubt or "",
         )
         return _unknown_error(pending, pending.seen)
@@ -318,7 +323,7 @@ class Sending:
         try:
             asked = self._loop.time()
             rows = await self._read(pending.chat_id, lambda: since - KNOWN_FOR, self._calls.owner)
-            clock = self._business.clock()
+            clock = clock_of(self._business.readings)
             early = (
                 self._retry.settle_after
                 if clock is None or until == math.inf
@@ -400,10 +405,6 @@ def _unknown_error(pending: Pending, why: str) -> DeliveryUnknownError:
         " it again before session.settle(error.pending), or a look at the chat, has told",
         pending=pending,
     )
-
-
-def _trace_id(seen: Answer | NoAnswer) -> str | None:
-    return seen.trace_id if isinstance(seen, Answer) else None
 
 
 def _moment(seconds: float) -> datetime:

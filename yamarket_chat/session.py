@@ -363,15 +363,16 @@ class ChatSession:
     ) -> bytes | Path:
         """Fetch a file of a message: its bytes, or its path where `to` names one.
 
-        It is written piece by piece, and stands under that name only when it is whole. The key goes
-        to no other host than the Market's. Tried again after network faults and 5xx.
+        It is written piece by piece, and stands under that name only when it has ended. The key
+        goes to no other host than the Market's. Tried again after network faults and 5xx. Closing
+        the session ends it.
 
-            for file in message.payload or ():
-                await session.download(file, f"inbox/{message.message_id}")
+            for number, file in enumerate(message.payload or ()):
+                await session.download(file, f"inbox/{message.message_id}-{number}")
 
-        Raises InvalidArgumentError for an address that is not https or a file of more than
-        `max_bytes` bytes, NotFoundError and the other errors of a call, OSError where the path
-        cannot be written.
+        Raises InvalidArgumentError for an address that is not https or a file that announces more
+        than `max_bytes` bytes, UnexpectedAnswerError for one that has more, NotFoundError and the
+        other errors of a call, OSError where the path cannot be written.
         """
         _check_type("file", file, File)
         if type(max_bytes) is not int or max_bytes < 1:

@@ -56,8 +56,7 @@ def find(rows: Iterable[Message], wanted: Stored, before: Sequence[Stored]) -> F
     by_shop.sort(key=lambda row: (row.created_at, row.message_id))
     shop = [(row.created_at.timestamp(), content_of_row(row)) for row in by_shop]
     items = [*before, wanted]
-    for oldest in reversed(items):
-        since = math.floor(oldest.earliest)
+    for since in sorted({math.floor(item.earliest) for item in items}, reverse=True):
         if since < wanted.earliest - KNOWN_FOR:
             break
         stored = [(at, content) for at, content in shop if since <= at <= wanted.latest]
