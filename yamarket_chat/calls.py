@@ -134,7 +134,8 @@ _decoders["request"] = decoder(Any)
 _NO_HEADERS: dict[str, str] = {}
 
 
-def _running_task() -> asyncio.Task[Any]:
+def running_task() -> asyncio.Task[Any]:
+    """The task that this coroutine runs in."""
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine of asyncio's runs in one
     return task
@@ -269,7 +270,7 @@ class Calls:
     async def _attempt(self, ticket: Ticket, request: Request) -> Answer | NoAnswer:
         operation = request.operation
         body = request.body()
-        task = ticket.task = _running_task()
+        task = ticket.task = running_task()
         ticket.readings = self._business.readings
         ticket.began = self._loop.time()
         try:
@@ -399,4 +400,4 @@ def cut_short(ticket: Ticket) -> bool:
     """Whether a CancelledError is nobody's but the closing session's; takes it back if so."""
     if not ticket.cut_short:
         return False
-    return _running_task().uncancel() == 0
+    return running_task().uncancel() == 0

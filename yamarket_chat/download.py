@@ -60,20 +60,21 @@ async def _write(pieces: AsyncIterator[bytes], out: BinaryIO) -> None:
 
 
 def _error(file: File, failed: FetchFailed) -> ChatError:
+    what = f"download of {file.name!r}"
     if failed.status is None:
         return ConnectionFailedError(
-            f"download of {file.name!r}: {failed.reason}",
+            f"{what}: {failed.reason}",
             retry_after=LONGEST_PAUSE if failed.passes else None,
         )
     if failed.status >= 400:
-        error = api_error(failed.status, (), operation="download", trace_id=None)
+        error = api_error(failed.status, (), operation=what, trace_id=None)
         error.retry_after = LONGEST_PAUSE if failed.passes else None
         return error
     return UnexpectedAnswerError(
-        f"download of {file.name!r}: {failed.reason}",
+        f"{what}: {failed.reason}",
         status=failed.status,
         excerpt="",
-        operation="download",
+        operation=what,
         trace_id=None,
         sent=False,
     )

@@ -184,7 +184,7 @@ _ADVICE: dict[int, tuple[type[ApiError], str]] = {
     ),
     404: (NotFoundError, "check the id: there is nothing of that number in this business"),
     420: (LimitExceededError, "wait until the limit allows more"),
-    423: (LockedError, "the business is being migrated: try again in an hour"),
+    423: (LockedError, "the business is being migrated: try again in some hours"),
 }
 
 

@@ -333,7 +333,8 @@ class _Paging(_Received, frozen=True, kw_only=True):
     next_page_token: str | None = None
 
 
-_NO_PAGING = _Paging()
+def _next(paging: _Paging | None) -> str | None:
+    return (paging.next_page_token or None) if paging else None
 
 
 class CreatedChat(_Received, frozen=True, kw_only=True):
@@ -350,7 +351,7 @@ class ChatList(_Received, frozen=True, kw_only=True):
 
     def page(self) -> Page[Chat]:
         """The page that it is."""
-        return Page(items=self.chats, next_page_token=(self.paging or _NO_PAGING).next_page_token)
+        return Page(items=self.chats, next_page_token=_next(self.paging))
 
 
 class MessageList(_Received, frozen=True, kw_only=True):
@@ -364,7 +365,7 @@ class MessageList(_Received, frozen=True, kw_only=True):
         """The page that it is."""
         return Page(
             items=self.messages,
-            next_page_token=(self.paging or _NO_PAGING).next_page_token,
+            next_page_token=_next(self.paging),
             context=self.context,
         )
 
@@ -383,9 +384,7 @@ class CampaignList(_Received, frozen=True, kw_only=True):
 
     def page(self) -> Page[Campaign]:
         """The page that it is."""
-        return Page(
-            items=self.campaigns, next_page_token=(self.paging or _NO_PAGING).next_page_token
-        )
+        return Page(items=self.campaigns, next_page_token=_next(self.paging))
 
 
 class TokenInfo(_Received, frozen=True, kw_only=True):

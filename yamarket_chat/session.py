@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import math
 import os
@@ -17,9 +18,9 @@ from yarl import URL
 
 from . import operations, reading
 from .business import Business, attach
-from .calls import Calls, Request, Retry, Unknown, check_unknown, closed_error
+from .calls import Calls, Request, Retry, Unknown, check_unknown, closed_error, running_task
 from .download import LARGEST_DOWNLOAD, download
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, SessionClosedError
 from .exchange import Exchange
 from .files import Upload
 from .models import (
@@ -385,7 +386,7 @@ class ChatSession:
         if to is not None and not isinstance(to, (str, os.PathLike)):
             raise InvalidArgumentError("to is a path")
         path = None if to is None else Path(to)
-        return await download(self._open().exchange, file, path, max_bytes, self._retry)
+        return await self._open().download(file, path, max_bytes, self._retry)
 
     async def request(
         self,
@@ -523,17 +524,36 @@ class _Opened:
     """What a session has from its first call on, on the event loop of that call."""
 
     def __init__(self, exchange: Exchange, business: Business, calls: Calls) -> None:
-        self.exchange = exchange
+        self._exchange = exchange
+        self._downloads: set[asyncio.Task[Any]] = set()
+        self._closing = False
         self.business = business
         self.calls = calls
         self.sending: Sending | None = None
+
+    async def download(
+        self, file: File, path: Path | None, max_bytes: int, retry: Retry
+    ) -> bytes | Path:
+        task = running_task()
+        self._downloads.add(task)
+        try:
+            return await download(self._exchange, file, path, max_bytes, retry)
+        except asyncio.CancelledError:
+            if self._closing and task.uncancel() == 0:
+                raise SessionClosedError(f"{file.name!r}: the session was closed") from None
+            raise
+        finally:
+            self._downloads.discard(task)
 
     async def close(self, grace: float) -> None:
         try:
             await (self.sending or self.calls).close(grace)
         finally:
+            self._closing = True
+            for task in self._downloads:
+                task.cancel()
             self.business.sessions -= 1
-            await self.exchange.close()
+            await self._exchange.close()
 
 
 def _check_key(key: object) -> str:
