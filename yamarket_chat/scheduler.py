@@ -372,7 +372,7 @@ class Scheduler:
         while self._places.free():
             best: Ticket | None = None
             for queue in self._queues.values():
-                head = queue.head()
+                head = queue.head() if queue.waiting else None
                 if (
                     head is not None
                     and (best is None or head.goes_before(best))

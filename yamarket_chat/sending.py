@@ -73,9 +73,7 @@ class _Sent(Effort):
         self.content = content
         self.ticket = ticket
         self.doubt: str | None = None  # why it may have arrived, while that is unknown
-        self.before: Sequence[
-            Delivery
-        ] = ()  # what was lately delivered to its chat, when doubt arose
+        self.before: Sequence[Delivery] = ()  # to its chat, not long before the doubt
         self.anchor: int | None = None  # a message of the chat from before the first attempt
 
 
@@ -91,7 +89,6 @@ class Sending:
         self._loop = asyncio.get_running_loop()
         self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
         self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
-        self._history_path = operations.HISTORY.path.format(business_id=business_id)
         # Of the look-ups: a closing session ends calls that wait, but not what is being settled.
         self._settling = Owner()
         self._batches: set[Batch] = set()
