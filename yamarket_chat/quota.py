@@ -433,7 +433,8 @@ class Places:
         if departure > self._shrunk_at:
             # Refusals of requests that left before this one came are the same event.
             self._shrunk_at = self._departures
-            self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
+            if not self._in_a_row:  # those in a row tell of one shortage
+                self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
             self._in_a_row += 1
         longest = min(FIRST_PARALLEL_PAUSE * 2.0 ** min(self._in_a_row, 30), LONGEST_PARALLEL_PAUSE)
         pause = longest * random.uniform(0.5, 1.0)

@@ -288,15 +288,20 @@ class Scheduler:
     def _least_wait(self, ticket: Ticket) -> float:
         queue = ticket.queue
         least = queue.window.wait(queue.ahead_of(ticket), ticket.reserve or 0)
-        if ticket.line in self._resting:
-            least = max(least, self._resting[ticket.line] - self._loop.time())
-        return max(least, self._places.wait() or 0.0)
+        return max(least, self._places.wait() or 0.0, self._rest_of(ticket))
+
+    def _rest_of(self, ticket: Ticket) -> float:
+        if ticket.line is None or ticket.line not in self._resting:
+            return 0.0
+        return self._resting[ticket.line] - self._loop.time()
 
     def _waited_enough(self, ticket: Ticket, max_wait: float) -> None:
         future = ticket.future
         if future is not None and not future.done():
             # How many stand before it is not looked up: the least is asked for.
-            least = max(ticket.queue.window.wait(), self._places.wait() or 0.0)
+            least = max(
+                ticket.queue.window.wait(), self._places.wait() or 0.0, self._rest_of(ticket)
+            )
             future.set_exception(_quota_exceeded(ticket.queue.operation, max_wait, least))
 
     async def pause(self, ticket: Ticket, seconds: float) -> None:
