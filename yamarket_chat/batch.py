@@ -47,10 +47,14 @@ class Batch:
         self._room.release()
         return ended
 
-    async def stop(self) -> None:
-        """Send nothing more, and let end what is under way."""
+    def end_waiting(self) -> None:
+        """Read and send nothing more."""
         self._scheduler.end_waiting(self.owner, closed_error())
         self._reader.cancel()
+
+    async def stop(self) -> None:
+        """Read and send nothing more, and let end what is under way."""
+        self.end_waiting()
         await asyncio.wait({self._reader, *self._tasks})
         if self._reader.cancelled():
             # Whoever still takes outcomes must not take this for the end of the messages.

@@ -11,8 +11,6 @@ import itertools
 from collections import deque
 from collections.abc import Mapping
 
-from multidict import istr
-
 from .clock import NO_READINGS, Clock, Reading
 from .errors import InvalidArgumentError
 from .models import Content, Stored
@@ -23,8 +21,6 @@ from .settling import content_of_text
 REMEMBERED = 90.0
 """Seconds for which a delivered message is remembered: a minute, so that equal texts can be told
 apart, and the longest that an attempt takes on top, which may have begun a minute after it."""
-
-_DATE = istr("Date")
 
 CLOCK_HOLDS = 60.0
 """Seconds for which a quick answer's Date is kept though slower ones come."""
@@ -81,8 +77,6 @@ class Business:
 
     def saw(self, headers: Mapping[str, str], asked: float, answered: float) -> None:
         """Keep the headers of an answer of the API: their Date is the Market's clock."""
-        if _DATE not in headers:
-            return
         latest = Reading(headers, asked, answered)
         quickest = self.readings[0]
         if (

@@ -271,11 +271,19 @@ class Calls:
         operation = request.operation
         body = request.body()
         task = ticket.task = running_task()
+        ticket.cancelling = task.cancelling()
         ticket.readings = self._business.readings
         ticket.began = self._loop.time()
         try:
             seen = await self._exchange.send(
-                task, operation.method, request.path, request.query, body, _decoders[operation.name]
+                task,
+                ticket.cancelling,
+                ticket.began,
+                operation.method,
+                request.path,
+                request.query,
+                body,
+                _decoders[operation.name],
             )
         except BaseException:
             ticket.ended = self._loop.time()
@@ -400,4 +408,4 @@ def cut_short(ticket: Ticket) -> bool:
     """Whether a CancelledError is nobody's but the closing session's; takes it back if so."""
     if not ticket.cut_short:
         return False
-    return running_task().uncancel() == 0
+    return running_task().uncancel() <= ticket.cancelling

@@ -88,17 +88,18 @@ decode_envelope = decoder(Envelope)
 class Deadline:
     """The moment by which a request must have ended."""
 
-    __slots__ = ("at", "over", "passed", "task")
+    __slots__ = ("at", "cancelling", "over", "passed", "task")
 
-    def __init__(self, at: float, task: asyncio.Task[Any]) -> None:
+    def __init__(self, at: float, task: asyncio.Task[Any], cancelling: int) -> None:
         self.at = at
         self.task = task
+        self.cancelling = cancelling  # how often it had been cancelled before
         self.over = False  # the request has ended
         self.passed = False  # it had not, and its task was cancelled
 
     def is_why_cancelled(self) -> bool:
         """Whether the CancelledError of the task is this deadline's alone; takes it back if so."""
-        return self.passed and self.task.uncancel() == 0
+        return self.passed and self.task.uncancel() <= self.cancelling
 
 
 class Deadlines:
@@ -113,9 +114,9 @@ class Deadlines:
         self._deadlines: deque[Deadline] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, task: asyncio.Task[Any]) -> Deadline:
+    def start(self, task: asyncio.Task[Any], cancelling: int, now: float) -> Deadline:
         """The time of a request begins."""
-        deadline = Deadline(self._loop.time() + self._seconds, task)
+        deadline = Deadline(now + self._seconds, task, cancelling)
         deadlines = self._deadlines
         while deadlines and deadlines[0].over:
             deadlines.popleft()
@@ -153,6 +154,10 @@ class Leaving(payload.Payload):
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write to a connection that was made; the headers go with it."""
+        transport = writer.transport
+        if transport is None or transport.is_closing():
+            # A kept connection that the Market has closed meanwhile: not a byte goes out.
+            raise aiohttp.ClientConnectionResetError("the connection was closed before")
         self.left = True
         # Or aiohttp repeats a GET on its own where a kept connection breaks, unseen by the quota.
         self._consumed = True
@@ -160,15 +165,7 @@ class Leaving(payload.Payload):
 
 
 class Body(Leaving, payload.BytesPayload):
-    """Some bytes, written in one piece with the headers."""
-
-    async def write_with_length(self, writer: Any, content_length: int | None) -> None:
-        """Write to a connection that was made."""
-        try:
-            await super().write_with_length(writer, content_length)
-        except aiohttp.ClientConnectionResetError:
-            self.left = False  # the connection had been closed: not a byte went out
-            raise
+    """Some bytes."""
 
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
@@ -225,6 +222,8 @@ class Exchange:
     async def send(
         self,
         task: asyncio.Task[Any],
+        cancelling: int,
+        now: float,
         method: str,
         path: str,
         query: str,
@@ -233,11 +232,16 @@ class Exchange:
     ) -> Answer | NoAnswer:
         """Send one request from the running task; `decode` reads the body of a 200.
 
+        `cancelling` is how often the task had been cancelled before: one may send while it cleans
+        up after that.
+
         Raises nothing but CancelledError: whatever else happens is part of what was seen.
         """
+        if self._http.closed:
+            return NoAnswer(_CLOSED, left=False, final=True)
         response: aiohttp.ClientResponse | None = None
         final = False
-        deadline = self._deadlines.start(task)
+        deadline = self._deadlines.start(task, cancelling, now)
         try:
             response = await self._http.request(
                 method,
@@ -348,7 +352,7 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, _TooLong):
         return f"an answer of more than {MAX_ANSWER} bytes"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError)):
         return "the connection was closed without an answer"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -50,6 +50,7 @@ class Ticket:
         "after",
         "before",
         "began",
+        "cancelling",
         "cut_short",
         "departure",
         "ended",
@@ -86,6 +87,7 @@ class Ticket:
         self.began = self.ended = 0.0  # the latest attempt, on the loop's clock
         self.departure: Departure | None = None  # of the attempt that is under way
         self.task: asyncio.Task[Any] | None = None  # that carries the attempt
+        self.cancelling = 0  # how often that task had been cancelled before
         self.cut_short = False  # the task was cancelled because the session's grace is over
 
     def __lt__(self, other: Ticket) -> bool:
@@ -427,7 +429,9 @@ class Scheduler:
         departure = ticket.departure
         assert departure is not None  # noqa: S101 - what ends has left
         ticket.departure = None
-        self._not_under_way(ticket)
+        ticket.owner.under_way.discard(ticket)
+        if ticket.owner.nothing_under_way is not None:
+            self._not_under_way(ticket)
         return ticket.queue.window, departure
 
     def _not_under_way(self, ticket: Ticket) -> None:

@@ -372,12 +372,11 @@ class Sending:
 
     async def close(self, grace: float) -> None:
         """End all calls: those that wait at once, those under way when the grace is over."""
-        owners = [batch.owner for batch in self._batches]
-        for owner in owners:
-            self._scheduler.end_waiting(owner, closed_error())
+        for batch in self._batches:
+            batch.end_waiting()
         await asyncio.gather(
             self._calls.close(grace),
-            *(self._scheduler.end_under_way(owner, grace) for owner in owners),
+            *(self._scheduler.end_under_way(batch.owner, grace) for batch in self._batches),
         )
         self._scheduler.end_waiting(self._settling, closed_error())
         await self._scheduler.end_under_way(self._settling, 0.0)

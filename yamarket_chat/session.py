@@ -149,7 +149,10 @@ class ChatSession:
         and ApiError where nothing was sent, DeliveryUnknownError where that cannot be told.
         """
         return await self._sending().send_text(
-            chat_id, text, self._wait(max_wait), _check_unknown(unknown)
+            chat_id,
+            text,
+            self._max_wait if max_wait is UNSET else _check_max_wait(max_wait),
+            None if unknown is None else check_unknown(unknown),
         )
 
     async def send_file(
@@ -172,7 +175,10 @@ class ChatSession:
         or too large.
         """
         return await self._sending().send_file(
-            chat_id, Upload(file, filename), self._wait(max_wait), _check_unknown(unknown)
+            chat_id,
+            Upload(file, filename),
+            self._wait(max_wait),
+            None if unknown is None else check_unknown(unknown),
         )
 
     async def settle(self, pending: Pending) -> Receipt | None:
@@ -628,10 +634,6 @@ def _check_seconds(name: str, value: object, *, at_least_0: bool = False) -> flo
         least = "0 or more" if at_least_0 else "above 0"
         raise InvalidArgumentError(f"{name} is a number of seconds, {least}")
     return float(value)
-
-
-def _check_unknown(unknown: object) -> Unknown | None:
-    return None if unknown is None else check_unknown(unknown)
 
 
 def _distinct(name: str, values: Iterable[Any] | None, kind: type[_T]) -> list[_T]:
