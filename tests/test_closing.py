@@ -1,0 +1,625 @@
+"""Cancellation and closing: whatever is under way ends, and nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import virtual
+from tests.helpers import now, outcome_of, outcomes_of, session_of, texts
+from yamarket_chat import (
+    ChatError,
+    ChatSession,
+    DeliveryUnknownError,
+    Limits,
+    Outcome,
+    OutgoingMessage,
+    Rate,
+    Receipt,
+    SessionClosedError,
+)
+from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox
+
+CHAT, OTHER_CHAT = 7, 8
+BEFORE, AFTER = Fault("reset"), Fault("reset", when="after")
+CLOSED, UNKNOWN = SessionClosedError, DeliveryUnknownError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _the_same_every_time() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(time=lambda: 1_790_000_000.25)
+        patch.setattr("yamarket_chat.sandbox.clock.time", clock)
+        random.seed(4)
+        yield
+
+
+@asynccontextmanager
+async def nothing_left_behind() -> AsyncIterator[None]:
+    """No task, no timer, no complaint to the loop, and no hang: a virtual day is enough."""
+    loop = asyncio.get_running_loop()
+    complaints: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    tasks = asyncio.all_tasks()
+    try:
+        async with asyncio.timeout(86_400):
+            yield
+    finally:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()
+        for _ in range(5):  # in which sources that nobody closed are finalized
+            await asyncio.sleep(0)
+        loop.set_exception_handler(None)
+    assert complaints == []
+    assert asyncio.all_tasks() == tasks
+    assert [timer for timer in loop._scheduled if not timer.cancelled()] == []  # type: ignore[attr-defined]
+
+
+@asynccontextmanager
+async def a_market(
+    *faults: Fault | None, history: Fault | None = None, **keywords: Any
+) -> AsyncIterator[Sandbox]:
+    """A sandbox whose messages fail in this order, and whose history fails always or never."""
+    coming = iter(faults)
+
+    def plan(request: RequestInfo) -> Fault | None:
+        if request.operation in ("send_message", "send_file"):
+            return next(coming, None)
+        return history if request.operation == "history" else None
+
+    keywords.setdefault("latency", 1.0)
+    async with nothing_left_behind(), Sandbox(faults=plan, **keywords) as market:
+        yield market
+
+
+async def sent_by(
+    session: ChatSession, *messages: tuple[int, str]
+) -> list[asyncio.Task[Receipt | BaseException]]:
+    tasks = [asyncio.create_task(outcome_of(session.send_message(*m))) for m in messages]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return tasks
+
+
+# Cancelling
+
+
+STAGES = {
+    # What becomes of the first message, when it is cancelled, whether it is stored.
+    "waiting for the way to be free": (None, 0.0, False),
+    "under way": (None, 0.5, True),
+    "silent": (Fault("no_answer", when="after"), 12.0, True),
+    "waiting to be looked up": (AFTER, 8.0, True),
+    "waiting to be looked up, not stored": (BEFORE, 8.0, False),
+    "looked up": (AFTER, 16.5, True),
+    "looked up, not stored": (BEFORE, 16.5, False),
+    "between two attempts": (Fault("status", status=503), 1.2, False),
+    "refused over time": (Fault("rate_limit", delay=100.0), 10.0, False),
+    "refused in parallel": (Fault("parallel_limit"), 1.05, False),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+async def test_a_call_can_be_cancelled_at_every_stage(stage: str) -> None:
+    fault, at, arrives = STAGES[stage]
+    async with a_market(fault) as market, session_of(market) as session:
+        sending = asyncio.create_task(session.send_message(CHAT, "hi"))
+        following = asyncio.create_task(session.send_message(CHAT, "hi"))
+        if at:
+            await asyncio.sleep(at)
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+        await following
+        stored = [text for text in texts(market, CHAT) if text == "hi"]
+        assert stored == ["hi"] * (1 + arrives)
+        assert session.quota_status("send_message").waiting == 0
+
+
+async def test_what_follows_a_cancelled_one_goes_when_that_one_must_have_ended() -> None:
+    """Cancelled while the Market was at it, and stored seconds after that."""
+    fault = Fault("slow", delay=9.0)
+    async with a_market(fault, latency=0.5) as market, session_of(market) as session:
+        sending = asyncio.create_task(session.send_message(CHAT, "first"))
+        await asyncio.sleep(0.1)
+        sending.cancel()
+        await session.send_message(CHAT, "second")
+        assert texts(market, CHAT) == ["first", "second"]
+        assert 15.0 < now() < 20.0
+
+
+@pytest.mark.parametrize("fault", [AFTER, BEFORE])
+async def test_the_equal_text_behind_a_cancelled_one_is_found_for_itself(fault: Fault) -> None:
+    for cancelled in (AFTER, BEFORE):
+        async with (
+            a_market(None, cancelled, fault) as market,
+            session_of(market) as session,
+        ):
+            await session.send_message(OTHER_CHAT, "tells the time")
+            sending = asyncio.create_task(session.send_message(CHAT, "hi"))
+            await asyncio.sleep(0.5)
+            sending.cancel()
+            receipt = await session.send_message(CHAT, "hi")
+            assert receipt.confirmed_by == ("history" if fault is AFTER else "answer")
+            assert texts(market, CHAT) == ["hi"] * (1 + (cancelled is AFTER))
+
+
+async def test_a_message_of_a_task_that_was_cancelled_before() -> None:
+    """A bot that says goodbye: its attempt's time passes, and that is no second cancellation."""
+    async with a_market(Fault("no_answer")) as market, session_of(market) as session:
+
+        async def bot() -> Receipt:
+            try:
+                await asyncio.sleep(3600.0)
+            except asyncio.CancelledError:
+                return await session.send_message(CHAT, "goodbye")
+            raise AssertionError
+
+        task = asyncio.create_task(bot())
+        await asyncio.sleep(1.0)
+        task.cancel()
+        assert (await task).attempts == 2
+        assert texts(market, CHAT) == ["goodbye"]
+
+
+async def test_closing_cuts_short_what_a_cancelled_task_sends() -> None:
+    async with a_market(Fault("no_answer")) as market:
+        session = session_of(market)
+
+        async def bot() -> Receipt:
+            try:
+                await asyncio.sleep(3600.0)
+            except asyncio.CancelledError:
+                return await session.send_message(CHAT, "goodbye")
+            raise AssertionError
+
+        task = asyncio.create_task(bot())
+        await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.sleep(1.0)
+        await session.close(grace=1.0)
+        with pytest.raises(UNKNOWN):
+            await task
+
+
+async def test_cancelled_in_the_pass_in_which_another_one_is_answered() -> None:
+    """Whatever the order of the two in that pass, it is nothing to the other one."""
+    for microseconds in range(0, 90, 3):
+        async with (
+            a_market() as market,
+            session_of(market, limits=Limits(parallel=1)) as session,
+        ):
+            [first, third] = await sent_by(session, (1, "1"), (3, "3"))
+            cancelled = asyncio.create_task(session.send_message(2, "2"))
+            timed_out = asyncio.create_task(
+                outcome_of(session.send_message(4, "4", max_wait=1.0 + microseconds / 1e6))
+            )
+            asyncio.get_running_loop().call_later(1.0 + microseconds / 1e6, cancelled.cancel)
+            assert isinstance(await first, Receipt)
+            assert isinstance(await third, Receipt)
+            await asyncio.wait([cancelled])
+            assert isinstance(await timed_out, (Receipt, ChatError))
+
+
+async def test_a_timeout_of_the_callers_is_a_cancellation() -> None:
+    async with a_market(Fault("no_answer")) as market, session_of(market) as session:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5.0):
+                await session.send_message(CHAT, "hi")
+        assert now() == pytest.approx(5.0, abs=0.01)
+        assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+
+
+@settings(derandomize=True, max_examples=20, deadline=None)
+@given(
+    cancels=st.lists(st.tuples(st.integers(0, 11), st.floats(0.0, 40.0)), max_size=8),
+    faults=st.lists(
+        st.sampled_from([None, BEFORE, AFTER, Fault("no_answer"), Fault("parallel_limit")]),
+        max_size=12,
+    ),
+)
+def test_any_may_be_cancelled_at_any_time(
+    cancels: list[tuple[int, float]], faults: list[Fault | None]
+) -> None:
+    async def main() -> None:
+        async with a_market(*faults) as market, session_of(market) as session:
+            messages = [(i % 3 + 1, f"{i}") for i in range(12)]
+            tasks = [asyncio.create_task(session.send_message(*m)) for m in messages]
+            loop = asyncio.get_running_loop()
+            timers = [loop.call_later(at, tasks[number].cancel) for number, at in cancels]
+            await asyncio.wait(tasks)
+            for timer in timers:
+                timer.cancel()
+            for chat in (1, 2, 3):
+                sent = [i for i in range(12) if i % 3 + 1 == chat]
+                arrived = [int(text or "") for text in texts(market, chat)]
+                assert arrived == sorted(set(arrived))
+                assert set(arrived) >= {i for i in sent if not tasks[i].cancelled()}
+            for task in tasks:
+                assert task.cancelled() or task.result()
+
+    virtual.run(main())
+
+
+# Closing
+
+
+async def test_closing_ends_what_waits_at_once_and_lets_end_what_is_under_way() -> None:
+    async with a_market() as market:
+        session = session_of(market)
+        tasks = await sent_by(session, *((i % 8 + 1, f"{i}") for i in range(16)))
+        await session.close()
+        assert now() == pytest.approx(1.0, abs=0.01)
+        ended = [await task for task in tasks]
+        assert [type(outcome) for outcome in ended] == [Receipt] * 4 + [CLOSED] * 12
+        assert all(error.sent is False for error in ended if isinstance(error, ChatError))
+        assert market.messages_stored == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "grace", "error", "ends_after"),
+    [
+        (None, 0.0, UNKNOWN, 0.1),
+        (None, 0.5, UNKNOWN, 0.6),
+        (Fault("no_answer"), 10.0, UNKNOWN, 10.1),
+        (AFTER, 5.0, UNKNOWN, 5.1),
+        (AFTER, 30.0, None, 17.0),
+        (BEFORE, 30.0, CLOSED, 17.0),
+        (Fault("status", status=503), 30.0, CLOSED, 1.0),
+        (Fault("rate_limit", delay=50.0), 30.0, CLOSED, 1.0),
+        (Fault("parallel_limit"), 30.0, CLOSED, 1.0),
+    ],
+)
+async def test_the_grace_is_for_settling_too(
+    fault: Fault | None, grace: float, error: type[ChatError] | None, ends_after: float
+) -> None:
+    async with a_market(fault) as market:
+        session = session_of(market)
+        [task] = await sent_by(session, (CHAT, "hi"))
+        await asyncio.sleep(0.1)
+        await session.close(grace)
+        assert now() == pytest.approx(ends_after, abs=0.01)
+        outcome = await task
+        assert type(outcome) is (error or Receipt)
+        if error is UNKNOWN:
+            assert outcome.pending.chat_id == CHAT  # type: ignore[union-attr]
+        elif error is CLOSED:
+            assert outcome.sent is False  # type: ignore[union-attr]
+            assert texts(market, CHAT) == []
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 8.0, 16.5, 20.0])
+@pytest.mark.parametrize("grace", [0.0, 0.7, 30.0])
+@pytest.mark.parametrize("fault", [None, BEFORE, AFTER, Fault("no_answer", when="after")])
+async def test_closing_at_every_stage(fault: Fault | None, grace: float, at: float) -> None:
+    async with a_market(fault) as market:
+        session = session_of(market)
+        tasks = await sent_by(session, (CHAT, "hi"), (CHAT, "next"), (OTHER_CHAT, "elsewhere"))
+        await asyncio.sleep(at)
+        start = now()
+        await session.close(grace)
+        assert now() - start <= grace + 0.01
+        outcomes = [await task for task in tasks]
+        if not market.messages(CHAT):
+            await asyncio.sleep(10.0)  # the Market may yet be at what was cut short
+        # The other chat's message left first where the first two are one behind the other.
+        left = [
+            text
+            for text, outcome in zip(["hi", "next"], outcomes, strict=False)
+            if isinstance(outcome, (Receipt, UNKNOWN))
+        ]
+        stored = texts(market, CHAT)
+        assert stored == [text for text in left if text in stored]
+        for text, outcome in zip(["hi", "next"], outcomes, strict=False):
+            if isinstance(outcome, Receipt):
+                assert text in stored
+            elif outcome.sent is False:  # type: ignore[attr-defined]
+                assert text not in stored
+            else:
+                assert isinstance(outcome, UNKNOWN)
+
+
+@pytest.mark.parametrize("history", [None, Fault("no_answer"), Fault("status", status=500)])
+async def test_a_look_up_gets_the_grace_and_no_more(history: Fault | None) -> None:
+    async with a_market(AFTER, history=history) as market:
+        session = session_of(market)
+        [task] = await sent_by(session, (CHAT, "hi"))
+        await asyncio.sleep(16.5)  # it is being looked up
+        await session.close(grace=5.0)
+        outcome = await task
+        if history is None:
+            assert isinstance(outcome, Receipt)
+            assert now() == pytest.approx(17.0, abs=0.01)
+        else:
+            assert isinstance(outcome, UNKNOWN)
+            assert now() <= 21.6
+
+
+async def test_settling_a_pending_one_gets_the_grace() -> None:
+    async with a_market(None, AFTER) as market:
+        session = session_of(market)
+        await session.send_message(OTHER_CHAT, "tells the time")
+        outcome = await outcome_of(session.send_message(CHAT, "hi", unknown="raise"))
+        assert isinstance(outcome, UNKNOWN)
+        await asyncio.sleep(60.0)
+        settling = asyncio.create_task(session.settle(outcome.pending))
+        await asyncio.sleep(0.5)
+        await session.close(grace=30.0)
+        assert await settling == Receipt(CHAT, 1, "history")
+
+
+@pytest.mark.parametrize("grace", [0.0, 30.0])
+async def test_settling_a_pending_one_that_waits_ends_with_the_session(grace: float) -> None:
+    async with a_market(None, AFTER) as market:
+        session = session_of(market)
+        await session.send_message(OTHER_CHAT, "tells the time")
+        outcome = await outcome_of(session.send_message(CHAT, "hi", unknown="raise"))
+        assert isinstance(outcome, UNKNOWN)
+        settling = asyncio.create_task(outcome_of(session.settle(outcome.pending)))  # type: ignore[arg-type]
+        await asyncio.sleep(5.0)  # the Market may yet be at it
+        start = now()
+        await session.close(grace)
+        assert now() - start < 0.1
+        assert isinstance(await settling, ChatError)
+
+
+async def test_a_call_that_comes_when_it_is_closed_is_refused() -> None:
+    async with a_market() as market:
+        session = session_of(market)
+        many = session.send_many([OutgoingMessage(CHAT, "hi")])
+        history = session.history(CHAT)
+        await session.get_chat(CHAT)
+        await session.close()
+        await session.close()
+        for late in (
+            session.send_message(CHAT, "hi"),
+            session.get_chat(CHAT),
+            outcomes_of(many),
+            history.pages().__anext__(),
+        ):
+            outcome = await outcome_of(late)  # type: ignore[arg-type]
+            assert isinstance(outcome, CLOSED)
+            assert outcome.sent is False
+        assert len(market.arrivals) == 1
+
+
+async def test_another_session_keeps_to_the_order_of_what_was_cut_short() -> None:
+    async with a_market(Fault("slow", delay=8.0)) as market, session_of(market) as other:
+        session = session_of(market)
+        [cut_short] = await sent_by(session, (CHAT, "first"))
+        following = asyncio.create_task(other.send_message(CHAT, "second"))
+        await asyncio.sleep(0.5)
+        await session.close(grace=0.0)
+        assert isinstance(await cut_short, UNKNOWN)
+        await following
+        assert texts(market, CHAT) == ["first", "second"]
+
+
+async def test_a_cancellation_of_the_callers_stays_one_though_the_session_closes() -> None:
+    async with a_market(Fault("no_answer")) as market:
+        session = session_of(market)
+        task = asyncio.create_task(session.send_message(CHAT, "hi"))
+        await asyncio.sleep(0.5)
+        closing = asyncio.create_task(session.close(grace=2.0))
+        asyncio.get_running_loop().call_later(2.0, task.cancel)
+        await closing
+        [outcome] = await asyncio.gather(task, return_exceptions=True)
+        assert isinstance(outcome, (asyncio.CancelledError, UNKNOWN))
+
+
+async def test_a_closing_that_is_cancelled_leaves_nothing_either() -> None:
+    async with a_market(Fault("no_answer")) as market:
+        session = session_of(market)
+        tasks = await sent_by(session, (CHAT, "hi"), (CHAT, "next"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3.0):
+                await session.close()
+        outcomes = [await task for task in tasks]
+        assert [type(outcome) for outcome in outcomes] == [UNKNOWN, CLOSED]
+
+
+async def test_leaving_the_block_with_an_exception_closes_all_the_same() -> None:
+    async with a_market(AFTER) as market:
+        tasks: list[asyncio.Task[Receipt | BaseException]] = []
+
+        async def fail() -> None:
+            async with session_of(market) as session:
+                tasks.extend(await sent_by(session, (CHAT, "hi"), (CHAT, "next")))
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert [type(await task) for task in tasks] == [Receipt, CLOSED]
+
+
+# send_many
+
+
+async def endless(pause: float = 0.0) -> AsyncIterator[OutgoingMessage]:
+    number = 0
+    while True:
+        yield OutgoingMessage(number % 5 + 1, f"{number}")
+        number += 1
+        await asyncio.sleep(pause)
+
+
+@pytest.mark.parametrize("fault", [None, AFTER, BEFORE, Fault("no_answer", when="after")])
+@pytest.mark.parametrize("pause", [0.01, 0.3, 100.0])
+async def test_whoever_takes_outcomes_is_told_that_the_session_was_closed(
+    pause: float, fault: Fault | None
+) -> None:
+    async with a_market(fault) as market:
+        session = session_of(market)
+        outcomes: list[Outcome] = []
+
+        async def take() -> None:
+            async for outcome in session.send_many(endless(pause)):
+                outcomes.append(outcome)  # noqa: PERF401 - those before the error count
+
+        taking = asyncio.create_task(take())
+        await asyncio.sleep(5.5)
+        await session.close()
+        # Not as if the messages had come to their end.
+        with pytest.raises(CLOSED):
+            await taking
+        delivered = {o.message.text for o in outcomes if o.receipt}
+        assert {m.text for c in market.chat_ids for m in market.messages(c)} == delivered
+
+
+async def test_closing_reads_no_further() -> None:
+    """Or a large source would be drawn dry only to refuse all of it."""
+    read = 0
+
+    def source() -> Iterator[OutgoingMessage]:
+        nonlocal read
+        for read in range(5000):
+            yield OutgoingMessage(read % 5 + 1, f"{read}")
+
+    async with a_market() as market:
+        session = session_of(market)
+        taking = asyncio.create_task(outcome_of(outcomes_of(session.send_many(source()))))  # type: ignore[arg-type]
+        await asyncio.sleep(5.5)
+        before = read
+        await session.close()
+        assert isinstance(await taking, CLOSED)
+        assert read <= before + 1
+
+
+async def test_the_session_may_be_closed_while_outcomes_are_taken() -> None:
+    async with a_market() as market:
+        session = session_of(market)
+        outcomes = []
+        messages = [OutgoingMessage(i % 5 + 1, f"{i}") for i in range(20)]
+        try:
+            async for outcome in session.send_many(messages):
+                outcomes.append(outcome)
+                if len(outcomes) == 3:
+                    await session.close()
+        except CLOSED:
+            pass
+        delivered = [outcome.message.text for outcome in outcomes if outcome.receipt]
+        stored = {m.text for c in market.chat_ids for m in market.messages(c)}
+        assert len(delivered) == len(set(delivered))
+        assert set(delivered) == stored
+
+
+@pytest.mark.parametrize("fault", [None, BEFORE, AFTER, Fault("no_answer", when="after")])
+async def test_left_early_it_sends_nothing_more_and_lets_end_what_is_under_way(
+    fault: Fault | None,
+) -> None:
+    async with a_market(None, fault) as market, session_of(market) as session:
+        async with aclosing(session.send_many(endless())) as outcomes:  # type: ignore[type-var]
+            async for _ in outcomes:
+                break
+        # One was answered; the three beside it have ended, settling included.
+        arrivals = len(market.arrivals)
+        stored = market.messages_stored
+        await asyncio.sleep(100.0)
+        assert (len(market.arrivals), market.messages_stored) == (arrivals, stored)
+        assert market.requests("send_message") <= 8
+        assert session.quota_status("send_message").waiting == 0
+
+
+@pytest.mark.parametrize("twice", [False, True])
+async def test_cancelled_while_one_of_them_is_settled(twice: bool) -> None:
+    async with a_market(AFTER, BEFORE) as market:
+        async with session_of(market) as session:
+            taking = asyncio.create_task(outcomes_of(session.send_many(endless())))
+            await asyncio.sleep(5.0)
+            taking.cancel()
+            if twice:
+                await asyncio.sleep(1.0)
+                taking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await taking
+        stored = market.messages_stored
+        await asyncio.sleep(30.0)
+        assert market.messages_stored == stored
+
+
+async def test_a_batch_that_nobody_goes_through_holds_nothing() -> None:
+    async with a_market() as market, session_of(market) as session:
+        session.send_many(endless())
+        await asyncio.sleep(1.0)
+        assert market.arrivals == []
+
+
+async def test_a_batch_that_is_dropped_in_the_midst_is_closed_with_the_session() -> None:
+    async with a_market(None, AFTER) as market, session_of(market) as session:
+        outcomes = session.send_many(endless())
+        await anext(outcomes)
+        del outcomes
+
+
+async def test_the_key_is_revoked_while_one_of_them_is_settled() -> None:
+    async with a_market(BEFORE, AFTER) as market, session_of(market) as session:
+        messages = [OutgoingMessage(i % 4 + 1, f"{i}") for i in range(12)]
+        loop = asyncio.get_running_loop()
+        loop.call_later(2.5, setattr, market, "revoked", True)
+        outcomes = await outcomes_of(session.send_many(messages))
+        assert len(outcomes) == 12
+        stored = {m.text for c in market.chat_ids for m in market.messages(c)}
+        for outcome in outcomes:
+            if outcome.status == "delivered":
+                assert outcome.message.text in stored
+            elif outcome.status == "refused":
+                assert outcome.message.text not in stored
+
+
+# Files
+
+
+@pytest.mark.parametrize("at", [0.0, 0.001, 0.5, 8.0, 16.5])
+async def test_a_file_can_be_cancelled_at_every_stage(at: float, tmp_path: Any) -> None:
+    path = tmp_path / "label.pdf"
+    path.write_bytes(b"x" * 500_000)
+    async with a_market(AFTER) as market, session_of(market) as session:
+        sending = asyncio.create_task(session.send_file(CHAT, path))
+        await asyncio.sleep(at)
+        sending.cancel()
+        await asyncio.wait([sending])
+        await session.send_message(CHAT, "next")
+        assert market.messages(CHAT)[-1].text == "next"
+        assert len(market.messages(CHAT)) <= 2
+
+
+async def test_a_window_that_is_used_up_holds_no_closing_up() -> None:
+    limits = Limits(send_message=Rate(2, per=3600.0))
+    async with a_market(limits={"send_message": Rate(2, per=3600.0)}) as market:
+        session = session_of(market, limits=limits)
+        tasks = await sent_by(session, *((i, "hi") for i in range(1, 6)))
+        await asyncio.sleep(10.0)
+        await session.close()
+        assert now() < 11.0
+        assert [type(await task) for task in tasks] == [Receipt] * 2 + [CLOSED] * 3
+
+
+Awaiting = Callable[[ChatSession], Any]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda session: session.get_chat(CHAT),
+        lambda session: session.history(CHAT).pages().__anext__(),
+        lambda session: session.token(),
+    ],
+)
+async def test_a_read_is_ended_too(call: Awaiting) -> None:
+    async with a_market(latency=8.0) as market:
+        session = session_of(market)
+        reading = asyncio.create_task(outcome_of(call(session)))
+        await asyncio.sleep(0.5)
+        await session.close(grace=1.0)
+        assert now() < 1.6
+        assert isinstance(await reading, CLOSED)
