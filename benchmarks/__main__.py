@@ -1,0 +1,76 @@
+"""`python -m benchmarks [names] [--quick]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+from .report import DOCS, Report, circumstances, stored, write
+from .suite import BENCHMARKS
+
+
+def main() -> None:
+    """Measure what was asked for, show it, and write the JSON, the plots and the docs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"which: {', '.join(BENCHMARKS)}; default: all"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the results are written")
+    parser.add_argument(
+        "--redraw", action="store_true", help="measure nothing: write the docs from the JSON"
+    )
+    arguments = parser.parse_args()
+    names = arguments.names or list(BENCHMARKS)
+    if unknown := set(names) - set(BENCHMARKS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}: {', '.join(BENCHMARKS)}")
+    size = "quick" if arguments.quick else "full"
+    console = Console()
+    logging.disable()  # that calls wait for long, and fail, is the point
+    results = stored(arguments.docs)
+    for name in [] if arguments.redraw else names:
+        benchmark = BENCHMARKS[name]
+        with _progress(console) as progress:
+            task = progress.add_task(name, total=benchmark.steps(benchmark.SIZES[size]))
+
+            def step(what: str, progress: Progress = progress, task: object = task) -> None:
+                progress.update(task, advance=1, description=what)  # type: ignore[arg-type]
+
+            before = circumstances()
+            figures = benchmark.run(benchmark.SIZES[size], step)
+        after = circumstances()["commit"]
+        if after != before["commit"]:
+            before["commit"] = f"{before['commit']} to {after}"
+        results[name] = {"size": size, **before, "figures": figures}
+        _show(console, benchmark.report(figures))
+        write(results, BENCHMARKS, arguments.docs)
+    if arguments.redraw:
+        write(results, BENCHMARKS, arguments.docs)
+
+
+def _progress(console: Console) -> Progress:
+    columns = Progress.get_default_columns()
+    return Progress(
+        *columns[:2], MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+    )
+
+
+def _show(console: Console, report: Report) -> None:
+    for shown in report.tables:
+        table = Table(title=shown.title, title_justify="left")
+        for number, head in enumerate(shown.header):
+            table.add_column(head, justify="right" if number else "left", no_wrap=not number)
+        for row in shown.rows:
+            table.add_row(*row)
+        console.print(table)
+    for remark in report.remarks:
+        console.print(f"- {remark}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Cost per message: time, processor time and instructions, over bare aiohttp."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from . import rivals
+from .processes import has_callgrind, instructions_a_message, server, spread, taking_turns
+from .report import Figures, Plot, Report, Step, Table, shown
+from .rivals import YARDSTICK
+
+TITLE = "What a message costs"
+ABOUT = """
+Limits lifted, a server on loopback in a process of its own, messages to 1,000 chats in turn. Bare
+aiohttp posts the same bytes with the same headers and reads the answer without looking at it; *by
+hand* is aiohttp with AsyncLimiter, a semaphore and retries; ya-market-api has neither limits nor
+retries. `send_many` has at most 256 messages in hand, whatever may be under way at once.
+"""
+TARGET = 1.05
+
+
+@dataclass
+class Size:
+    """How much is measured."""
+
+    at_once: tuple[int, ...]
+    messages: int
+    """In each turn, at least: short turns, and many, or a neighbour's burst hits one client."""
+    turns: int
+    rounds: int
+    counted_at: tuple[int, ...]
+    lengths: tuple[int, int] = (200, 1200)
+
+
+SIZES = {
+    "full": Size((1, 4, 64, 512), messages=256, turns=15, rounds=4, counted_at=(1, 64)),
+    "quick": Size((1, 4, 64, 512), messages=256, turns=7, rounds=1, counted_at=(1,)),
+    "tiny": Size((4,), messages=8, turns=1, rounds=1, counted_at=()),
+}
+
+
+def steps(size: Size) -> int:
+    counted = len(size.counted_at) * len(rivals.available()) if has_callgrind() else 0
+    return len(size.at_once) * size.rounds * size.turns + counted
+
+
+def run(size: Size, step: Step) -> Figures:
+    names = rivals.available()
+    with server() as url:
+        times = [row for at_once in size.at_once for row in _times(names, url, at_once, size, step)]
+        counts = list(_counts(names, url, size, step)) if has_callgrind() else []
+    return {"times": times, "instructions": counts}
+
+
+def _times(
+    names: list[str], url: str, at_once: int, size: Size, step: Step
+) -> Iterable[dict[str, object]]:
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    messages = max(size.messages, 2 * at_once)
+    for _ in range(size.rounds):
+        for turn in taking_turns(names, url, at_once, messages, size.turns):
+            for name, took in turn.items():
+                for clock, seconds in took.items():
+                    values[name, f"{clock}_us"].append(seconds * 1e6)
+                    values[name, f"{clock}_ratio"].append(seconds / turn[YARDSTICK][clock])
+            step(f"cost: {at_once} at once")
+    kinds = ("cpu_ratio", "wall_ratio", "cpu_us", "wall_us")
+    for name in names:
+        yield {
+            "at_once": at_once,
+            "client": name,
+            **{kind: spread(values[name, kind]) for kind in kinds},
+        }
+
+
+def _counts(names: list[str], url: str, size: Size, step: Step) -> Iterable[dict[str, object]]:
+    # Counting does not mind company: valgrind runs one thread at a time.
+    with ThreadPoolExecutor(2) as pool:
+        for at_once in size.counted_at:
+
+            def count(name: str, at_once: int = at_once) -> float:
+                counted = instructions_a_message(name, url, at_once, size.lengths)
+                step(f"cost: instructions of {name}")
+                return counted
+
+            counts = dict(zip(names, pool.map(count, names), strict=True))
+            for name, counted in counts.items():
+                ratio = counted / counts[YARDSTICK]
+                yield {"at_once": at_once, "client": name, "count": counted, "ratio": ratio}
+
+
+def report(figures: Figures) -> Report:
+    tables = []
+    counts = figures["instructions"]
+    for at_once in sorted({row["at_once"] for row in counts}):
+        rows = [
+            [row["client"], f"{row['ratio']:.3f}", f"{row['count']:,.0f}"]
+            for row in counts
+            if row["at_once"] == at_once
+        ]
+        title = f"Instructions a message, {at_once} at once"
+        tables.append(Table(title, ["client", "over bare aiohttp", "instructions"], rows))
+    times = figures["times"]
+    header = ["client", "CPU over bare aiohttp", "time over it", "CPU µs", "time µs"]
+    for at_once in sorted({row["at_once"] for row in times}):
+        rows = [
+            [
+                row["client"],
+                shown(row["cpu_ratio"]),
+                shown(row["wall_ratio"]),
+                shown(row["cpu_us"], 0),
+                shown(row["wall_us"], 0),
+            ]
+            for row in times
+            if row["at_once"] == at_once
+        ]
+        tables.append(Table(f"Time a message, {at_once} at once", header, rows))
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in times:
+        lines.setdefault(row["client"], []).append((row["at_once"], row["cpu_ratio"]["median"]))
+    plot = Plot(
+        "cost", "CPU a message over bare aiohttp", "messages at once", "ratio", lines, log_y=True
+    )
+    return Report(tables, [plot], [*_verdicts(counts), *_losses(times)])
+
+
+def _verdicts(counts: list[Figures]) -> Iterable[str]:
+    for row in counts:
+        if row["client"] in rivals.OURS:
+            kept = "within" if row["ratio"] <= TARGET else "**over**"
+            yield (
+                f"{row['client']}, {row['at_once']} at once: {row['ratio']:.3f} of bare aiohttp in"
+                f" instructions, {kept} the {TARGET} that we aim at."
+            )
+            for other in counts:
+                if (
+                    other["at_once"] == row["at_once"]
+                    and other["client"] not in (*rivals.OURS, YARDSTICK)
+                    and other["ratio"] < row["ratio"]
+                ):
+                    yield (
+                        f"{row['client']} loses to {other['client']} there:"
+                        f" {row['ratio']:.3f} against {other['ratio']:.3f}."
+                    )
+
+
+def _losses(times: list[Figures]) -> Iterable[str]:
+    for ours in times:
+        if ours["client"] not in rivals.OURS:
+            continue
+        beaten_by = [
+            f"{row['client']} ({row['cpu_ratio']['median']:.2f})"
+            for row in times
+            if row["at_once"] == ours["at_once"]
+            and row["client"] not in (*rivals.OURS, YARDSTICK)
+            and row["cpu_ratio"]["median"] < ours["cpu_ratio"]["median"] - 0.01
+        ]
+        if beaten_by:
+            yield (
+                f"{ours['client']}, {ours['at_once']} at once, takes"
+                f" {ours['cpu_ratio']['median']:.2f} of bare aiohttp's CPU, more than"
+                f" {', '.join(beaten_by)}."
+            )

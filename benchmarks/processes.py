@@ -1,0 +1,139 @@
+"""Processes side by side: a server, workers that take turns, and counting instructions."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# Instructions repeat only where nothing is left to chance.
+_REPEATABLE = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
+Spread = dict[str, float]
+"""A median, and the quartiles as low and high."""
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """The median of some values, and their quartiles."""
+    low, _, high = (
+        statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * [*values]
+    )
+    return {"median": statistics.median(values), "low": low, "high": high}
+
+
+def python(*arguments: object) -> list[str]:
+    """The command that runs this interpreter."""
+    return [sys.executable, *map(str, arguments)]
+
+
+def answer(*arguments: object, bytecode: str | None = None) -> Any:
+    """What a run of this interpreter prints, read as JSON.
+
+    `bytecode` is a folder in which it keeps what it compiled, whatever the environment says.
+    """
+    env = dict(os.environ)
+    if bytecode is not None:
+        env["PYTHONPYCACHEPREFIX"] = bytecode
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
+    done = subprocess.run(  # noqa: S603
+        python(*arguments), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=env
+    )
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def server() -> Iterator[str]:
+    """A lean server in a process of its own; its address."""
+    with _started(python("-m", "benchmarks.server")) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(  # noqa: S603
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()  # by which they know that they are no longer needed
+            process.wait(30)
+
+
+class Worker:
+    """A process that sends messages with one client when it is told to."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def send(self, messages: int) -> dict[str, float]:
+        """Seconds that so many messages took, of the clock ("wall") and the processor ("cpu")."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(messages, file=self._process.stdin, flush=True)
+        took: dict[str, float] = json.loads(self._process.stdout.readline())
+        return took
+
+
+def taking_turns(
+    names: Sequence[str], url: str, at_once: int, messages: int, turns: int
+) -> Iterator[dict[str, dict[str, float]]]:
+    """Seconds a message of each client, turn by turn; in each turn everybody sends.
+
+    Each client has a fresh process; the first to send is another one each turn.
+    """
+    with ExitStack() as stack:
+        workers = {
+            name: Worker(
+                stack.enter_context(_started(python("-m", "benchmarks.worker", name, url, at_once)))
+            )
+            for name in names
+        }
+        for turn in range(turns):
+            first = turn % len(names)
+            took = {name: workers[name].send(messages) for name in [*names[first:], *names[:first]]}
+            yield {
+                name: {clock: seconds / messages for clock, seconds in took[name].items()}
+                for name in names
+            }
+
+
+def has_callgrind() -> bool:
+    """Whether instructions can be counted."""
+    return shutil.which("valgrind") is not None
+
+
+def instructions(command: list[str], stdin: str = "") -> int:
+    """How many instructions a command takes, counted by valgrind."""
+    with tempfile.NamedTemporaryFile() as out:
+        done = subprocess.run(  # noqa: S603
+            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out.name}", *command],  # noqa: S607
+            cwd=ROOT,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, **_REPEATABLE},
+        )
+    counted = re.search(r"Collected : (\d+)", done.stderr)
+    assert counted is not None, done.stderr[-1000:]
+    return int(counted[1])
+
+
+def instructions_a_message(name: str, url: str, at_once: int, lengths: tuple[int, int]) -> float:
+    """Instructions of one message: the difference of two runs, divided."""
+    command = python("-m", "benchmarks.worker", name, url, at_once)
+    short, long = (instructions(command, f"{length}\n") for length in lengths)
+    return (long - short) / (lengths[1] - lengths[0])

@@ -1,0 +1,86 @@
+"""The leanest server that answers like the Market: no limits, no state, the same headers.
+
+`python -m benchmarks.server` prints its address and serves until its stdin is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import re
+import sys
+import time
+
+ANSWER = b'{"status":"OK"}'
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+
+
+class _Head:
+    """The head of an answer, made anew each second."""
+
+    made_at = 0
+    value = b""
+
+    def __call__(self) -> bytes:
+        now = int(time.time())
+        if now != self.made_at:
+            self.made_at = now
+            self.value = (
+                "HTTP/1.1 200 OK\r\n"
+                f"Date: {email.utils.formatdate(now, usegmt=True)}\r\n"
+                "Content-Type: application/json; charset=utf-8\r\n"
+                f"Content-Length: {len(ANSWER)}\r\n"
+                "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n"
+                "X-RateLimit-Resource-Limit: 1000000000\r\n"
+                "X-RateLimit-Resource-Remaining: 1000000000\r\n"
+                f"X-RateLimit-Resource-Until: {email.utils.formatdate(now + 3600, usegmt=True)}\r\n"
+                "Connection: keep-alive\r\n\r\n"
+            ).encode()
+        return self.value
+
+
+class Connection(asyncio.Protocol):
+    """Answers every request that has come in whole."""
+
+    def __init__(self, head: _Head, seen: list[bytes] | None = None) -> None:
+        self._head = head
+        self._seen = seen  # requests as they came, for the test that compares them
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        data = self._received + data if self._received else data
+        while (end := data.find(b"\r\n\r\n")) >= 0:
+            length = _LENGTH.search(data, 0, end)
+            size = end + 4 + (int(length[1]) if length else 0)
+            if len(data) < size:
+                break
+            if self._seen is not None:
+                self._seen.append(data[:size])
+            data = data[size:]
+            self._transport.write(self._head() + ANSWER)
+        self._received = data
+
+
+async def listen(seen: list[bytes] | None = None) -> tuple[asyncio.Server, str]:
+    """A server on a free port of loopback, and its address."""
+    head = _Head()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Connection(head, seen), "127.0.0.1", 0
+    )
+    return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+async def main() -> None:
+    """Serve until stdin is closed."""
+    server, url = await listen()
+    async with server:
+        print(url, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,17 @@
+"""All benchmarks, in the order in which they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import cost, decoding, faults, growth, imports, limit
+from .report import Benchmark
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "cost": cost,
+    "limit": limit,
+    "faults": faults,
+    "growth": growth,
+    "decoding": decoding,
+    "imports": imports,
+}
