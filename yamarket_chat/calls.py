@@ -104,14 +104,15 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
     420; 503 in the API's form                      NOT_CARRIED_OUT
     any other 4xx, whatever its body                REFUSED
     no connection was made                          NOT_CARRIED_OUT
-    a certificate that does not hold                REFUSED
+    a certificate that does not hold; a file that
+    cannot be read to its end                       REFUSED
     anything else                                   UNKNOWN
     ==============================================  ======================
     """
     if isinstance(seen, NoAnswer):
-        if seen.left:
-            return Verdict.UNKNOWN
-        return Verdict.REFUSED if seen.final else Verdict.NOT_CARRIED_OUT
+        if seen.final:
+            return Verdict.REFUSED
+        return Verdict.UNKNOWN if seen.left else Verdict.NOT_CARRIED_OUT
     if seen.status == 200:
         return Verdict.DONE if _status(seen.form) == "OK" else Verdict.UNKNOWN
     if seen.status == 420 or (seen.status == 503 and seen.form is not None):

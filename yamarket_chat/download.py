@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,7 +40,11 @@ async def download(
 
 
 async def _fetch(exchange: Exchange, file: File, to: Path | None, max_bytes: int) -> bytes | Path:
-    pieces = exchange.fetch(file.url, max_bytes)
+    async with aclosing(exchange.fetch(file.url, max_bytes)) as pieces:
+        return await _take(pieces, to)
+
+
+async def _take(pieces: AsyncIterator[bytes], to: Path | None) -> bytes | Path:
     if to is None:
         return b"".join([piece async for piece in pieces])
     # Beside it first: a download that breaks off leaves nothing under the name asked for.

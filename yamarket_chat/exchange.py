@@ -59,7 +59,7 @@ class NoAnswer:
     def __init__(self, reason: str, *, left: bool, final: bool = False) -> None:
         self.reason = reason
         self.left = left
-        self.final = final  # trying again is of no use
+        self.final = final  # surely not carried out, and trying again is of no use
 
 
 _TRACEPARENT = istr("traceparent")
@@ -280,7 +280,7 @@ class Exchange:
             elif body.broken is not None:
                 reason, final = body.broken, True
             elif self._http.closed:
-                reason, final = _CLOSED, True
+                reason, final = _CLOSED, not body.left
         else:
             read = decode if response.status == 200 else decode_envelope
             return Answer(response.status, response.headers, content, read(content))

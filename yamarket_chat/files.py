@@ -48,7 +48,10 @@ class Upload:
                 raise InvalidArgumentError(f"{os.fsdecode(self._path)} is no file")
             name = filename or os.path.basename(os.fsdecode(self._path))
         elif hasattr(source, "read"):
-            self._file, self._start, self.size = _seekable(source)
+            try:
+                self._file, self._start, self.size = _seekable(source)
+            except (OSError, ValueError) as error:
+                raise InvalidArgumentError(f"the file cannot be read: {error}") from None
             if filename is None and isinstance(getattr(source, "name", None), str):
                 name = os.path.basename(source.name)  # type: ignore[attr-defined]
         else:
@@ -171,8 +174,7 @@ class FormBody(Leaving, MultipartWriter):
         try:
             await super().write_with_length(writer, content_length)
         except Unreadable as error:
-            # The form is not whole, so the Market cannot have carried it out.
-            self.left = False
+            # The form is not whole: the Market may have counted it, but not carried it out.
             self.broken = f"the file cannot be read: {error}"
             raise
 

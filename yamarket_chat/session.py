@@ -404,7 +404,7 @@ class ChatSession:
         repeatable: bool | None = None,
         max_wait: float | UnsetType | None = UNSET,
     ) -> Any:
-        """Call any other method of the Market's API; its answer, decoded from JSON.
+        """Call any other method of the Market's API that answers 200 and JSON; its answer, decoded.
 
         It shares the parallel places of the business: order calls compete with messages for the
         same four. Its own limit over time is not known here: a 420 over it is raised, with
