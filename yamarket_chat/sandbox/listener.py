@@ -73,18 +73,30 @@ class Listener:
             access_log=None,
         )
         self._server: asyncio.Server | None = None
+        self._kept: list[socket.socket] = []  # bound, not listening
         self.port = port
 
     async def open(self) -> None:
         if self._server is None:
+            self._let_go()
             self._server = await asyncio.get_running_loop().create_server(
                 self._connections, self._host, self.port
             )
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Refuse new connections and reset those there are; requests in progress go on."""
+        """Refuse new connections and reset those there are; requests in progress go on.
+
+        The port stays ours: somebody else's server there would answer in our place.
+        """
+        bound = [] if self._server is None else list(self._server.sockets)
+        places = [(sock.family, sock.getsockname()) for sock in bound]
         self._refuse_new()
+        for family, address in places:
+            kept = socket.socket(family)
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            kept.bind(address)
+            self._kept.append(kept)
         for transport in list(self._connections.transports.values()):
             reset(transport)
         await self._connections.wait_until_all_gone()
@@ -92,6 +104,7 @@ class Listener:
     async def stop(self) -> None:
         """Close, and end all that is in progress."""
         self._refuse_new()
+        self._let_go()
         self._connections.pre_shutdown()
         tasks = list(self._tasks)
         for task in tasks:
@@ -107,6 +120,11 @@ class Listener:
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def _let_go(self) -> None:
+        for kept in self._kept:
+            kept.close()
+        self._kept.clear()
 
     async def wait_until_gone(self, request: web.BaseRequest) -> None:
         await self._connections.wait_until_gone(request.protocol)
