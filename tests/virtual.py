@@ -62,6 +62,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._thread_ended)
         return future
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        # It waits for a thread that joins the others: its time is real, too.
+        self._virtual.busy_threads += 1
+        try:
+            await super().shutdown_default_executor()
+        finally:
+            self._virtual.busy_threads -= 1
+
     def _thread_ended(self, _: asyncio.Future[Any]) -> None:
         self._virtual.busy_threads -= 1
 
