@@ -38,7 +38,7 @@ from yamarket_chat import (
     Rate,
     SessionClosedError,
 )
-from yamarket_chat.sandbox import Fault, Sandbox
+from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 
 
 def least_time(messages: int, latency: float, rate: Rate, parallel: int) -> float:
@@ -753,3 +753,16 @@ async def test_calls_that_wait_for_the_market_end_when_the_session_closes() -> N
         # Those that left beside the refused one were delivered.
         assert len(closed) == 8 - sum(a.status == 200 for a in market.arrivals)
         assert all(error.sent is False for error in closed)
+
+
+@pytest.mark.parametrize("number", [1, 3, 20, 41])
+async def test_after_a_420_nothing_leaves_until_its_time_and_then_one_alone(number: int) -> None:
+    """Also where calls were just about to leave when it came."""
+    refusal = numbered_faults({number: Fault("rate_limit", delay=30)})
+    async with Sandbox(latency=0.02, faults=refusal) as market, session_of(market) as session:
+        await send_all(session, to_chats(60, 60))
+    times = [arrival.time for arrival in market.arrivals]
+    (closed,) = [a.time for a in market.arrivals if a.status == 420]
+    later = [time for time in times if time > closed + 0.001]
+    assert later[0] >= closed + 30
+    assert later[1] >= later[0] + 0.02  # the first one's answer opens the rest

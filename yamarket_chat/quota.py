@@ -189,6 +189,11 @@ class Window:
             or self._loop.time() >= others.until
         )
 
+    def is_closed(self) -> bool:
+        """Whether a 420 has closed the window, and its time has not come yet."""
+        others = self._others
+        return others is not None and others.least == math.inf and self._loop.time() < others.until
+
     def _taken(self) -> int:
         """How many places are in use by our own requests."""
         free_at = self._free_at

@@ -216,9 +216,13 @@ class Scheduler:
         # All in one coroutine: a hundred thousand may wait here, and each frame counts.
         timer = self._begin_to_wait(ticket, max_wait)
         try:
-            await ticket.future  # type: ignore[misc]
-            if ticket.owner.closed_by is not None:
-                raise copy.copy(ticket.owner.closed_by)
+            while True:
+                await ticket.future  # type: ignore[misc]
+                if ticket.owner.closed_by is not None:
+                    raise copy.copy(ticket.owner.closed_by)
+                if not ticket.queue.window.is_closed():
+                    break
+                self._wait_again(ticket)
         except BaseException:
             self._end_to_wait(ticket, timer)
             if ticket.granted:
@@ -276,6 +280,14 @@ class Scheduler:
         if max_wait is None:
             return None
         return self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
+
+    def _wait_again(self, ticket: Ticket) -> None:
+        """Back in line: a 420 closed the window in the very pass in which the call could leave."""
+        ticket.granted = False
+        ticket.queue.window.give_back()
+        self._places.give_back()
+        ticket.future = self._loop.create_future()
+        self._first_in_line(ticket)
 
     def _end_to_wait(self, ticket: Ticket, timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
