@@ -325,6 +325,10 @@ async def test_a_port_in_use_is_one_line(market: Sandbox) -> None:
 
 
 async def test_the_demo_delivers_everything_and_shows_it() -> None:
+    await asyncio.gather(demo_delivers_everything(), demo_delivers_everything("--faults"))
+
+
+async def demo_delivers_everything(*options: str) -> None:
     terminal, its_end = os.openpty()
     shown = bytearray()
     loop = asyncio.get_running_loop()
@@ -332,10 +336,11 @@ async def test_the_demo_delivers_everything_and_shows_it() -> None:
     try:
         began = loop.time()
         process = await asyncio.create_subprocess_exec(
-            COMMAND, "demo", stdout=PIPE, stderr=its_end, env=environment(TERM="xterm")
-        )
+            *(COMMAND, "demo", *options),
+            stdout=PIPE, stderr=its_end, env=environment(TERM="xterm"),
+        )  # fmt: skip
         finished = await end(process)
-        assert loop.time() - began < 15
+        assert loop.time() - began < 20
     finally:
         loop.remove_reader(terminal)
         os.close(terminal)
@@ -354,8 +359,20 @@ async def test_the_demo_delivers_everything_and_shows_it() -> None:
     assert number(r"Arrived +(\d+) of (\d+) messages, in (\d+) chats") == [total, total, plan.chats]
     assert number(r"In order +(\d+) of (\d+) chats") == [plan.chats, plan.chats]
     assert number(r"Refused +(\d+) requests") == [0]
-    assert number(r"Busiest moment +(\d+) requests at once, of (\d+)") == [4, 4]
-    assert number(r"Fullest window +(\d+) requests in 2 s, of (\d+)") == [100, 100]
+    most, allowed = number(r"Busiest moment +(\d+) requests at once, of (\d+)")
+    assert most == allowed == 4
+    fullest, allowed = number(r"Fullest window +(\d+) requests in 2 s, of (\d+)")
+    # Requests without an answer keep their places, so the window may not get full.
+    assert fullest == 100 or (options and fullest > 50)
+    assert allowed == 100
+    if options:
+        failed, found, again = number(
+            r"Failed requests +(\d+); found in the chat's history (\d+), sent again (\d+)"
+        )
+        assert failed == len(demo.FAULTS)
+        # A request that is sent again may fail in its turn.
+        assert failed - 2 <= found + again <= failed
+        assert "10 s later" in finished.out
     a_second, seconds, least = number(
         r"Rate +(\d+) a second, all in ([\d.]+) s; the limit alone takes ([\d.]+) s"
     )
@@ -486,13 +503,32 @@ async def test_the_version() -> None:
     assert await run("--version") == Finished(0, f"yamarket-chat {__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["demo", "send", "sandbox"])
-async def test_help_has_an_example_and_shows_no_key(command: str) -> None:
-    finished = await run(command, "--help", YAMARKET_API_KEY="ACMA:secret")
+COMMANDS = [
+    *("demo", "whoami", "chats", "history", "watch", "send", "send-file", "send-many"),
+    *("new-chat", "quota", "sandbox"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_shows_no_key(
+    command: str, monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]
+) -> None:
+    monkeypatch.setenv("YAMARKET_API_KEY", "ACMA:secret")
+    finished = in_process(command, "--help")
     assert finished.status == 0
     assert f"Example: yamarket-chat {command}" in finished.out
     assert "ACMA:secret" not in finished.out
-    assert ("YAMARKET_API_KEY" in finished.out) is (command == "send")
+    assert ("YAMARKET_API_KEY" in finished.out) is (command not in ("demo", "sandbox"))
+
+
+async def test_the_help_names_all_commands() -> None:
+    finished = await run("--help")
+    assert re.findall(r"^│ ([a-z][a-z-]+) ", finished.out, re.M) == COMMANDS
+
+
+async def test_completion_can_be_shown() -> None:
+    finished = await run("--show-completion", SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE="1")
+    assert finished.status == 0
 
 
 async def test_no_command_shows_the_help() -> None:

@@ -206,12 +206,12 @@ def test_equal_texts_with_seconds_between_them_can_always_be_told(
     assert find(rows, before[-1], before[:-1]) is (Found.YES if arrived else Found.NO)
 
 
-@pytest.mark.parametrize("at", [-1.0, 0.0, 0.4, 3.0, 15.9])
+@pytest.mark.parametrize("at", [-1.0, 0.0, 0.4, 3.0, 15.9, 17.0, 3600.0])
 def test_a_row_of_the_shop_that_nobody_here_sent_is_not_explained_away(at: float) -> None:
     wanted = Stored(content_of_text("hi"), T + 0.5, T + 16.0)
     for stored in ([], [Row(T + 1, "hi")]):
         found = find(rows_of([*stored, Row(T + at, "by hand")]), wanted, [])
-        since_the_attempt = at >= 0
+        since_the_attempt = 0 <= at <= 16
         told = Found.YES if stored else Found.NO
         assert found is (Found.UNCLEAR if since_the_attempt else told)
 
@@ -691,6 +691,17 @@ async def test_settling_waits_for_what_the_market_may_yet_carry_out() -> None:
         start = now()
         assert await session.settle(pending) == Receipt(CHAT, 1, "history")
         assert now() - start < 0.1
+
+
+@pytest.mark.parametrize("fault", [BEFORE, AFTER])
+async def test_what_came_later_makes_nothing_unknown(fault: Fault) -> None:
+    async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
+        pending = await unknown_of(session)
+        await session.send_message(CHAT, "hi")
+        await asyncio.sleep(20.0)
+        by_hand(market)
+        receipt = await session.settle(pending)
+        assert receipt == (Receipt(CHAT, 1, "history") if fault is AFTER else None)
 
 
 @pytest.mark.parametrize("fault", [BEFORE, AFTER])

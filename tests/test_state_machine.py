@@ -68,7 +68,7 @@ READS_FAIL = (
     Fault("status", status=500),
     Fault("status", status=200, html=True),
     Fault("half_body"),
-    Fault("slow", delay=5.0),
+    Fault("slow", delay=1.0),  # one that takes longer leaves the Market's clock less certain
     Fault("parallel_limit"),
 )
 

@@ -19,6 +19,7 @@ import asyncio
 import copy
 import heapq
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ from .models import QuotaStatus
 from .quota import Departure, Limits, Quota, Window
 
 logger = logging.getLogger("yamarket_chat")
+
+NEVER = -math.inf
 
 LONG_WAIT = 60.0
 """Seconds of waiting from which on a warning is logged."""
@@ -56,7 +59,6 @@ class Ticket:
         "ended",
         "future",
         "granted",
-        "left",
         "line",
         "number",
         "owner",
@@ -81,14 +83,18 @@ class Ticket:
         self.future: asyncio.Future[None] | None = None  # while it waits
         self.ready = False  # stands in its queue
         self.granted = False  # may leave, but has not left yet
-        self.left = False  # an attempt has left
         self.unanswered = False  # an attempt ended without an answer, and may have been carried out
         self.readings: Readings = NO_READINGS  # of the Market's clock, when the attempt began
-        self.began = self.ended = 0.0  # the latest attempt, on the loop's clock
+        self.began = self.ended = NEVER  # the latest attempt, on the loop's clock
         self.departure: Departure | None = None  # of the attempt that is under way
         self.task: asyncio.Task[Any] | None = None  # that carries the attempt
         self.cancelling = 0  # how often that task had been cancelled before
         self.cut_short = False  # the task was cancelled because the session's grace is over
+
+    @property
+    def left(self) -> bool:
+        """Whether an attempt has left."""
+        return self.began != NEVER
 
     def __lt__(self, other: Ticket) -> bool:
         return self.number < other.number
@@ -254,7 +260,6 @@ class Scheduler:
         return True
 
     def _depart(self, ticket: Ticket) -> None:
-        ticket.left = True
         ticket.departure = ticket.queue.window.depart(self._places.depart())
         ticket.owner.under_way.add(ticket)
 

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
+from datetime import datetime, timedelta
+from typing import Any
 
+import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from yamarket_chat.errors import ChatError, DeliveryUnknownError
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
+
+WIDEST = 1000
+"""Columns of a table in a file."""
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -20,7 +33,12 @@ _ARGUMENT = re.compile(r"\b(api_key|business_id|base_url|insecure_http)\b(=True)
 
 def result(text: str) -> None:
     """One line on standard output, however long; never broken, so that programs can read it."""
-    out.print(Text(_printable(text)), soft_wrap=True)
+    out.print(Text(printable(text)), soft_wrap=True)
+
+
+def data(value: Any) -> None:
+    """One line of JSON on standard output."""
+    out.out(msgspec.json.encode(value).decode(), highlight=False)
 
 
 def note(text: str) -> None:
@@ -40,7 +58,7 @@ def failure(text: str) -> None:
 
 def _tell(head: Text, text: str) -> None:
     # A terminal gets it broken between words, a file as the one line that it is.
-    err.print(head + Text(_printable(text)), soft_wrap=not err.is_terminal)
+    err.print(head + Text(printable(text)), soft_wrap=not err.is_terminal)
 
 
 def describe(error: ChatError) -> str:
@@ -54,21 +72,72 @@ def describe(error: ChatError) -> str:
     return _ARGUMENT.sub(lambda match: "--" + match[1].replace("_", "-"), str(error))
 
 
-def show_log(level: int) -> None:
-    """Show what the SDK logs from this level on, as plain lines."""
+def new_table(*columns: str) -> Table:
+    """A table with these columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def cells(*values: object) -> list[Text]:
+    """A row of a table; what is not known stays empty."""
+    return [Text("" if value is None else printable(str(value))) for value in values]
+
+
+def table(content: Table) -> None:
+    """A table on standard output: as wide as the terminal, or as a file's longest row."""
+    if not out.is_terminal:
+        content.box = None
+        content.padding = (0, 2, 0, 0)
+    out.print(content, width=None if out.is_terminal else WIDEST, crop=False, soft_wrap=False)
+
+
+def moment(time: datetime) -> str:
+    """A time of the Market's, in the time zone of this machine."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def number(count: int, name: str) -> str:
+    """
+    >>> number(1000, "chat")
+    '1,000 chats'
+    """
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def show_log(level: int, at_most_every: float = 0.0) -> None:
+    """Show what the SDK logs from this level on, as plain lines.
+
+    Of what is less than a warning, one line in `at_most_every` seconds.
+    """
     logger.setLevel(level)
-    logger.handlers = [_Lines(level)]
+    logger.handlers = [_Lines(level, at_most_every)]
     logger.propagate = False
 
 
 class _Lines(logging.Handler):
     """Log records as lines of the console, which knows how to write beside a progress bar."""
 
+    def __init__(self, level: int, at_most_every: float) -> None:
+        super().__init__(level)
+        self._pause = at_most_every
+        self._shown = -math.inf
+
     def emit(self, record: logging.LogRecord) -> None:
-        show = note if record.levelno < logging.WARNING else warning
-        show(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            warning(record.getMessage())
+        elif (now := time.monotonic()) >= self._shown + self._pause:
+            self._shown = now
+            note(record.getMessage())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Fit for one line of a terminal."""
     # Texts of the Market and of users end up here: no line breaks, no control codes.
     return "".join(c if c.isprintable() else " " for c in text)

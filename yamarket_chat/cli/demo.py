@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Annotated
 
 import msgspec
+import typer
 from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from yamarket_chat.calls import Retry
 from yamarket_chat.models import Outcome, OutgoingMessage
 from yamarket_chat.operations import Rate
 from yamarket_chat.quota import Limits
-from yamarket_chat.sandbox import Sandbox, StoredMessage
+from yamarket_chat.sandbox import Fault, Sandbox, StoredMessage, numbered_faults
+from yamarket_chat.sandbox.faults import FaultPlan
 from yamarket_chat.session import ChatSession
 
 from . import console
@@ -36,6 +40,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rate: Rate
     parallel: int
     latency: tuple[float, float]
+    faults: tuple[Fault, ...] = ()
 
     @property
     def total(self) -> int:
@@ -62,6 +67,41 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 PLAN = Plan(chats=40, messages_each=10, rate=Rate(100, per=2.0), parallel=4, latency=(0.01, 0.03))
+
+AMONG = 80
+"""The first requests, among which are those that fail: so all is settled at about the same time."""
+FAULTS = (
+    *(Fault("reset", when=when) for when in ("before", "after")),
+    *(Fault("half_body", when=when) for when in ("before", "after")),
+    *(Fault("status", status=500, when=when) for when in ("before", "after")),
+    *(Fault("status", status=502, html=True, when=when) for when in ("before", "after")),
+    *(Fault("status", status=200, when=when) for when in ("before", "after")),
+    *(Fault("status", status=504, when=when) for when in ("before", "after")),
+    Fault("status", status=503),
+)
+"""Of each of them one; none of those after which an answer is waited for in vain."""
+SETTLE_AFTER = 10.0
+"""Seconds, the least that the Market's cut-off allows; for real work it is 15."""
+
+
+def demo(
+    *,
+    faults: Annotated[
+        bool,
+        typer.Option(
+            "--faults", help="Let some requests fail, before or after they are carried out."
+        ),
+    ] = False,
+) -> None:
+    """Send a few hundred messages through a sandbox on this machine, in some seconds.
+
+    Nothing leaves this machine. What is shown at the end is what the sandbox saw.
+
+    Example: yamarket-chat demo --faults
+    """
+    plan = msgspec.structs.replace(PLAN, faults=FAULTS) if faults else PLAN
+    if not asyncio.run(play(plan)):
+        raise typer.Exit(1)
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,10 +133,13 @@ async def play(plan: Plan) -> bool:
         parallel=plan.parallel,
         latency=partial(random.uniform, *plan.latency),
     )
+    if plan.faults:
+        market.faults = _somewhere(plan.faults)
     async with market:
-        failed = await _send(plan, market)
+        settled: Counter[str] = Counter()
+        failed = await _send(plan, market, settled)
         books = _read(plan, market)
-    console.out.print(_report(plan, books))
+    console.out.print(_report(plan, books, settled))
     problems = _problems(plan, books, failed)
     for problem in problems:
         console.failure(problem)
@@ -107,8 +150,14 @@ async def play(plan: Plan) -> bool:
     return not problems
 
 
-async def _send(plan: Plan, market: Sandbox) -> list[Outcome]:
-    """Send everything; the outcomes of what was not delivered."""
+def _somewhere(faults: Sequence[Fault]) -> FaultPlan:
+    """Each fault for one of the first messages, elsewhere each time."""
+    numbers = random.sample(range(1, AMONG + 1), len(faults))
+    return numbered_faults(dict(zip(numbers, faults, strict=True)), operation="send_message")
+
+
+async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Outcome]:
+    """Send everything; the outcomes of what was not delivered. Counts how the rest was settled."""
     failed = []
     progress = Progress(
         TextColumn("Sending"),
@@ -123,14 +172,19 @@ async def _send(plan: Plan, market: Sandbox) -> list[Outcome]:
         market.business_id,
         base_url=market.url,
         limits=Limits(parallel=plan.parallel, send_message=plan.rate),
+        retry=Retry(settle_after=SETTLE_AFTER) if plan.faults else Retry(),
     )
     with progress:
         bar = progress.add_task("", total=plan.total)
         async with session:
             async for outcome in session.send_many(plan.messages()):
                 progress.advance(bar)
-                if outcome.status != "delivered":
+                if outcome.receipt is None:
                     failed.append(outcome)
+                elif outcome.receipt.confirmed_by == "history":
+                    settled["history"] += 1
+                elif outcome.receipt.attempts > 1:
+                    settled["again"] += 1
     return failed
 
 
@@ -195,15 +249,24 @@ def _in_order(plan: Plan, books: Books, chat_id: int) -> bool:
 def _introduction(plan: Plan) -> Text:
     documented = Limits().send_message
     least, most = (round(1000 * seconds) for seconds in plan.latency)
-    return Text(
+    text = Text(
         f"{plan.total} messages go to {plan.chats} chats of a sandbox on this machine; nothing"
         f" leaves it. The Market allows {documented.requests} requests in {documented.per:g} s;"
         f" here it is {plan.rate.requests} in {plan.rate.per:g} s, so that you need not wait for"
         f" hours. {plan.parallel} may be under way at once, and each takes {least} to {most} ms."
     )
+    if plan.faults:
+        text.append(
+            f"\n\n{len(plan.faults)} of the requests fail: a reset, half an answer, 5xx, HTML,"
+            " before or after the message was stored. Whether it arrived, its chat's history tells"
+            f" {SETTLE_AFTER:.0f} s later, when the Market can no longer be at it (for real work,"
+            f" {Retry().settle_after:.0f} s); only that chat waits. It takes about a"
+            " quarter of a minute."
+        )
+    return text
 
 
-def _report(plan: Plan, books: Books) -> RenderableType:
+def _report(plan: Plan, books: Books, settled: Counter[str]) -> RenderableType:
     in_order = sum(_in_order(plan, books, chat_id) for chat_id in plan.chat_ids)
     rate = books.total / books.seconds if books.seconds else 0.0
     table = Table.grid(padding=(0, 3, 0, 0))
@@ -225,6 +288,12 @@ def _report(plan: Plan, books: Books) -> RenderableType:
         ("Left of the quota", f"{books.left} of {plan.rate.requests} requests at this moment"),
     ):
         table.add_row(Text(name, style="bold"), value)
+    if plan.faults:
+        value = (
+            f"{len(plan.faults)}; found in the chat's history {settled['history']},"
+            f" sent again {settled['again']}"
+        )
+        table.add_row(Text("Failed requests", style="bold"), value)
     sample = plan.chat_ids[plan.chats // 2]
     chat = Table.grid(padding=(0, 3, 0, 0))
     for message in books.chats.get(sample, []):

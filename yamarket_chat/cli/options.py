@@ -1,10 +1,13 @@
-"""Arguments and options that the commands share."""
+"""Arguments and options that the commands share, and the session that they make."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from yamarket_chat.calls import Retry
+from yamarket_chat.session import ChatSession
 
 from . import console
 
@@ -31,7 +34,7 @@ BusinessId = Annotated[
     typer.Option(
         envvar="YAMARKET_BUSINESS_ID",
         min=1,
-        help="The number of the seller's business.",
+        help="The number of the seller's business; whoami tells it.",
         show_default=False,
     ),
 ]
@@ -53,3 +56,28 @@ GiveUpAfter = Annotated[
         min=0, metavar="SECONDS", help="How long to try again where the Market does not answer."
     ),
 ]
+Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON object a line.")]
+
+GIVE_UP_AFTER = 30.0
+"""Seconds that a person waits for one answer."""
+GO_ON_FOR = Retry().give_up_after
+"""Seconds for which what runs by itself tries again: as long as the SDK does."""
+
+
+def connect(
+    api_key: str | None,
+    business_id: int | None,
+    base_url: str,
+    insecure_http: bool,
+    give_up_after: float,
+    **settings: Any,
+) -> ChatSession:
+    """The session that these options ask for. Raises InvalidArgumentError."""
+    return ChatSession(
+        api_key,
+        business_id,
+        base_url=base_url,
+        retry=Retry(give_up_after=give_up_after),
+        insecure_http=insecure_http,
+        **settings,
+    )

@@ -1,0 +1,94 @@
+"""Every command of docs/cli.md runs."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import (
+    Finished,
+    _interruptible,  # noqa: F401
+    in_process,  # noqa: F401
+    start,
+    variables_of,
+)
+from tests.test_readme import market  # noqa: F401
+from yamarket_chat.sandbox import Sandbox
+
+pytestmark = pytest.mark.real_time
+
+PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
+UNTIL_CTRL_C = ("watch", "sandbox")
+
+
+def arguments_of(command: str) -> list[str]:
+    return shlex.split(command.rpartition("| ")[2], comments=True)[1:]
+
+
+def test_the_commands_of_the_page_run(
+    market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables_of(market).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    for name, content in re.findall(r"`(\S+)`:\n\n```text\n(.*?)```", PAGE, re.S):
+        Path(name).write_text(content, encoding="utf-8")
+    Path("label.pdf").write_bytes(b"a label")
+    market.buyer_says(17, "Где мой заказ?")
+    for command in COMMANDS:
+        arguments = arguments_of(command)
+        if arguments[0] in (*UNTIL_CTRL_C, "demo"):
+            continue
+        before, pipe, _ = command.rpartition(" | ")
+        if pipe:
+            _, text = shlex.split(before)  # echo TEXT, cat FILE
+            said = text + "\n" if before.startswith("echo") else Path(text).read_text("utf-8")
+            stdin = io.TextIOWrapper(io.BytesIO(said.encode()))
+            monkeypatch.setattr(sys, "stdin", stdin)
+        finished = in_process(*arguments)
+        assert finished.status == 0, (command, finished)
+    assert [message.text for message in market.messages(17)].count("Ваш заказ в пути") == 1
+
+
+async def test_the_commands_that_run_until_ctrl_c_do() -> None:
+    async def try_out(command: str) -> None:
+        async with Sandbox() as market:  # noqa: F811
+            process = await start(*arguments_of(command), **variables_of(market))
+            assert process.stderr is not None
+            told = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
+            assert "Ctrl-C" in told or "requests fail" in told
+            await asyncio.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+            await asyncio.wait_for(process.communicate(), 15)
+            assert process.returncode in (0, 130)
+
+    commands = [c for c in COMMANDS if arguments_of(c)[0] in UNTIL_CTRL_C]
+    assert len(commands) >= 3
+    await asyncio.gather(*map(try_out, commands))
+
+
+def test_the_page_shows_the_demos_that_the_tests_run() -> None:
+    assert [c for c in COMMANDS if arguments_of(c)[0] == "demo"] == [
+        "yamarket-chat demo",
+        "yamarket-chat demo --faults",
+    ]
+
+
+def test_the_pictures_of_the_page_exist() -> None:
+    names = re.findall(r"\]\((pictures/\S+\.svg)\)", PAGE)
+    assert names
+    for name in names:
+        assert (Path(__file__).parents[1] / "docs" / name).is_file()

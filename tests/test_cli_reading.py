@@ -1,0 +1,302 @@
+"""The commands that look at chats, keys and limits, and those that send one thing."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import signal
+import sys
+import threading
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_cli import (
+    COMMAND,
+    NOBODY_LISTENS,
+    Finished,
+    _interruptible,  # noqa: F401
+    end,
+    environment,
+    in_process,  # noqa: F401
+    start,
+    texts,
+    variables_of,
+)
+from yamarket_chat import Rate
+from yamarket_chat.cli import environment as dotenv
+from yamarket_chat.sandbox import Sandbox
+
+pytestmark = pytest.mark.real_time
+
+
+Runs = Callable[..., Finished]
+
+
+def run_all(in_process: Runs, *commands: str) -> list[Finished]:  # noqa: F811
+    return [in_process(*command.split()) for command in commands]
+
+
+@contextmanager
+def served(**settings: Any) -> Iterator[Sandbox]:
+    """A sandbox in a thread of its own, beside commands that run in this process."""
+    holder: list[tuple[Sandbox, asyncio.AbstractEventLoop]] = []
+    ready, ending = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with Sandbox(**settings) as sandbox:
+            holder.append((sandbox, asyncio.get_running_loop()))
+            ready.set()
+            await ending.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    sandbox, loop = holder[0]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables_of(sandbox).items():
+            patch.setenv(name, value)
+        try:
+            yield sandbox
+        finally:
+            loop.call_soon_threadsafe(ending.set)
+            thread.join()
+
+
+@pytest.fixture
+def market() -> Iterator[Sandbox]:
+    with served() as market:
+        yield market
+
+
+def test_whoami_tells_what_the_key_may_do_and_the_business_id(
+    in_process: Runs,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served(scopes=["PRICING"], campaigns=2):
+        monkeypatch.delenv("YAMARKET_BUSINESS_ID")
+        plain, programs = in_process("whoami"), in_process("whoami", "--json")
+    assert plain.status == 0, plain.err
+    key, scopes, may, _, first, second = plain.out.splitlines()
+    assert (key, scopes) == ("Key: Sandbox", "Scopes: PRICING")
+    assert may == "It may not chat: that takes COMMUNICATION or ALL_METHODS"
+    assert first.split()[0] == second.split()[0] == "12345"
+    token, *shops = map(json.loads, programs.out.splitlines())
+    assert token == {"name": "Sandbox", "authScopes": ["PRICING"]}
+    assert [shop["business"]["id"] for shop in shops] == [12345, 12345]
+
+
+def test_the_quota_tells_what_reading_can_find_out(in_process: Runs) -> None:  # noqa: F811
+    with served(limits={"chats": Rate(4000, per=3600)}) as market:
+        market.buyer_says(7, "Где заказ?")
+        [programs, plain] = run_all(in_process, "quota --json", "quota")
+        assert market.messages_stored == 1
+    assert plain.status == 0, plain.err
+    rows = {row["operation"]: row for row in map(json.loads, programs.out.splitlines())}
+    assert rows["send_message"] == {
+        **{"operation": "send_message", "limit": 1000},
+        **{"remaining": None, "resets_in": None},
+    }
+    assert (rows["chats"]["limit"], rows["chats"]["remaining"]) == (4000, 3999)
+    assert rows["get_message"]["remaining"] == 999
+    assert "not told without sending" in plain.out
+
+
+def test_chats_are_a_table_with_filters(
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+) -> None:
+    market.buyer_says(7, "Где заказ?")
+    market.shop_says(8, "Пришёл")
+    market.add_chat(9, order_id=55)
+    everything, waiting, about, programs, few, none, wrong = run_all(
+        in_process,
+        "chats",
+        "chats --status waiting_for_partner",
+        "chats --order 55",
+        "chats --json",
+        "chats --limit 1",
+        "chats --return 3",
+        "chats --order x",
+    )
+    assert everything.out.splitlines()[0].split()[:3] == ["Chat", "Status", "About"]
+    assert [line.split()[0] for line in everything.out.splitlines()[1:]] == ["7", "8", "9"]
+    assert [line.split()[0] for line in waiting.out.splitlines()[1:]] == ["7"]
+    assert "order 55" in about.out.splitlines()[1]
+    assert [json.loads(line)["chatId"] for line in programs.out.splitlines()] == [7, 8, 9]
+    assert few.err == "There are more than 1: see --limit\n"
+    assert (none.status, none.out, none.err) == (0, "", "No such chat\n")
+    assert wrong.status == 2
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending"])
+def test_a_history_is_a_conversation_with_the_newest_last(
+    order: str,
+    in_process: Runs,  # noqa: F811
+) -> None:
+    with served(history_order=order) as market:
+        market.buyer_says(7, "Где\nзаказ?\x1b[2J")
+        market.shop_says(7, "В пути")
+        market.buyer_sends_file(7, "чек.pdf", b"123")
+        plain, last, programs = run_all(
+            in_process, "history 7", "history 7 --limit 1", "history 7 --json"
+        )
+    lines = plain.out.splitlines()
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == [
+        *("Buyer", "Shop", "Buyer")
+    ]
+    assert [line for line in lines if line.startswith(" ")] == [
+        *("  Где", "  заказ? [2J", "  В пути", "  [чек.pdf, 3 bytes]")
+    ]
+    assert last.out.splitlines()[1:] == ["  [чек.pdf, 3 bytes]"]
+    assert [json.loads(line)["sender"] for line in programs.out.splitlines()] == [
+        *("CUSTOMER", "PARTNER", "CUSTOMER")
+    ]
+
+
+async def line_of(process: Process) -> str:
+    assert process.stdout is not None
+    return (await asyncio.wait_for(process.stdout.readline(), 15)).decode().rstrip()
+
+
+async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
+    market.buyer_says(7, "old")
+    market.buyer_says(8, "old too")
+    process = await start("watch", "--every", "1", **variables_of(market))
+    assert process.stderr is not None
+    told = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
+    assert told == "Watching every 4 s, until Ctrl-C\n"  # a fifth of the limit
+    market.buyer_says(8, "new")
+    market.shop_says(9, "ours")
+    market.buyer_says(9, "in a chat that is new")
+    shown = [await line_of(process) for _ in range(4)]
+    assert shown[0].startswith("Buyer, chat 8  ")
+    assert shown[1] == "  new"
+    assert shown[2].startswith("Buyer, chat 9  ")
+    assert shown[3] == "  in a chat that is new"
+    market.buyer_says(8, "and more")
+    assert (await line_of(process)).startswith("Buyer, chat 8  ")
+    assert await line_of(process) == "  and more"
+    process.send_signal(signal.SIGINT)
+    finished = await end(process)
+    assert finished.status == 130
+    assert finished.out == ""
+
+
+def test_new_chat_tells_its_number(
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+) -> None:
+    order, back = run_all(in_process, "new-chat --order 55", "new-chat --return 3 --json")
+    wrong = in_process("new-chat")
+    [of_order, of_return] = sorted(
+        market.chat_ids, key=lambda chat: f"Chat {chat} " not in order.out
+    )
+    assert order.out == f"Chat {of_order} is about order 55\n"
+    assert json.loads(back.out) == {"chat_id": of_return}
+    assert wrong.status == 2
+    assert wrong.err == "Error: a chat is about --order or --return, one of the two\n"
+
+
+def test_a_file_and_a_text_from_standard_input_are_sent(
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    label = tmp_path / "Накладная.pdf"
+    label.write_bytes(b"12345")
+    sent = in_process("send-file", "7", str(label), "--json")
+    assert sent.status == 0, sent.err
+    assert json.loads(sent.out)["confirmed_by"] == "answer"
+    [message] = market.messages(7)
+    assert [(file.name, file.size) for file in message.payload] == [("Накладная.pdf", 5)]
+    absent = in_process("send-file", "7", "no-such.pdf")
+    assert absent.status == 2
+    assert absent.err.startswith("Error: the file cannot be read")
+    for content, status in (("две\nстроки\n".encode(), 0), (b"\xff", 2)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert in_process("send", "8", "-").status == status
+    assert texts(market, 8) == ["две\nстроки"]
+
+
+@pytest.mark.parametrize(
+    ("content", "already", "after"),
+    [
+        (
+            "# mine\nexport YAMARKET_API_KEY='ACMA:1'\r\nYAMARKET_BUSINESS_ID = 7\nPATH=/evil\n",
+            {},
+            {"YAMARKET_API_KEY": "ACMA:1", "YAMARKET_BUSINESS_ID": "7"},
+        ),
+        (
+            "YAMARKET_API_KEY=theirs\nYAMARKET_BUSINESS_ID=7\nYAMARKET_BASE_URL=https://evil\n",
+            {"YAMARKET_API_KEY": "mine"},
+            {"YAMARKET_API_KEY": "mine", "YAMARKET_BUSINESS_ID": "7"},
+        ),
+        (
+            "YAMARKET_API_KEY=a\nYAMARKET_BASE_URL=http://127.0.0.1:1\n",
+            {"YAMARKET_BASE_URL": "https://set"},
+            {"YAMARKET_API_KEY": "a", "YAMARKET_BASE_URL": "https://set"},
+        ),
+    ],
+)
+def test_a_dotenv_file_never_overrides_the_environment(
+    content: str,
+    already: dict[str, str],
+    after: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / ".env").write_text(content, encoding="utf-8")
+    variables = dict(already)
+    monkeypatch.setattr(dotenv.os, "environ", variables)
+    dotenv.load(tmp_path / ".env")
+    assert variables == after
+
+
+async def test_a_dotenv_file_serves_a_command(market: Sandbox, tmp_path: Path) -> None:
+    lines = (f"{name}={value}\n" for name, value in variables_of(market).items())
+    (tmp_path / ".env").write_text("".join(lines))
+    process = await asyncio.create_subprocess_exec(
+        *(COMMAND, "whoami"), cwd=tmp_path, stdout=PIPE, stderr=PIPE, env=environment()
+    )
+    assert "It may chat" in (await end(process)).out
+
+
+async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> None:
+    async with Sandbox(latency=9.0) as market:
+        slow = await start("chats", **variables_of(market))
+        gone = await start(
+            "chats", "--give-up-after", "1",
+            **variables_of(market, YAMARKET_BASE_URL=NOBODY_LISTENS),
+        )  # fmt: skip
+        assert slow.stderr is not None
+        told = (await asyncio.wait_for(slow.stderr.readline(), 6)).decode()
+        assert told.startswith("No answer from the Market yet")
+        slow.send_signal(signal.SIGINT)
+        assert (await asyncio.wait_for(end(slow), 3)).status == 130
+        finished = await end(gone)
+        assert finished.status == 1
+        again, *_, error = finished.err.splitlines()
+        assert "again in" in again
+        assert error.startswith("Error: chats: ")
+
+
+def test_a_missing_business_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    for name in dotenv.NAMES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("YAMARKET_API_KEY", "ACMA:1")
+    for command in ("chats", "history 7", "quota", "new-chat --order 5"):
+        finished = in_process(*command.split())
+        assert finished.status == 2
+        assert finished.err.startswith("Error: business_id is missing") or finished.err.startswith(
+            "Error: --business-id is missing"
+        )

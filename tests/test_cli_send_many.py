@@ -1,0 +1,400 @@
+"""`yamarket-chat send-many`: a file's messages, each once and in order, whatever fails."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import signal
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_cli import (
+    COMMAND,
+    Finished,
+    _interruptible,  # noqa: F401
+    end,
+    environment,
+    in_process,  # noqa: F401
+    run,
+    start,
+    texts,
+    until,
+    variables_of,
+)
+from yamarket_chat import (
+    ChatSession,
+    DeliveryUnknownError,
+    Outcome,
+    OutgoingMessage,
+    QuotaStatus,
+    Rate,
+)
+from yamarket_chat.cli.progress import seconds_to_go
+from yamarket_chat.cli.records import BadFile, Format, read
+from yamarket_chat.cli.report import Report, line_of
+from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
+
+pytestmark = pytest.mark.real_time
+
+Messages = list[tuple[int, str]]
+
+
+def messages_of(chats: int, each: int) -> Messages:
+    return [
+        (chat, f"Заказ {n} из {each}") for n in range(1, each + 1) for chat in range(1, chats + 1)
+    ]
+
+
+def write(path: Path, messages: Messages) -> str:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("chat_id", "text"), *messages])
+    return str(path)
+
+
+def lines_of(report: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
+
+
+def assert_all_arrived(market: Sandbox, messages: Messages, report: Path) -> None:
+    """Every message stands in its chat once, in order, and the report says the same."""
+    for chat in {chat for chat, _ in messages}:
+        assert texts(market, chat) == [text for to, text in messages if to == chat]
+    last = {line["number"]: line for line in lines_of(report)}
+    assert sorted(last) == list(range(1, len(messages) + 1))
+    assert {line["status"] for line in last.values()} == {"delivered"}
+    assert all(line["chat_id"] == messages[number - 1][0] for number, line in last.items())
+    traces = {arrival.trace_id for arrival in market.arrivals if arrival.status == 200}
+    assert {line["trace_id"] for line in last.values()} - {None} <= traces
+    assert not report.with_name(report.name + ".running").exists()
+
+
+SOMETIMES = {
+    **{n: Fault("status", status=502, html=True, when="after") for n in (20, 60, 170, 190)},
+    **{n: Fault("status", when="before") for n in (35, 80)},
+    **{n: Fault("status", status=503) for n in (50, 51, 52)},
+    95: Fault("reset", when="after"),
+    130: Fault("reset", when="before"),
+    140: Fault("half_body", when="after"),
+    175: Fault("parallel_limit"),
+}
+
+
+def failing() -> Sandbox:
+    return Sandbox(latency=0.01, faults=numbered_faults(SOMETIMES, operation="send_message"))
+
+
+async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
+    tmp_path: Path,
+) -> None:
+    messages = messages_of(chats=50, each=10)
+    file = write(tmp_path / "messages.csv", messages)
+
+    async def at_one_go() -> None:
+        report = tmp_path / "one.jsonl"
+        async with failing() as market:
+            sent = await start_and_end(
+                "send-many", file, "--report", str(report), **variables_of(market)
+            )
+            assert sent.status == 0, sent.err
+            assert sent.out.startswith("Delivered 500 of 500 messages, refused 0, unknown 0")
+            assert_all_arrived(market, messages, report)
+            assert len(lines_of(report)) == 500
+            confirmed = Counter(line["confirmed_by"] for line in lines_of(report))
+            assert confirmed["history"] == 6
+
+    async def interrupted() -> None:
+        report = tmp_path / "two.jsonl"
+        async with failing() as market:
+            process = await start(
+                "send-many", file, "--report", str(report), **variables_of(market)
+            )
+            await until(lambda: market.messages_stored >= 200)
+            process.send_signal(signal.SIGINT)
+            stopped = await end_of(process)
+            assert stopped.status == 130
+            assert "Interrupted: nothing more is sent" in stopped.err
+            assert f"--resume {report}" in stopped.err.replace("\n", " ")
+            delivered = sum(line["status"] == "delivered" for line in lines_of(report))
+            assert 200 <= delivered < 500
+            assert delivered == market.messages_stored
+            assert f"Delivered {delivered} of 500 messages" in stopped.out
+            assert f"not sent {500 - delivered}" in stopped.out
+            resumed = await start_and_end(
+                "send-many", file, "--resume", str(report), **variables_of(market)
+            )
+            assert resumed.status == 0, resumed.err
+            assert f"({delivered} of them earlier)" in resumed.out
+            assert_all_arrived(market, messages, report)
+
+    await asyncio.gather(
+        at_one_go(),
+        interrupted(),
+        a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path),
+        what_is_unknown_is_settled_by_resume(tmp_path),
+    )
+
+
+async def end_of(process: Process) -> Finished:
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    assert b"Traceback" not in err, err.decode()
+    return Finished(process.returncode, out.decode(), err.decode())
+
+
+async def start_and_end(*arguments: str, **variables: str) -> Finished:
+    return await end_of(await start(*arguments, **variables))
+
+
+async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> None:
+    # Each text once in its chat: what the killed run had in hand can be told from the history.
+    messages = messages_of(chats=8, each=10)
+    file, report = write(tmp_path / "few.csv", messages), tmp_path / "report.jsonl"
+    async with Sandbox(latency=0.1) as market:
+        process = await start("send-many", file, "--report", str(report), **variables_of(market))
+        await until(lambda: market.messages_stored >= 30)
+        process.kill()
+        await process.communicate()
+        market.latency = 0.0
+        # The last line was cut off while it was written.
+        content = report.read_bytes()
+        report.write_bytes(content[:-30])
+        assert report.with_name("report.jsonl.running").exists()
+        resumed = await start_and_end(
+            "send-many", file, "--resume", str(report), **variables_of(market)
+        )
+        stored = [(chat, text) for chat in market.chat_ids for text in texts(market, chat)]
+        assert sorted(stored) == sorted(messages)
+        last = {line["number"]: line["status"] for line in lines_of(report)}
+        assert len(last) == len(messages)
+        # What stood there may be an older message with the same text: that is said, not guessed.
+        unknown = sum(status == "unknown" for status in last.values())
+        assert 1 <= unknown <= 5
+        assert resumed.status == 1
+        assert f"unknown {unknown}" in resumed.out
+
+
+async def what_is_unknown_is_settled_by_resume(tmp_path: Path) -> None:
+    messages = [(1, "stored"), (2, "never stored")]
+    file, report = write(tmp_path / "two.csv", messages), tmp_path / "unknown.jsonl"
+    faults = {2: Fault("reset", when="after"), 3: Fault("reset", when="before")}
+    async with Sandbox(faults=numbered_faults(faults, operation="send_message")) as market:
+        async with ChatSession(market.api_key, market.business_id, base_url=market.url) as session:
+            await session.send_message(3, "so that the Market's clock is known")
+            with Report.begin(report) as writing:
+                for record in read(Path(file).read_bytes(), file):
+                    message = OutgoingMessage(record.chat_id, record.text)
+                    with pytest.raises(DeliveryUnknownError) as caught:
+                        await session.send_message(*messages[record.number - 1], unknown="raise")
+                    writing.add(line_of(record, Outcome(message, error=caught.value)))
+        assert {line["status"] for line in lines_of(report)} == {"unknown"}
+        resumed = await start_and_end(
+            "send-many", file, "--resume", str(report), **variables_of(market)
+        )
+        assert resumed.status == 0, resumed.err
+        assert "Looking up 2 messages" in resumed.err
+        assert (texts(market, 1), texts(market, 2)) == (["stored"], ["never stored"])
+        last = {line["number"]: line for line in lines_of(report)}
+        assert (last[1]["confirmed_by"], last[2]["confirmed_by"]) == ("history", "answer")
+
+
+async def test_all_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path) -> None:
+    file = tmp_path / "messages.csv"
+    file.write_text('chat_id,text\n17,ok\nx,hello\n18,\n"19","a\nb",c\n0,y\n', encoding="utf-8")
+    async with Sandbox() as market:
+        for more in ((), ("--dry-run",)):
+            finished = await run("send-many", str(file), *more, **variables_of(market))
+            assert finished.status == 2
+            assert finished.out == ""
+            assert finished.err.splitlines() == [
+                "Error: line 3, column chat_id: 'x' is no chat number, such as 17",
+                "Error: line 4, column text: the text is empty: the Market takes at least one"
+                " character",
+                "Error: line 5: 3 cells, where the header has 2: put a text that has ',' in it in"
+                " quotes",
+                "Error: line 7, column chat_id: '0' is no chat number, such as 17",
+                "Error: 4 lines to mend; nothing was sent",
+            ]
+        assert market.arrivals == []
+
+
+TEXTS = ["Где; заказ?", 'Он сказал "да"', "две\r\nстроки, и ещё", "просто"]
+
+
+def spreadsheet(encoding: str, delimiter: str) -> bytes:
+    rows = (
+        ['"chat_id"', '"text"'],
+        *([str(n), '"' + text.replace('"', '""') + '"'] for n, text in enumerate(TEXTS, 1)),
+    )
+    return "\r\n".join(delimiter.join(row) for row in rows).encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1251", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_what_spreadsheets_write_is_read(encoding: str, delimiter: str) -> None:
+    records = read(spreadsheet(encoding, delimiter), "messages.csv")
+    assert [(record.number, record.chat_id, record.text) for record in records] == [
+        (n, n, text) for n, text in enumerate(TEXTS, 1)
+    ]
+    assert [record.line for record in records] == [2, 3, 4, 6]
+
+
+def test_other_columns_and_empty_lines_do_not_matter() -> None:
+    content = b"name;Text;x;CHAT_ID;;\n\nAnna;hello;1;17;;\n;;;;;\nIvan;bye;2;18\n"
+    with pytest.raises(BadFile, match="line 1"):
+        read(b"text\nhello\n", "a.csv")
+    assert [(r.line, r.chat_id, r.text) for r in read(content, "a.csv")] == [
+        (3, 17, "hello"),
+        (5, 18, "bye"),
+    ]
+
+
+def test_jsonl_is_read_and_its_bad_lines_are_named() -> None:
+    good = '{"chat_id": 17, "text": "да\\nнет\u2028"}\n\n{"chat_id": "18", "text": "b", "ref": 1}'
+    for name, form in (("a.jsonl", None), ("-", None), ("a.csv", Format.JSONL)):
+        records = read(good.encode(), name, form)
+        assert [(r.line, r.chat_id, r.text) for r in records] == [
+            (1, 17, "да\nнет\u2028"),
+            (3, 18, "b"),
+        ]
+    bad = b'{"chat_id": 17}\n[]\n{"chat_id": 1.5, "text": 3}\n{'
+    with pytest.raises(BadFile) as caught:
+        read(bad, "a.jsonl")
+    heads = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert heads == [
+        *("line 1, column text", "line 2", "line 3, column chat_id", "line 3, column text"),
+        "line 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "line 1: the file is empty"),
+        (b'chat_id,text\n1,"open\n', "line 2: this is no CSV from here on"),
+        (b"chat_id,text,text\n1,a,b\n", "line 1, column text"),
+        (b"chat_id,text\n1,a\x98\n", "no text in UTF-8, UTF-16 or Windows-1251"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told(content: bytes, told: str) -> None:
+    with pytest.raises(BadFile) as caught:
+        read(content, "a.csv")
+    assert told in caught.value.problems[0]
+
+
+async def test_standard_input_and_json_for_programs(tmp_path: Path) -> None:
+    async with Sandbox() as market:
+        process = await asyncio.create_subprocess_exec(
+            *(COMMAND, "send-many", "-", "--format", "csv", "--json"),
+            stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment(**variables_of(market)),
+        )  # fmt: skip
+        out, _ = await process.communicate("chat_id,text\n7,привет\n8,пока\n".encode())
+        assert process.returncode == 0
+        assert {
+            (line["chat_id"], line["status"]) for line in map(json.loads, out.splitlines())
+        } == {
+            (7, "delivered"),
+            (8, "delivered"),
+        }
+        assert texts(market, 7) == ["привет"]
+
+
+async def test_what_is_refused_is_told_and_sent_again_by_resume(tmp_path: Path) -> None:
+    messages = [(1, "a"), (404, "b"), (1, "c")]
+    file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
+    async with Sandbox(chats=[1]) as market:
+        first = await run("send-many", file, "--report", str(report), **variables_of(market))
+        assert first.status == 1
+        assert "Error: line 3, chat 404: refused: send_message: HTTP 404" in first.err
+        assert first.out.startswith("Delivered 2 of 3 messages, refused 1, unknown 0, not sent 0")
+        again = await run("send-many", file, "--report", str(report), **variables_of(market))
+        assert again.status == 2
+        assert f"{report} exists" in again.err.replace("\n", " ")
+        market.add_chat(404)
+        resumed = await run("send-many", file, "--resume", str(report), **variables_of(market))
+        assert resumed.status == 0
+        assert texts(market, 1) == ["a", "c"]
+        assert texts(market, 404) == ["b"]
+        other = write(tmp_path / "other.csv", [(1, "a"), (404, "changed"), (1, "c")])
+        changed = await run("send-many", other, "--resume", str(report), **variables_of(market))
+        assert changed.status == 2
+        assert "message 2 is another one in the file" in changed.err
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    return write(tmp_path / "m.csv", messages_of(chats=50, each=50))
+
+
+def test_a_dry_run_needs_no_key_and_says_what_it_takes(
+    file: str,
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    finished = in_process("send-many", file, "--dry-run")
+    assert finished == Finished(
+        0,
+        "2,500 messages to 50 chats; the limit of 1000 in 3600 s makes them take 2:00:00 or more;"
+        " nothing was sent\n",
+        "",
+    )
+    finished = in_process("send-many", file, "--dry-run", "--json", "--requests", "100")
+    assert json.loads(finished.out) == {"messages": 2500, "chats": 50, "least_seconds": 86400.0}
+
+
+def test_a_missing_file_is_one_line(in_process: Callable[..., Finished]) -> None:  # noqa: F811
+    finished = in_process("send-many", "no-such-file.csv")
+    assert finished.status == 2
+    assert finished.err == "Error: [Errno 2] No such file or directory: 'no-such-file.csv'\n"
+
+
+HOUR = Rate(1000, per=3600)
+
+
+@pytest.mark.parametrize(
+    ("left", "remaining", "resets_in", "ended", "expected"),
+    [
+        (100, 1000, 0, [], 20),  # the limit lets all go: the pace tells
+        (1500, 1000, 0, [], 3600),  # the rest goes when the first of them are forgotten
+        (3000, 1000, 0, [], 7200),
+        (1, 0, 600, [-3000.0] * 1000, 600),  # exactly when the first own one is forgotten
+        (1001, 0, 600, [-3000.0] * 1000, 4200),
+        (1, 0, 900, [], 900),  # others hold everything
+    ],
+)
+def test_the_time_to_go_is_that_of_the_limit(
+    left: int, remaining: int, resets_in: float, ended: list[float], expected: float
+) -> None:
+    status = QuotaStatus(limit=1000, remaining=remaining, resets_in=resets_in, waiting=0)
+    assert seconds_to_go(left, status, HOUR, ended, 0.0, pace=5.0) == expected
+
+
+async def test_a_terminal_shows_the_progress(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.csv", messages_of(chats=10, each=8))
+    terminal, its_end = os.openpty()
+    shown = bytearray()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(terminal, lambda: shown.extend(os.read(terminal, 65536)))
+    async with Sandbox(latency=0.05) as market:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(COMMAND, "send-many", file, "--requests", "50", "--per", "2"),
+                stdout=PIPE, stderr=its_end,
+                env=environment(TERM="xterm", COLUMNS="100", **variables_of(market)),
+            )  # fmt: skip
+            finished = await end(process)
+        finally:
+            loop.remove_reader(terminal)
+            os.close(terminal)
+            os.close(its_end)
+    assert finished.status == 0
+    told = shown.decode()
+    assert "80/80" in told
+    assert "/s" in told
+    assert "/50" in told  # what is left of the quota
+    assert "0:00:02 to go" in told

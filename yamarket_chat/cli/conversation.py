@@ -1,0 +1,37 @@
+"""Messages as a person reads them."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from yamarket_chat.models import Message, Sender
+
+from . import console
+
+NAMES = {
+    Sender.PARTNER: ("Shop", "green"),
+    Sender.CUSTOMER: ("Buyer", "cyan"),
+    Sender.MARKET: ("Market", "magenta"),
+    Sender.SUPPORT: ("Support", "magenta"),
+}
+
+
+def show(message: Message, chat_id: int | None = None) -> None:
+    """Print a message: who said it when, in which chat if that is to be told, and what."""
+    name, style = NAMES.get(message.sender, (str(message.sender), "magenta"))
+    where = "" if chat_id is None else f", chat {chat_id}"
+    head = Text.assemble((console.printable(name) + where, f"bold {style}"), "  ")
+    head.append(console.moment(message.created_at), style="dim")
+    console.out.print(head, soft_wrap=True)
+    for line in (message.message or "").splitlines():
+        _indented(line)
+    for file in message.payload or ():
+        _indented(f"[{file.name}, {file.size:,} bytes]")
+
+
+def _indented(line: str) -> None:
+    text = Text("  " + console.printable(line))
+    if console.out.is_terminal:
+        console.out.print(*text.wrap(console.out, console.out.width), sep="\n")
+    else:
+        console.out.print(text, soft_wrap=True)
