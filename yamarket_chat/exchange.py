@@ -62,6 +62,10 @@ class NoAnswer:
         self.final = final  # surely not carried out, and trying again is of no use
 
 
+KEPT_FOR = 4.0
+"""Seconds for which an idle connection is kept: less than the 5 s after which the impatient servers
+close one. A request that meets a closing connection has an unknown outcome, and costs 15 s."""
+
 _TRACEPARENT = istr("traceparent")
 _TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-")
 
@@ -214,7 +218,7 @@ class Exchange:
         self._own_http = http is None
         self._http = http or aiohttp.ClientSession(
             # The number of connections is bounded by the parallel places.
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_FOR),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": integration},
         )
