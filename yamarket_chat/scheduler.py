@@ -30,14 +30,14 @@ from .quota import Departure, Limits, Quota, Window
 
 logger = logging.getLogger("yamarket_chat")
 
-NEVER = -math.inf
+NEVER = -math.inf  # before any moment of the loop's clock
 
 LONG_WAIT = 60.0
 """Seconds of waiting from which on a warning is logged."""
 
 
 class Owner:
-    """The calls of one session, so that they can be ended when it closes."""
+    """The calls of one session, or of one `send_many`, so that they can be ended together."""
 
     def __init__(self) -> None:
         self.closed_by: ChatError | None = None  # what its calls are told from then on

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import time
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -132,8 +131,8 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             warning(record.getMessage())
-        elif (now := time.monotonic()) >= self._shown + self._pause:
-            self._shown = now
+        elif record.created >= self._shown + self._pause:
+            self._shown = record.created
             note(record.getMessage())
 
 
