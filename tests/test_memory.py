@@ -123,20 +123,22 @@ async def test_a_bulk_of_a_million_takes_no_more_memory_than_a_small_one(traced:
             read += 1
             yield OutgoingMessage(i % 300 + 1, f"Ваш заказ {i} в пути", ref=i)
 
-    rate = Rate(20, per=1)  # what is remembered for a minute or two is 2,000 messages at most
+    # What is remembered for a minute or two is some 200 messages, so that it hardly counts when a
+    # busy machine lets them through at a somewhat other pace.
+    rate = Rate(2, per=1)
     async with Sandbox(limits={"send_message": rate}, keep_books=False) as market:
         async with session_of(market, limits=Limits(send_message=rate)) as session:
             outcomes = session.send_many(messages())
             marks = []
-            for taken in range(1, 5001):
+            for taken in range(1, 3001):
                 assert (await anext(outcomes)).status == "delivered"
-                if taken % 2500 == 0:
+                if taken % 1500 == 0:
                     marks.append(ours())
             assert read <= taken + 257
             await outcomes.aclose()  # type: ignore[attr-defined]
             await asyncio.sleep(100)
             assert market.messages_stored <= taken + 257
-    assert marks[-1] - marks[0] < 2500 * 4
+    assert marks[-1] - marks[0] < 1500 * 16  # the smallest object that could be kept of a message
 
 
 def ours() -> int:
