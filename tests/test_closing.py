@@ -547,6 +547,20 @@ async def test_cancelled_while_one_of_them_is_settled(twice: bool) -> None:
         assert market.messages_stored == stored
 
 
+@pytest.mark.parametrize("at", [0.05, 5.0])
+async def test_whoever_takes_outcomes_is_told_that_all_other_tasks_were_cancelled(
+    at: float,
+) -> None:
+    async with a_market(AFTER, BEFORE) as market, session_of(market) as session:
+        taking = asyncio.create_task(outcomes_of(session.send_many(endless())))
+        await asyncio.sleep(at)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), taking}:
+            task.cancel()
+        async with asyncio.timeout(60):
+            with pytest.raises(CLOSED):
+                await taking
+
+
 async def test_a_batch_that_nobody_goes_through_holds_nothing() -> None:
     async with a_market() as market, session_of(market) as session:
         session.send_many(endless())

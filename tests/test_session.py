@@ -57,7 +57,7 @@ from yamarket_chat import (
     UnauthorizedError,
     UnexpectedAnswerError,
 )
-from yamarket_chat.sandbox import Fault, Sandbox
+from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -905,6 +905,7 @@ async def test_one_message_that_fails_is_an_outcome() -> None:
         OutgoingMessage(0, "wrong id"),
         OutgoingMessage(5, ""),
         "no message",
+        None,
         OutgoingMessage(7, "good"),
     ]
     async with Sandbox(faults=plan) as market:
@@ -914,6 +915,7 @@ async def test_one_message_that_fails_is_an_outcome() -> None:
             getattr(outcome.message, "chat_id", 6): (outcome.status, type(outcome.error).__name__)
             for outcome in outcomes
         }
+        assert len(outcomes) == len(messages)
         assert found == {
             1: ("delivered", "NoneType"),
             2: ("refused", "NotFoundError"),
@@ -957,6 +959,58 @@ async def test_an_iterable_that_is_cancelled_from_elsewhere_ends_the_loop_as_wel
         except (ChatError, RuntimeError, asyncio.CancelledError):
             pass
         assert [outcome.status for outcome in outcomes] == ["delivered"]
+
+
+async def test_unknown_outcomes_hold_up_nobody_elses_message() -> None:
+    plan = {number: Fault("status", status=502) for number in range(1, 41)}
+    async with Sandbox(faults=plan, latency=0.1) as market, session_of(market) as session:
+        others = 0
+        async for outcome in session.send_many(numbered(200, chats=200)):
+            assert outcome.status == "delivered"
+            others += now() < 15  # until then nobody has looked up the first of the 40
+        assert others == 160
+
+
+async def test_pauses_between_attempts_hold_up_nobody_elses_message() -> None:
+    def overloaded(request: RequestInfo) -> Fault | None:
+        return Fault("status", status=503) if request.chat_id == 1 and now() < end else None
+
+    end = now() + 100
+    one = Limits(parallel=1)
+    async with Sandbox(faults=overloaded) as market, session_of(market, limits=one) as session:
+        outcomes = session.send_many(numbered(50, chats=50))
+        others = [(await anext(outcomes)).message.ref for _ in range(49)]
+        assert others == [*range(1, 50)]
+        assert now() < end - 90
+        assert (await anext(outcomes)).status == "delivered"
+
+
+async def test_a_bulk_uses_the_places_that_single_calls_have_left() -> None:
+    """Though its one request hangs, and none of its own tells it to go on."""
+    latency = iter([1.0, 1.0, 1.0, 9.0])
+    async with Sandbox(latency=lambda: next(latency, 0.1)) as market:
+        async with session_of(market) as session:
+            singles = [
+                asyncio.ensure_future(session.send_message(i, "single")) for i in (11, 12, 13)
+            ]
+            await asyncio.sleep(0.5)
+            started = now()
+            ended = [now() - started async for _ in session.send_many(numbered(7))]
+            await asyncio.gather(*singles)
+            assert 0.5 < ended[0] < ended[-2] < 1
+            assert 9 < ended[-1] < 10
+
+
+async def test_a_slow_source_is_no_hindrance() -> None:
+    async def trickle() -> AsyncIterator[OutgoingMessage]:
+        for message in numbered(20):
+            await asyncio.sleep(3)
+            yield message
+
+    async with Sandbox(latency=8.0) as market, session_of(market) as session:
+        started = now()
+        ended = [now() - started async for _ in session.send_many(trickle())]
+        assert ended == pytest.approx([3 * i + 8 for i in range(1, 21)], abs=0.1)
 
 
 async def test_leaving_the_loop_lets_end_what_is_under_way_and_sends_nothing_more() -> None:

@@ -11,6 +11,8 @@ import itertools
 from collections import deque
 from collections.abc import Mapping
 
+import msgspec
+
 from .clock import NO_READINGS, Clock, Reading
 from .errors import InvalidArgumentError
 from .models import Content, Stored
@@ -26,25 +28,14 @@ CLOCK_HOLDS = 60.0
 """Seconds for which a quick answer's Date is kept though slower ones come."""
 
 
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True):
     """A message that was delivered, or may have been: when, on the loop's clock."""
 
-    __slots__ = ("began", "chat_id", "content", "ended", "surely")
-
-    def __init__(
-        self,
-        chat_id: int,
-        content: str | Content,
-        began: float,
-        ended: float,
-        *,
-        surely: bool = True,
-    ) -> None:
-        self.chat_id = chat_id
-        self.content = content
-        self.began = began
-        self.ended = ended
-        self.surely = surely
+    chat_id: int
+    content: str | Content
+    began: float
+    ended: float
+    surely: bool = True
 
     def on(self, clock: Clock) -> Stored:
         """The same on the Market's clock."""

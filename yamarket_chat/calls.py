@@ -142,16 +142,13 @@ def running_task() -> asyncio.Task[Any]:
     return task
 
 
-class Effort:
+class Effort(msgspec.Struct, eq=False):
     """What a call has cost until now, against the bounds of its `Retry`."""
 
-    __slots__ = ("attempts", "requests", "retry", "spent")
-
-    def __init__(self, retry: Retry) -> None:
-        self.retry = retry
-        self.requests = 0  # that left
-        self.attempts = 0  # of those, the ones that count: without 420s
-        self.spent = 0.0  # seconds in these and in the pauses after them
+    retry: Retry
+    requests: int = 0  # that left
+    attempts: int = 0  # of those, the ones that count: without 420s
+    spent: float = 0.0  # seconds in these and in the pauses after them
 
     def next_pause(self) -> float | None:
         """Seconds to wait before the next attempt; None where there is none."""

@@ -25,24 +25,14 @@ MAX_ANSWER = 16 * 2**20
 some files each, is about 5 MB; what is longer is not the API."""
 
 
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """An answer that came: its status at least."""
 
-    __slots__ = ("body", "fault", "form", "headers", "status")
-
-    def __init__(
-        self,
-        status: int,
-        headers: CIMultiDictProxy[str],
-        body: bytes,
-        form: Any,
-        fault: str | None = None,
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-        self.form = form  # decoded: of a 200 the operation's answer, else an Envelope; or None
-        self.fault = fault  # why the body is not whole, or None
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    form: Any  # decoded: of a 200 the operation's answer, else an Envelope; or None
+    fault: str | None = None  # why the body is not whole
 
     @property
     def trace_id(self) -> str | None:
@@ -51,15 +41,12 @@ class Answer:
         return parent[3:35] if parent is not None and _TRACE_PARENT.match(parent) else None
 
 
-class NoAnswer:
-    """No answer came. `left` says whether the request may have reached the Market."""
+class NoAnswer(msgspec.Struct, frozen=True):
+    """No answer came."""
 
-    __slots__ = ("final", "left", "reason")
-
-    def __init__(self, reason: str, *, left: bool, final: bool = False) -> None:
-        self.reason = reason
-        self.left = left
-        self.final = final  # surely not carried out, and trying again is of no use
+    reason: str
+    left: bool  # the request may have reached the Market
+    final: bool = False  # surely not carried out, and trying again is of no use
 
 
 KEPT_FOR = 4.0
@@ -89,17 +76,14 @@ def decoder(form: Any) -> Decode:
 decode_envelope = decoder(Envelope)
 
 
-class Deadline:
+class Deadline(msgspec.Struct, eq=False):
     """The moment by which a request must have ended."""
 
-    __slots__ = ("at", "cancelling", "over", "passed", "task")
-
-    def __init__(self, at: float, task: asyncio.Task[Any], cancelling: int) -> None:
-        self.at = at
-        self.task = task
-        self.cancelling = cancelling  # how often it had been cancelled before
-        self.over = False  # the request has ended
-        self.passed = False  # it had not, and its task was cancelled
+    at: float
+    task: asyncio.Task[Any]
+    cancelling: int  # how often it had been cancelled before
+    over: bool = False  # the request has ended
+    passed: bool = False  # it had not, and its task was cancelled
 
     def is_why_cancelled(self) -> bool:
         """Whether the CancelledError of the task is this deadline's alone; takes it back if so."""

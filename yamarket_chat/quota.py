@@ -117,17 +117,14 @@ UNLIMITED = Rate(1_000_000_000, per=1e-3)
 """For methods whose limits are not known here."""
 
 
-class Departure:
+class Departure(msgspec.Struct, frozen=True):
     """What was known when a request left; handed back with its answer."""
 
-    __slots__ = ("number", "overlapping", "place", "probe", "taken")
-
-    def __init__(self, number: int, place: int, taken: int, overlapping: int, probe: bool) -> None:
-        self.number = number  # of the operation's requests
-        self.place = place  # of all requests
-        self.taken = taken  # places of those that had left and could count, this one included
-        self.overlapping = overlapping  # others that had left and were not yet answered
-        self.probe = probe  # left to ask what holds after the moment that the headers named
+    number: int  # of the operation's requests
+    place: int  # of all requests
+    taken: int  # places of those that had left and could count, this one included
+    overlapping: int  # others that had left and were not yet answered
+    probe: bool  # left to ask what holds after the moment that the headers named
 
 
 class _Others(msgspec.Struct):

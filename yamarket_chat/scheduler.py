@@ -23,6 +23,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from .clock import NO_READINGS, Readings
 from .errors import ChatError, QuotaExceededError
 from .models import QuotaStatus
@@ -45,51 +47,31 @@ class Owner:
         self.under_way: set[Ticket] = set()
         self.nothing_under_way: asyncio.Future[None] | None = None
 
+    def make_way(self) -> None:
+        """One of its calls left, or waits for something else than a place: for its next one."""
 
-class Ticket:
+
+class Ticket(msgspec.Struct, eq=False):
     """A call, from the moment that it was handed over until it is over."""
 
-    __slots__ = (
-        "after",
-        "before",
-        "began",
-        "cancelling",
-        "cut_short",
-        "departure",
-        "ended",
-        "future",
-        "granted",
-        "line",
-        "number",
-        "owner",
-        "queue",
-        "readings",
-        "ready",
-        "reserve",
-        "task",
-        "unanswered",
-    )
-
-    def __init__(
-        self, number: int, queue: _Queue, owner: Owner, line: int | None, reserve: int | None
-    ) -> None:
-        self.number = number
-        self.queue = queue
-        self.owner = owner
-        self.line = line
-        self.reserve = reserve  # places of the window left to singles; None for a single
-        self.before: Ticket | None = None  # neighbours in the line
-        self.after: Ticket | None = None
-        self.future: asyncio.Future[None] | None = None  # while it waits
-        self.ready = False  # stands in its queue
-        self.granted = False  # may leave, but has not left yet
-        self.unanswered = False  # an attempt ended without an answer, and may have been carried out
-        self.readings: Readings = NO_READINGS  # of the Market's clock, when the attempt began
-        self.began = self.ended = NEVER  # the latest attempt, on the loop's clock
-        self.departure: Departure | None = None  # of the attempt that is under way
-        self.task: asyncio.Task[Any] | None = None  # that carries the attempt
-        self.cancelling = 0  # how often that task had been cancelled before
-        self.cut_short = False  # the task was cancelled because the session's grace is over
+    number: int
+    queue: _Queue
+    owner: Owner
+    line: int | None
+    reserve: int | None  # places of the window left to singles; None for a single
+    before: Ticket | None = None  # neighbours in the line
+    after: Ticket | None = None
+    future: asyncio.Future[None] | None = None  # while it waits
+    ready: bool = False  # stands in its queue
+    granted: bool = False  # may leave, but has not left yet
+    unanswered: bool = False  # an attempt ended without an answer, and may have been carried out
+    readings: Readings = NO_READINGS  # of the Market's clock, when the attempt began
+    began: float = NEVER  # the latest attempt, on the loop's clock
+    ended: float = NEVER
+    departure: Departure | None = None  # of the attempt that is under way
+    task: asyncio.Task[Any] | None = None  # that carries the attempt
+    cancelling: int = 0  # how often that task had been cancelled before
+    cut_short: bool = False  # the task was cancelled because the session's grace is over
 
     @property
     def left(self) -> bool:
@@ -186,6 +168,7 @@ class Scheduler:
         self._resting: dict[int, float] = {}  # lines that nobody may go on in before that time
         self._rests_end: list[tuple[float, Ticket]] = []  # firsts of such lines, a heap
         self._timer: asyncio.TimerHandle | None = None
+        self.bulks: set[Owner] = set()  # that have more calls to make when a place is free
 
     # Handing over, waiting, leaving
 
@@ -262,6 +245,7 @@ class Scheduler:
     def _depart(self, ticket: Ticket) -> None:
         ticket.departure = ticket.queue.window.depart(self._places.depart())
         ticket.owner.under_way.add(ticket)
+        ticket.owner.make_way()
 
     def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> asyncio.TimerHandle | None:
         queue = ticket.queue
@@ -282,6 +266,8 @@ class Scheduler:
         self._waiting += 1
         if ticket.before is None:
             self._first_in_line(ticket)
+        if not (ticket.ready or ticket.granted):
+            ticket.owner.make_way()
         if max_wait is None:
             return None
         return self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
@@ -330,6 +316,7 @@ class Scheduler:
         future = ticket.future = self._loop.create_future()
         timer = self._loop.call_later(seconds, _wake, future)
         ticket.owner.waiting.add(ticket)
+        ticket.owner.make_way()
         try:
             await future
         finally:
@@ -451,6 +438,12 @@ class Scheduler:
             self._not_under_way(ticket)
         return ticket.queue.window, departure
 
+    def _let_next_go(self, ticket: Ticket) -> None:
+        self._let_go()
+        for bulk in self.bulks:
+            if bulk is not ticket.owner:  # which knows it, and comes back by itself
+                bulk.make_way()
+
     def _not_under_way(self, ticket: Ticket) -> None:
         owner = ticket.owner
         owner.under_way.discard(ticket)
@@ -462,7 +455,7 @@ class Scheduler:
         window, departure = self._ended(ticket)
         window.answered(departure, headers)
         self._places.answered()
-        self._let_go()
+        self._let_next_go(ticket)
 
     def refused_in_parallel(
         self, ticket: Ticket, headers: Mapping[str, str], named: int | None
@@ -474,7 +467,7 @@ class Scheduler:
         window, departure = self._ended(ticket)
         window.answered(departure, headers)
         pause = self._places.refused(departure.place, named)
-        self._let_go()
+        self._let_next_go(ticket)
         return pause
 
     def refused_over_time(
@@ -484,7 +477,7 @@ class Scheduler:
         window, departure = self._ended(ticket)
         closed_for = window.refused(departure, headers, named)
         self._places.answered()
-        self._let_go()
+        self._let_next_go(ticket)
         return closed_for
 
     def unanswered(self, ticket: Ticket) -> None:
@@ -493,14 +486,14 @@ class Scheduler:
         ticket.unanswered = True
         window.unanswered()
         self._places.unanswered()
-        self._let_go()
+        self._let_next_go(ticket)
 
     def unsent(self, ticket: Ticket) -> None:
         """The request surely never reached the Market."""
         window, _ = self._ended(ticket)
         window.unsent()
         self._places.give_back()
-        self._let_go()
+        self._let_next_go(ticket)
 
     # Around
 
@@ -514,6 +507,15 @@ class Scheduler:
             resets_in=0.0 if remaining else max(queue.window.wait(), 0.0),
             waiting=queue.waiting,
         )
+
+    def is_waiting_for_answer(self, owner: Owner) -> bool:
+        """Whether no place becomes free without an answer, and one to this owner is awaited."""
+        if self._places.wait() is not None:
+            return False
+        for ticket in owner.under_way:  # noqa: SIM110 - any() takes four times as long
+            if ticket.departure is not None:
+                return True
+        return False
 
     def idle(self) -> bool:
         """Whether nothing is remembered that a later session would have to respect."""
@@ -534,6 +536,7 @@ class Scheduler:
     def hold(self, ticket: Ticket) -> None:
         """Count the call as under way though no attempt is: its outcome is being settled."""
         ticket.owner.under_way.add(ticket)
+        ticket.owner.make_way()
 
     def let_go_of(self, ticket: Ticket) -> None:
         """End what `hold` began."""

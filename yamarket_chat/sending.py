@@ -62,19 +62,15 @@ def check_text(text: object) -> str:
     return text
 
 
-class _Sent(Effort):
+class _Sent(Effort, kw_only=True, eq=False):
     """A message on its way, and what it has cost."""
 
-    __slots__ = ("anchor", "before", "chat_id", "content", "doubt", "ticket")
-
-    def __init__(self, chat_id: int, content: str | Content, ticket: Ticket, retry: Retry) -> None:
-        super().__init__(retry)
-        self.chat_id = chat_id
-        self.content = content
-        self.ticket = ticket
-        self.doubt: str | None = None  # why it may have arrived, while that is unknown
-        self.before: Sequence[Delivery] = ()  # to its chat, not long before the doubt
-        self.anchor: int | None = None  # a message of the chat from before the first attempt
+    chat_id: int
+    content: str | Content
+    ticket: Ticket
+    doubt: str | None = None  # why it may have arrived, while that is unknown
+    before: Sequence[Delivery] = ()  # to its chat, not long before the doubt
+    anchor: int | None = None  # a message of the chat from before the first attempt
 
 
 class Sending:
@@ -140,7 +136,7 @@ class Sending:
         unknown = unknown or self._retry.unknown
         scheduler = self._scheduler
         ticket = scheduler.hand_over(request.operation.name, owner, line=chat_id, reserve=reserve)
-        message = _Sent(chat_id, content, ticket, self._retry)
+        message = _Sent(self._retry, chat_id=chat_id, content=content, ticket=ticket)
         try:
             while True:
                 verdict, seen = await self._calls.call(ticket, request, message, max_wait)
@@ -376,7 +372,7 @@ class Sending:
             batch.end_waiting()
         await asyncio.gather(
             self._calls.close(grace),
-            *(self._scheduler.end_under_way(batch.owner, grace) for batch in self._batches),
+            *(self._scheduler.end_under_way(batch, grace) for batch in self._batches),
         )
         self._scheduler.end_waiting(self._settling, closed_error())
         await self._scheduler.end_under_way(self._settling, 0.0)
