@@ -88,7 +88,7 @@ def test_the_page_shows_the_demos_that_the_tests_run() -> None:
 
 
 def test_the_pictures_of_the_page_exist() -> None:
-    names = re.findall(r"\]\((pictures/\S+\.svg)\)", PAGE)
-    assert names
+    names = re.findall(r"\"(pictures/\S+\.svg)\"", PAGE)
+    assert len(names) == 6
     for name in names:
         assert (Path(__file__).parents[1] / "docs" / name).is_file()

@@ -10,18 +10,19 @@ import threading
 from pathlib import Path
 
 from rich.console import Console
-from rich.terminal_theme import MONOKAI
+from rich.terminal_theme import DEFAULT_TERMINAL_THEME, MONOKAI
 
 from yamarket_chat import cli
 from yamarket_chat.cli import app, console  # noqa: F401
 from yamarket_chat.sandbox import Sandbox
 
 HERE = Path(__file__).parent
-WIDTH = 100
+WIDTH = 80
+THEMES = {"light": DEFAULT_TERMINAL_THEME, "dark": MONOKAI}
 
 
 def picture(name: str, title: str, *commands: list[str]) -> None:
-    """Run commands, and keep what a terminal shows of them."""
+    """Run commands, and keep what a terminal shows of them, a light one and a dark one."""
     screen = Console(
         record=True,
         force_terminal=True,
@@ -39,8 +40,9 @@ def picture(name: str, title: str, *commands: list[str]) -> None:
         status = cli.main()
         if status:
             raise SystemExit(f"{command}: exit status {status}")
-    svg = screen.export_svg(title=title, theme=MONOKAI)
-    (HERE / f"{name}.svg").write_text(svg, encoding="utf-8")
+    for shade, theme in THEMES.items():
+        svg = screen.export_svg(title=title, theme=theme, clear=False, unique_id=f"{name}-{shade}")
+        (HERE / f"{name}-{shade}.svg").write_text(svg, encoding="utf-8")
 
 
 def main() -> None:

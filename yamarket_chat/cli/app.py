@@ -31,6 +31,7 @@ WRONG_USE = 2
 app = typer.Typer(
     help="Talk to the buyers of Yandex.Market: in order, and within the Market's limits.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # paragraphs as wide as the terminal
     pretty_exceptions_enable=False,
 )
 for _command in (

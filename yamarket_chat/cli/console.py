@@ -57,7 +57,7 @@ def failure(text: str) -> None:
 
 def _tell(head: Text, text: str) -> None:
     # A terminal gets it broken between words, a file as the one line that it is.
-    err.print(head + Text(printable(text)), soft_wrap=not err.is_terminal)
+    err.print(Text.assemble(head, printable(text)), soft_wrap=not err.is_terminal)
 
 
 def describe(error: ChatError) -> str:

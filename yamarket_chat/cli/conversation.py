@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.padding import Padding
 from rich.text import Text
 
 from yamarket_chat.models import Message, Sender
@@ -30,8 +31,8 @@ def show(message: Message, chat_id: int | None = None) -> None:
 
 
 def _indented(line: str) -> None:
-    text = Text("  " + console.printable(line))
+    text = Text(console.printable(line))
     if console.out.is_terminal:
-        console.out.print(*text.wrap(console.out, console.out.width), sep="\n")
+        console.out.print(Padding(text, (0, 0, 0, 2), expand=False))
     else:
-        console.out.print(text, soft_wrap=True)
+        console.out.print(Text("  ") + text, soft_wrap=True)

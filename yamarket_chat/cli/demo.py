@@ -297,7 +297,7 @@ def _report(plan: Plan, books: Books, settled: Counter[str]) -> RenderableType:
     sample = plan.chat_ids[plan.chats // 2]
     chat = Table.grid(padding=(0, 3, 0, 0))
     for message in books.chats.get(sample, []):
-        chat.add_row(Text(f"{message.created_at:%H:%M:%S}", style="dim"), message.text)
+        chat.add_row(Text(f"{message.created_at.astimezone():%H:%M:%S}", style="dim"), message.text)
     return Group(
         "",
         Text("What the sandbox's books say", style="bold underline"),

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from yamarket_chat.batch import READ_AHEAD
 from yamarket_chat.errors import (
     ChatError,
     DeliveryUnknownError,
@@ -36,8 +37,6 @@ LOG_EVERY = 5.0
 """Seconds between two lines that say why some message takes longer."""
 SINGLY = 10
 """So many messages that were not delivered are named one by one."""
-IN_HAND = 256
-"""So many messages of a run that was killed may have left: what `send_many` has in hand."""
 
 
 def send_many(
@@ -239,7 +238,7 @@ class Mailing:
     def _doubtful(self, left: Sequence[Record]) -> list[tuple[Record, Pending]]:
         """What an earlier run may have sent, with what it takes to find it."""
         found = []
-        in_hand = IN_HAND
+        in_hand = READ_AHEAD  # so many may have left
         for record in left:
             line = self._before.lines.get(record.number)
             if not self._before.killed:
