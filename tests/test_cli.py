@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import signal
@@ -23,7 +24,14 @@ from yamarket_chat import (
     cli,
 )
 from yamarket_chat.cli import console, demo
-from yamarket_chat.sandbox import Fault, Sandbox, StoredMessage, numbered_faults
+from yamarket_chat.sandbox import (
+    Fault,
+    RequestInfo,
+    Sandbox,
+    StoredMessage,
+    numbered_faults,
+    random_faults,
+)
 
 pytestmark = pytest.mark.real_time
 
@@ -312,6 +320,22 @@ async def test_the_sandbox_keeps_the_limit_that_it_is_given() -> None:
     assert (await end(second)).status == 130
     process.send_signal(signal.SIGINT)
     assert "refused requests 1" in (await end(process)).err
+
+
+async def test_the_sandbox_fails_as_often_and_in_the_ways_that_it_is_told() -> None:
+    request = RequestInfo(1, 1, "token", None, 0.0)
+    for status in (500, 502):
+        fault = Fault("status", status=status)
+        seed = next(s for s in itertools.count() if random_faults(1, s)(request) == fault)
+        process = await start("sandbox", "--latency", "0", "--faults", "1", "--seed", str(seed))
+        assert process.stdout is not None
+        lines = [(await process.stdout.readline()).decode().strip() for _ in range(3)]
+        variables = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        asked = await run("whoami", "--give-up-after", "0", **variables)
+        assert asked.status == 1
+        assert f"HTTP {status}" in asked.err
+        process.send_signal(signal.SIGINT)
+        assert "100% of the requests fail" in (await end(process)).err
 
 
 async def test_a_port_in_use_is_one_line(market: Sandbox) -> None:
