@@ -518,7 +518,7 @@ async def test_left_early_it_sends_nothing_more_and_lets_end_what_is_under_way(
     fault: Fault | None,
 ) -> None:
     async with a_market(None, fault) as market, session_of(market) as session:
-        async with aclosing(session.send_many(endless())) as outcomes:  # type: ignore[type-var]
+        async with aclosing(session.send_many(endless())) as outcomes:
             async for _ in outcomes:
                 break
         # One was answered; the three beside it have ended, settling included.
@@ -557,8 +557,45 @@ async def test_whoever_takes_outcomes_is_told_that_all_other_tasks_were_cancelle
         for task in asyncio.all_tasks() - {asyncio.current_task(), taking}:
             task.cancel()
         async with asyncio.timeout(60):
-            with pytest.raises(CLOSED):
+            with pytest.raises((CLOSED, RuntimeError)):
                 await taking
+
+
+@pytest.mark.parametrize("end", ["session", "loop"])
+async def test_a_source_that_waits_after_a_call_of_its_own_is_ended(end: str) -> None:
+    async def source() -> AsyncIterator[OutgoingMessage]:
+        yield OutgoingMessage(CHAT, "a")
+        await session.get_chat(CHAT)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(1.0)
+            cleaned_up.append(now())
+
+    cleaned_up: list[float] = []
+    async with a_market() as market:
+        session = session_of(market)
+        outcomes = session.send_many(source())
+        await anext(outcomes)
+        await asyncio.sleep(5.0)
+        await (session.close() if end == "session" else outcomes.aclose())
+        assert len(cleaned_up) == 1
+        await session.close()
+        await outcomes.aclose()
+
+
+async def test_a_source_may_close_the_session() -> None:
+    async def source() -> AsyncIterator[OutgoingMessage]:
+        yield OutgoingMessage(CHAT, "a")
+        await asyncio.sleep(5.0)
+        await session.close()
+        yield OutgoingMessage(CHAT, "b")
+
+    async with a_market() as market:
+        session = session_of(market)
+        with pytest.raises(CLOSED):
+            await outcomes_of(session.send_many(source()))
+        assert texts(market, CHAT) == ["a"]
 
 
 async def test_a_batch_that_nobody_goes_through_holds_nothing() -> None:

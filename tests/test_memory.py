@@ -135,7 +135,7 @@ async def test_a_bulk_of_a_million_takes_no_more_memory_than_a_small_one(traced:
                 if taken % 1500 == 0:
                     marks.append(ours())
             assert read <= taken + 257
-            await outcomes.aclose()  # type: ignore[attr-defined]
+            await outcomes.aclose()
             await asyncio.sleep(100)
             assert market.messages_stored <= taken + 257
     assert marks[-1] - marks[0] < 1500 * 16  # the smallest object that could be kept of a message

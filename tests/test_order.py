@@ -427,6 +427,20 @@ async def test_two_bulks_side_by_side_both_get_on() -> None:
         assert busiest_window(departures(market), 100) <= 10
 
 
+async def test_a_bulk_with_a_reserve_holds_up_none_without() -> None:
+    async with Sandbox() as market:
+        async with session_of(market, limits=limits(10, per=100)) as session:
+            first, second = (
+                [OutgoingMessage(base + i, "bulk") for i in range(20)] for base in (1, 101)
+            )
+            started = now()
+            careful = asyncio.ensure_future(outcome_counts(session, first, reserve=6))
+            await asyncio.sleep(1)
+            await outcome_counts(session, second, reserve=0)
+            assert now() - started < 210  # all ten places each time, not four
+            await careful
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     requests=st.integers(2, 6),

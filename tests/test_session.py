@@ -9,6 +9,7 @@ import logging
 import pickle
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -1013,6 +1014,93 @@ async def test_a_slow_source_is_no_hindrance() -> None:
         assert ended == pytest.approx([3 * i + 8 for i in range(1, 21)], abs=0.1)
 
 
+async def test_a_place_that_a_cancelled_call_gives_back_is_used() -> None:
+    latency = iter([1.0, 9.0])
+    two = Limits(parallel=2)
+    async with Sandbox(latency=lambda: next(latency, 0.1)) as market:
+        async with session_of(market, limits=two) as session:
+
+            async def first() -> None:
+                await session.send_message(100, "single")
+                second.cancel()  # in the pass in which it was let go
+
+            started = now()
+            single = asyncio.ensure_future(first())
+            bulk = asyncio.ensure_future(outcomes_of(session.send_many(numbered(20, chats=20))))
+            await asyncio.sleep(0.1)
+            second = asyncio.ensure_future(session.send_message(101, "single"))
+            await asyncio.gather(single, bulk)
+            times = [arrival.time - started for arrival in market.arrivals]
+            assert times[-1] < 4
+
+
+async def test_an_async_source_may_use_the_session_itself() -> None:
+    async def asking() -> AsyncIterator[OutgoingMessage]:
+        for message in numbered(100):
+            yield message
+            await session.get_chat(1)
+            await session.send_message(message.chat_id, f"behind {message.text}")
+
+    async with Sandbox(latency=0.1) as market, session_of(market) as session:
+        outcomes = await outcomes_of(session.send_many(asking()))
+        assert sorted(outcome.message.ref for outcome in outcomes) == [*range(100)]
+        for chat_id in market.chat_ids:
+            sent = texts(market, chat_id)
+            assert sent[1::2] == [f"behind {text}" for text in sent[::2]]
+
+
+async def test_a_source_runs_in_the_context_of_whoever_sends() -> None:
+    async def reading() -> AsyncIterator[OutgoingMessage]:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(HOUR):  # of one task: entered and left in the same
+                for message in numbered(50):
+                    seen.add(who.get())
+                    yield message
+                await asyncio.sleep(2 * HOUR)
+
+    def generator() -> Iterator[OutgoingMessage]:
+        for message in numbered(50):
+            seen.add(who.get())
+            yield message
+
+    async def somebody_else() -> None:
+        who.set("somebody else")
+        for i in range(100):
+            await session.send_message(50 + i, "single")
+
+    who: ContextVar[str] = ContextVar("who", default="nobody")
+    seen: set[str] = set()
+    async with Sandbox(latency=0.1) as market, session_of(market) as session:
+        others = [asyncio.ensure_future(somebody_else()) for _ in range(3)]
+        who.set("me")
+        for source in (reading(), generator()):
+            assert len(await outcomes_of(session.send_many(source))) == 50
+        await asyncio.gather(*others)
+    assert seen == {"me"}
+
+
+@pytest.mark.parametrize("kind", ["iterable", "async iterable"])
+async def test_whatever_the_iterable_raises_ends_the_loop(kind: str) -> None:
+    class OutOfOrder(BaseException):
+        pass
+
+    def broken() -> Iterator[OutgoingMessage]:
+        yield OutgoingMessage(1, "a")
+        raise OutOfOrder
+
+    async def broken_too() -> AsyncIterator[OutgoingMessage]:
+        for message in broken():
+            yield message
+
+    messages = broken() if kind == "iterable" else broken_too()
+    async with Sandbox() as market, session_of(market) as session:
+        outcomes = []
+        with pytest.raises(OutOfOrder):
+            async for outcome in session.send_many(messages):
+                outcomes.append(outcome.status)
+        assert outcomes == ["delivered"]
+
+
 async def test_leaving_the_loop_lets_end_what_is_under_way_and_sends_nothing_more() -> None:
     read = []
 
@@ -1025,7 +1113,7 @@ async def test_leaving_the_loop_lets_end_what_is_under_way_and_sends_nothing_mor
         outcomes = session.send_many(messages())
         async for _ in outcomes:
             break
-        await outcomes.aclose()  # type: ignore[attr-defined]
+        await outcomes.aclose()
         arrived = len(market.arrivals)
         assert arrived <= 8
         assert market.messages_stored == arrived
@@ -1053,7 +1141,7 @@ async def test_nothing_more_is_read_while_the_outcomes_are_not_taken() -> None:
             await anext(outcomes)
         await asyncio.sleep(HOUR)
         assert len(read) <= 308
-        await outcomes.aclose()  # type: ignore[attr-defined]
+        await outcomes.aclose()
         assert market.messages_stored <= 308
 
 

@@ -216,10 +216,9 @@ class Window:
         reserve = min(reserve, self.limit - 1)
         wait = self._wait_for_place(now, self._taken(), ahead + reserve)
         if self._others is not None and not self._has_place(reserve):
-            until = self._others.until
-            if self._free_at:  # with a place of our own, one more of the Market's becomes free
-                until = min(until, self._free_at[0])
-            wait = max(wait, until - now)
+            # With a place of our own, one more of the Market's becomes free.
+            moments = [at for at in (self._others.until, *self._free_at[:1]) if at > now]
+            wait = max(wait, min(moments, default=now) - now)
         tokens = self._granted + ahead + 1 - self._drawn
         if tokens > 0 and not self._pace.has_capacity(tokens):
             wait = max(wait, (tokens - self._tokens()) * self._interval, SHORTEST_WAIT)

@@ -48,7 +48,10 @@ class Owner:
         self.nothing_under_way: asyncio.Future[None] | None = None
 
     def make_way(self) -> None:
-        """One of its calls left, or waits for something else than a place: for its next one."""
+        """One of its calls left, or waits for something else than a place."""
+
+    def place_freed(self) -> None:
+        """Somebody else may have freed a place."""
 
 
 class Ticket(msgspec.Struct, eq=False):
@@ -87,10 +90,13 @@ class Ticket(msgspec.Struct, eq=False):
 
 
 class _Heap:
-    """Ready tickets by number. One that is withdrawn stays in until it comes up or is cleared."""
+    """Ready tickets by number, all of one reserve.
 
-    def __init__(self, *, bulk: bool) -> None:
-        self._bulk = bulk
+    One that is withdrawn stays in until it comes up or is cleared.
+    """
+
+    def __init__(self, reserve: int | None) -> None:
+        self._reserve = reserve
         self._tickets: list[Ticket] = []
         self.ready = 0
 
@@ -112,7 +118,7 @@ class _Heap:
             heapq.heapify(self._tickets)
 
     def _is_in(self, ticket: Ticket) -> bool:
-        return ticket.ready and (ticket.reserve is not None) is self._bulk
+        return ticket.ready and ticket.reserve == self._reserve
 
 
 class _Queue:
@@ -123,19 +129,20 @@ class _Queue:
         self.window = window
         self.waiting = 0  # calls that wait, ready or not
         self.warned = False
-        self._singles = _Heap(bulk=False)
-        self._bulk = _Heap(bulk=True)
-
-    def _heap(self, ticket: Ticket) -> _Heap:
-        return self._singles if ticket.reserve is None else self._bulk
+        self._heaps: dict[int | None, _Heap] = {}  # by reserve: one may go where another may not
 
     def push(self, ticket: Ticket) -> None:
         ticket.ready = True
-        self._heap(ticket).push(ticket)
+        if ticket.reserve not in self._heaps:
+            self._heaps[ticket.reserve] = _Heap(ticket.reserve)
+        self._heaps[ticket.reserve].push(ticket)
 
     def remove(self, ticket: Ticket) -> None:
         ticket.ready = False
-        self._heap(ticket).removed()
+        heap = self._heaps[ticket.reserve]
+        heap.removed()
+        if not heap.ready:
+            del self._heaps[ticket.reserve]
 
     def make_single(self, ticket: Ticket) -> None:
         if not ticket.ready:
@@ -145,13 +152,20 @@ class _Queue:
         ticket.reserve = None
         self.push(ticket)
 
-    def head(self) -> Ticket | None:
-        return self._singles.head() or self._bulk.head()
+    def heads(self) -> list[Ticket]:
+        """The first ready ticket of each reserve."""
+        if not self._heaps:
+            return []
+        heads = (heap.head() for heap in self._heaps.values())
+        return [head for head in heads if head is not None]
 
     def ahead_of(self, ticket: Ticket) -> int:
         """How many go before a ticket that joins now."""
-        bulk = self._bulk.ready if ticket.reserve is not None else 0
-        return self._singles.ready + bulk
+        return sum(
+            heap.ready
+            for reserve, heap in self._heaps.items()
+            if reserve is None or (ticket.reserve is not None and reserve <= ticket.reserve)
+        )
 
 
 class Scheduler:
@@ -168,7 +182,7 @@ class Scheduler:
         self._resting: dict[int, float] = {}  # lines that nobody may go on in before that time
         self._rests_end: list[tuple[float, Ticket]] = []  # firsts of such lines, a heap
         self._timer: asyncio.TimerHandle | None = None
-        self.bulks: set[Owner] = set()  # that have more calls to make when a place is free
+        self.bulks: set[Owner] = set()  # that may have one more call when a place is free
 
     # Handing over, waiting, leaving
 
@@ -279,6 +293,7 @@ class Scheduler:
         self._places.give_back()
         ticket.future = self._loop.create_future()
         self._first_in_line(ticket)
+        self._let_go()  # the timer may be that of a moment in which more was granted
 
     def _end_to_wait(self, ticket: Ticket, timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
@@ -360,7 +375,7 @@ class Scheduler:
                 return
             del self._resting[ticket.line]
         ticket.queue.push(ticket)
-        if ticket.queue.head() is ticket:
+        if ticket in ticket.queue.heads():
             self._let_go()
 
     def _grant(self, ticket: Ticket) -> None:
@@ -368,13 +383,18 @@ class Scheduler:
         ticket.queue.window.grant()
         self._places.grant()
 
-    def _let_go(self) -> None:
-        """Grant whatever can be granted now."""
-        if not self._waiting:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            return
+    def _let_go(self, ended: Ticket | None = None) -> None:
+        """Grant whatever can be granted now; `ended` is the call whose attempt has just ended."""
+        if self._waiting:
+            self._grant_all()
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for bulk in self.bulks:
+            if ended is None or ended.owner is not bulk:  # that one comes back by itself
+                bulk.place_freed()
+
+    def _grant_all(self) -> None:
         while self._rests_end and self._rests_end[0][0] <= self._loop.time():
             ticket = heapq.heappop(self._rests_end)[1]
             if ticket.future is not None and not ticket.ready and ticket.before is None:
@@ -383,13 +403,11 @@ class Scheduler:
         while self._places.free():
             best: Ticket | None = None
             for queue in self._queues.values():
-                head = queue.head() if queue.waiting else None
-                if (
-                    head is not None
-                    and (best is None or head.goes_before(best))
-                    and queue.window.admits(head.reserve or 0)
-                ):
-                    best = head
+                for head in queue.heads():
+                    if (best is None or head.goes_before(best)) and queue.window.admits(
+                        head.reserve or 0
+                    ):
+                        best = head
             if best is None:
                 break
             best.queue.remove(best)
@@ -408,9 +426,10 @@ class Scheduler:
         if place:
             waits.append(place)
         elif place is not None:
-            heads = ((queue, queue.head()) for queue in self._queues.values() if queue.waiting)
             waits += [
-                queue.window.wait(0, head.reserve or 0) for queue, head in heads if head is not None
+                queue.window.wait(0, head.reserve or 0)
+                for queue in self._queues.values()
+                for head in queue.heads()
             ]
         # A wait of 0 that was not granted ends with an answer, not with time.
         waits = [wait for wait in waits if wait > 0]
@@ -438,12 +457,6 @@ class Scheduler:
             self._not_under_way(ticket)
         return ticket.queue.window, departure
 
-    def _let_next_go(self, ticket: Ticket) -> None:
-        self._let_go()
-        for bulk in self.bulks:
-            if bulk is not ticket.owner:  # which knows it, and comes back by itself
-                bulk.make_way()
-
     def _not_under_way(self, ticket: Ticket) -> None:
         owner = ticket.owner
         owner.under_way.discard(ticket)
@@ -455,7 +468,7 @@ class Scheduler:
         window, departure = self._ended(ticket)
         window.answered(departure, headers)
         self._places.answered()
-        self._let_next_go(ticket)
+        self._let_go(ticket)
 
     def refused_in_parallel(
         self, ticket: Ticket, headers: Mapping[str, str], named: int | None
@@ -467,7 +480,7 @@ class Scheduler:
         window, departure = self._ended(ticket)
         window.answered(departure, headers)
         pause = self._places.refused(departure.place, named)
-        self._let_next_go(ticket)
+        self._let_go(ticket)
         return pause
 
     def refused_over_time(
@@ -477,7 +490,7 @@ class Scheduler:
         window, departure = self._ended(ticket)
         closed_for = window.refused(departure, headers, named)
         self._places.answered()
-        self._let_next_go(ticket)
+        self._let_go(ticket)
         return closed_for
 
     def unanswered(self, ticket: Ticket) -> None:
@@ -486,14 +499,14 @@ class Scheduler:
         ticket.unanswered = True
         window.unanswered()
         self._places.unanswered()
-        self._let_next_go(ticket)
+        self._let_go(ticket)
 
     def unsent(self, ticket: Ticket) -> None:
         """The request surely never reached the Market."""
         window, _ = self._ended(ticket)
         window.unsent()
         self._places.give_back()
-        self._let_next_go(ticket)
+        self._let_go(ticket)
 
     # Around
 

@@ -6,12 +6,12 @@ import asyncio
 import copy
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from . import operations
-from .batch import Batch, Messages
+from .batch import Batch
 from .business import Business, Delivery
 from .calls import Calls, Effort, Request, Retry, Unknown, Verdict, closed_error, cut_short
 from .clock import clock_of
@@ -22,6 +22,7 @@ from .models import Content, Message, Outcome, OutgoingMessage, Pending, Receipt
 from .reading import history
 from .scheduler import Owner, Ticket
 from .settling import KNOWN_FOR, Found, content_of_row, content_of_text, find, last_of_shop
+from .source import Messages
 
 logger = logging.getLogger("yamarket_chat")
 
@@ -339,7 +340,7 @@ class Sending:
             return None
         return Receipt(pending.chat_id, pending.attempts, "history", None)
 
-    def send_many(self, messages: Messages, reserve: int) -> AsyncIterator[Outcome]:
+    def send_many(self, messages: Messages, reserve: int) -> AsyncGenerator[Outcome, None]:
         """Send many texts; see `ChatSession.send_many`."""
         limit = self._scheduler.quota.limits.send_message.requests
         if type(reserve) is not int or not 0 <= reserve < limit:
@@ -350,7 +351,7 @@ class Sending:
             raise InvalidArgumentError("messages is an iterable of OutgoingMessage")
         return self._many(messages, reserve)
 
-    async def _many(self, messages: Messages, reserve: int) -> AsyncIterator[Outcome]:
+    async def _many(self, messages: Messages, reserve: int) -> AsyncGenerator[Outcome, None]:
         if self._calls.owner.closed_by is not None:
             raise copy.copy(self._calls.owner.closed_by)
 
@@ -363,8 +364,10 @@ class Sending:
             while (outcome := await batch.next_outcome()) is not None:
                 yield outcome
         finally:
-            await batch.stop()
-            self._batches.discard(batch)
+            try:
+                await batch.stop()
+            finally:
+                self._batches.discard(batch)
 
     async def close(self, grace: float) -> None:
         """End all calls: those that wait at once, those under way when the grace is over."""
@@ -376,7 +379,8 @@ class Sending:
         )
         self._scheduler.end_waiting(self._settling, closed_error())
         await self._scheduler.end_under_way(self._settling, 0.0)
-        await asyncio.gather(*(batch.stop() for batch in self._batches))
+        for batch in list(self._batches):
+            await batch.stop()
 
 
 def _find_pending(rows: list[Message], wanted: Stored, pending: Pending) -> Found:

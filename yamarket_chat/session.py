@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import math
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, overload
@@ -445,15 +445,16 @@ class ChatSession:
         messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage],
         *,
         reserve: int = 0,
-    ) -> AsyncIterator[Outcome]:
+    ) -> AsyncGenerator[Outcome, None]:
         """Send many texts, and tell what became of each, as they end.
 
         The messages are read only as fast as they can be sent, at most 256 of them are in hand,
         and nothing more is read while the outcomes are not taken. One message that fails is an
         outcome, never an exception; after a 401 the rest is refused without being sent. An
         exception of the iterable itself is raised once the messages before it have ended.
-        Leaving the loop lets end what is under way and sends nothing more. `reserve` places of the
-        window are left to single calls, which go first anyway.
+        Leaving the loop and `aclose()` (by `contextlib.aclosing`, or when nobody refers to it any
+        more) let end what is under way and send nothing more. `reserve` places of the window are
+        left to single calls, which go first anyway.
 
             async for outcome in session.send_many(messages, reserve=100):
                 print(outcome.message.chat_id, outcome.status)

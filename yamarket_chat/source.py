@@ -1,0 +1,100 @@
+"""Where the messages of `send_many` come from: an iterable, or an async one, and one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from typing import Any
+
+from .calls import running_task
+from .models import OutgoingMessage
+
+Messages = Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage]
+
+END = object()
+"""What comes behind the last message."""
+
+
+class Source:
+    """The messages of an iterable."""
+
+    def __init__(self, messages: Iterable[OutgoingMessage]) -> None:
+        self._iterator = iter(messages)
+        self.failure: BaseException | None = None  # why it ended early, if so
+
+    async def next(self) -> Any:
+        """The next message, whatever was given as one, or `END`. For one task at a time."""
+        try:
+            return next(self._iterator, END)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised once the messages before it have ended
+            self.failure = _failure(error)
+            return END
+
+    def close(self) -> None:
+        """Read nothing more."""
+
+    async def closed(self) -> None:
+        """Return when nothing is read any more."""
+
+
+class AsyncSource:
+    """The messages of an async iterable.
+
+    All of it is run in one task: what it opens in one step, such as a timeout or a context
+    variable, it closes in another.
+    """
+
+    def __init__(
+        self,
+        messages: AsyncIterable[OutgoingMessage],
+        start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+    ) -> None:
+        self.failure: BaseException | None = None
+        self._wanted = asyncio.Event()
+        self._read: asyncio.Queue[Any] = asyncio.Queue()
+        self._is_closed = False
+        self._reader = start(self._run(messages))
+
+    async def next(self) -> Any:
+        """As of `Source`."""
+        self._wanted.set()
+        return await self._read.get()
+
+    def close(self) -> None:
+        """As of `Source`."""
+        self._is_closed = True
+        self._read.put_nowait(END)
+        if self._reader is not asyncio.current_task():  # where the iterable closes its session
+            self._reader.cancel()
+
+    async def closed(self) -> None:
+        """As of `Source`."""
+        if self._reader is not asyncio.current_task():
+            await asyncio.wait({self._reader})
+
+    async def _run(self, messages: AsyncIterable[OutgoingMessage]) -> None:
+        try:
+            await self._wanted.wait()
+            async for message in messages:
+                if self._is_closed:
+                    break
+                self._wanted.clear()
+                self._read.put_nowait(message)
+                await self._wanted.wait()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.failure = _failure(error)
+            if isinstance(error, asyncio.CancelledError) and running_task().cancelling():
+                raise
+        finally:
+            self._read.put_nowait(END)
+
+
+def _failure(error: BaseException) -> BaseException:
+    if isinstance(error, asyncio.CancelledError):
+        # Or whoever takes outcomes would seem to be cancelled.
+        return RuntimeError("the reading of the messages was cancelled")
+    return error
