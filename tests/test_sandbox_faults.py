@@ -310,3 +310,18 @@ def test_random_faults_are_checked() -> None:
             random_faults(probability, seed=1)
     with pytest.raises(InvalidArgumentError):
         random_faults(0.5, seed=1, kinds=[])
+
+
+def test_faults_of_an_operation_that_there_is_not_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="send_message"):
+        numbered_faults({1: Fault("reset")}, operation="sendMessage")
+    with pytest.raises(InvalidArgumentError, match="send_message"):
+        random_faults(0.5, seed=1, operations={"sendMessage"})
+
+
+@pytest.mark.parametrize(("chat_id", "text"), [("5", "hi"), (0, "hi"), (5, ""), (5, 17)])
+async def test_what_no_buyer_can_say_is_refused(chat_id: Any, text: Any) -> None:
+    async with Sandbox() as market:
+        with pytest.raises(InvalidArgumentError):
+            market.buyer_says(chat_id, text)
+        assert market.chat_ids == []

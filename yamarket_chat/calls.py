@@ -16,6 +16,7 @@ import msgspec
 from . import quota
 from .business import Business
 from .errors import (
+    NOT_THE_API,
     ChatError,
     ConnectionFailedError,
     ErrorDetail,
@@ -349,7 +350,7 @@ class Calls:
         errors = [self._redacted(error) for error in getattr(seen.form, "errors", None) or ()]
         if 400 <= seen.status < 600:
             if seen.form is None and (excerpt := self._excerpt(seen)):
-                errors = [ErrorDetail("NOT_THE_API", excerpt)]
+                errors = [ErrorDetail(NOT_THE_API, excerpt)]
             error = api_error(
                 seen.status,
                 errors,

@@ -170,6 +170,9 @@ class ServerError(ApiError):
     """5xx: the Market failed."""
 
 
+NOT_THE_API = "NOT_THE_API"
+"""The code under which an excerpt stands of an answer that is not in the API's form."""
+
 # What the seller can do, by status. Causes as the Market documents them.
 _ADVICE: dict[int, tuple[type[ApiError], str]] = {
     400: (BadRequestError, "check the ids and the text"),
@@ -201,7 +204,11 @@ def api_error(
     if status >= 500:
         cls, advice = ServerError, "the Market failed; try again later"
     else:
-        cls, advice = _ADVICE.get(status, (ApiError, "the request was refused"))
+        cls, advice = _ADVICE.get(
+            status, (ApiError, "the Market refuses it: change what it names before you try again")
+        )
+        if status != 401 and errors and errors[0].code == NOT_THE_API:
+            advice = "not an answer of the API: check base_url, and the proxy if there is one"
     said = "; ".join(str(error) for error in errors) or "no explanation given"
     trace = f" (trace id {trace_id})" if trace_id else ""
     return cls(

@@ -340,6 +340,8 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, _TooLong):
         return f"an answer of more than {MAX_ANSWER} bytes"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "an answer that was cut off"
     if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError)):
         return "the connection was closed without an answer"
     if isinstance(error, OSError) and error.strerror:

@@ -269,10 +269,10 @@ class Scheduler:
         if max_wait is None and least > LONG_WAIT and not queue.warned:
             queue.warned = True
             logger.warning(
-                "%s: the limit is used up, calls wait %.0f s or more; pass max_wait to be refused"
-                " instead",
+                "%s: the limit is used up, calls wait %.0f s or more%s",
                 queue.operation,
                 least,
+                "" if ticket.left else "; pass max_wait to be refused instead",
             )
         ticket.future = self._loop.create_future()
         ticket.owner.waiting.add(ticket)

@@ -5,7 +5,14 @@ async with Sandbox() as market:
 """
 
 from .books import Arrival, Refusals
-from .faults import EVERY_FAULT, Fault, RequestInfo, numbered_faults, random_faults
+from .faults import (
+    EVERY_FAULT,
+    Fault,
+    FaultPlan,
+    RequestInfo,
+    numbered_faults,
+    random_faults,
+)
 from .sandbox import Sandbox
 from .state import StoredFile, StoredMessage
 
@@ -13,6 +20,7 @@ __all__ = [
     "EVERY_FAULT",
     "Arrival",
     "Fault",
+    "FaultPlan",
     "Refusals",
     "RequestInfo",
     "Sandbox",

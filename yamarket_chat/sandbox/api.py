@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.operations import Rate
 
 from . import wire
@@ -64,7 +65,7 @@ class Seller(msgspec.Struct, frozen=True):
     business_id: int
     campaigns: int
     token_name: str
-    scopes: Sequence[wire.Scope]
+    scopes: Sequence[str]
 
 
 class Api:
@@ -448,3 +449,9 @@ def _message_row(message: StoredMessage) -> wire.Message:
         message.text,
         [wire.Payload(file.name, file.url, file.size) for file in message.payload] or None,
     )
+
+
+def check_operation(name: str) -> None:
+    """Raise InvalidArgumentError where there is no operation of this name."""
+    if name not in OPERATIONS:
+        raise InvalidArgumentError(f"{name!r} is no operation; they are {', '.join(OPERATIONS)}")

@@ -11,6 +11,8 @@ import msgspec
 
 from yamarket_chat.errors import InvalidArgumentError
 
+from .api import check_operation
+
 FaultKind = Literal[
     "reset", "no_answer", "status", "half_body", "slow", "rate_limit", "parallel_limit"
 ]
@@ -104,7 +106,11 @@ def numbered_faults(faults: Mapping[int, Fault], *, operation: str | None = None
     """Make the n-th request fail, counted from 1 over all operations or those of one.
 
     Sandbox(faults=numbered_faults({3: Fault("reset")}, operation="send_message"))
+
+    Raises InvalidArgumentError for an operation that there is not.
     """
+    if operation is not None:
+        check_operation(operation)
     chosen = dict(faults)
 
     def plan(request: RequestInfo) -> Fault | None:
@@ -125,7 +131,8 @@ def random_faults(
     """Make each request fail with a probability from 0 to 1, in one of the ways of `kinds`.
 
     The same seed gives the same faults to the same sequence of requests. `operations` restricts
-    the faults to these. Raises InvalidArgumentError for a probability out of range or no kinds.
+    the faults to these. Raises InvalidArgumentError for a probability out of range, no kinds, or an
+    operation that there is not.
 
         Sandbox(faults=random_faults(0.2, seed=7, operations={"send_message"}))
     """
@@ -133,6 +140,8 @@ def random_faults(
         raise InvalidArgumentError("probability is a number from 0 to 1")
     if not kinds:
         raise InvalidArgumentError("kinds holds at least one Fault")
+    for operation in operations or ():
+        check_operation(operation)
     rng = random.Random(seed)
 
     def plan(request: RequestInfo) -> Fault | None:

@@ -11,13 +11,13 @@ from typing import Self
 from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.operations import Rate
 
-from .api import Api, Seller
+from .api import Api, Seller, check_operation
 from .books import Arrival, Books, Refusals
 from .clock import Clock
 from .front import FILES, Front
-from .settings import Settings, check_operation, check_rates
+from .settings import Settings, check_int, check_rates
 from .state import State, StoredMessage
-from .wire import ChatStatus, ChatType, Sender
+from .wire import MAX_INT64, Sender
 
 
 class Sandbox(Settings):
@@ -214,11 +214,13 @@ class Sandbox(Settings):
             raise InvalidArgumentError(str(error)) from None
 
     def set_chat(
-        self, chat_id: int, *, status: ChatStatus | None = None, chat_type: ChatType | None = None
+        self, chat_id: int, *, status: str | None = None, chat_type: str | None = None
     ) -> None:
         """Set the status or the type of a chat: finish it, or make a dispute of it.
 
         market.set_chat(7, chat_type="ARBITRAGE", status="WAITING_FOR_ARBITER")
+
+        Both may be values that the Market does not document yet.
         """
         chat = self._state.chat(chat_id)
         if chat is None:
@@ -282,6 +284,9 @@ class Sandbox(Settings):
         text: str | None,
         files: Sequence[tuple[str, bytes]] = (),
     ) -> StoredMessage:
+        check_int("chat_id", chat_id, 1, MAX_INT64)
+        if text is not None and not (isinstance(text, str) and text):
+            raise InvalidArgumentError("the text is a str of at least one character")
         chat = self._state.chat(chat_id)
         if chat is None:
             raise InvalidArgumentError(f"there is no chat {chat_id}; add_chat() makes one")

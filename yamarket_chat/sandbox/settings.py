@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.operations import Rate
 
-from .api import OPERATIONS
+from .api import check_operation
 from .faults import Fault, FaultPlan
 from .limits import WindowKind
 from .state import HistoryOrder
@@ -37,7 +37,7 @@ class Settings:
     clock_offset: Seconds = 0.0
     keep_alive: bool | Seconds = True
     faults: FaultPlan | Mapping[int, Fault] | None = None
-    scopes: Sequence[Scope] = ("COMMUNICATION",)
+    scopes: Sequence[str] = ("COMMUNICATION",)
     chats: Literal["any"] | Iterable[int] = "any"
     campaigns: int = 1
     strip_spaces: bool = True
@@ -52,10 +52,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not (isinstance(self.api_key, str) and self.api_key.strip()):
             raise InvalidArgumentError("api_key is a text that is not empty")
-        _check_int("business_id", self.business_id, 1, MAX_INT64)
-        _check_int("port", self.port, 0, 65535)
-        _check_int("parallel", self.parallel, 1)
-        _check_int("campaigns", self.campaigns, 0)
+        check_int("business_id", self.business_id, 1, MAX_INT64)
+        check_int("port", self.port, 0, 65535)
+        check_int("parallel", self.parallel, 1)
+        check_int("campaigns", self.campaigns, 0)
         check_rates(self.limits)
         if self.window not in get_args(WindowKind):
             raise InvalidArgumentError('window is "rolling" or "fixed"')
@@ -76,14 +76,9 @@ class Settings:
                 raise InvalidArgumentError('chats is "any" or the ids that exist')
             self.chats = tuple(self.chats)
             for chat_id in self.chats:
-                _check_int("an id in chats", chat_id, 1, MAX_INT64)
+                check_int("an id in chats", chat_id, 1, MAX_INT64)
         if self.history_order not in get_args(HistoryOrder):
             raise InvalidArgumentError('history_order is "ascending" or "descending"')
-
-
-def check_operation(name: str) -> None:
-    if name not in OPERATIONS:
-        raise InvalidArgumentError(f"{name!r} is no operation; they are {', '.join(OPERATIONS)}")
 
 
 def check_rates(limits: Mapping[str, Rate]) -> None:
@@ -93,7 +88,7 @@ def check_rates(limits: Mapping[str, Rate]) -> None:
             raise InvalidArgumentError(f"the limit of {operation} is a Rate")
 
 
-def _check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
+def check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
     if type(value) is not int or value < least or (most is not None and value > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidArgumentError(f"{name} is a whole number {limit}")

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from .clock import Clock
-from .wire import ChatStatus, ChatType, ContextType, Sender
+from .wire import ContextType, Sender
 
 HistoryOrder = Literal["ascending", "descending"]
 
@@ -64,8 +64,8 @@ class ChatRecord:
         self.chat_id = chat_id
         self.order_id = order_id
         self.return_id = return_id
-        self.type: ChatType = "CHAT"
-        self.status: ChatStatus = "NEW"
+        self.type: str = "CHAT"
+        self.status: str = "NEW"
         self.created_at = created_at
         self.updated_at = created_at
         self.messages: list[StoredMessage] = []
