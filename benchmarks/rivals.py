@@ -94,7 +94,12 @@ async def httpx_by_hand(url: str, at_once: int) -> AsyncIterator[Send]:
 
     # Connections are kept as long as aiohttp keeps them.
     limits = httpx.Limits(max_connections=at_once, keepalive_expiry=15)
-    async with httpx.AsyncClient(base_url=url, headers=HEADERS, limits=limits) as http:
+    async with httpx.AsyncClient(
+        base_url=url,
+        headers=HEADERS,
+        limits=limits,
+        timeout=60,  # its 5 s are too short to connect 512 times at once
+    ) as http:
 
         async def send(chat_id: int, text: str) -> None:
             response = await http.post(path(chat_id), json={"message": text})

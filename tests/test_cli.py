@@ -18,12 +18,14 @@ import pytest
 from yamarket_chat import (
     ChatSession,
     DeliveryUnknownError,
+    InvalidArgumentError,
     Pending,
     Rate,
     __version__,
     cli,
 )
-from yamarket_chat.cli import console, demo
+from yamarket_chat.cli import console, demo, options
+from yamarket_chat.cli import environment as environment_file
 from yamarket_chat.sandbox import (
     Fault,
     RequestInfo,
@@ -32,6 +34,7 @@ from yamarket_chat.sandbox import (
     numbered_faults,
     random_faults,
 )
+from yamarket_chat.session import BASE_URL
 
 pytestmark = pytest.mark.real_time
 
@@ -271,6 +274,7 @@ async def test_ctrl_c_between_attempts_says_that_nothing_was_sent() -> None:
     finished = await end(process)
     assert finished.status == 130
     assert finished.err.endswith("Error: interrupted; nothing was sent\n")
+    assert "finding out" not in finished.err
 
 
 def test_an_unknown_outcome_says_that_it_may_have_arrived(
@@ -317,7 +321,10 @@ async def test_the_sandbox_keeps_the_limit_that_it_is_given() -> None:
     told = (await second.stderr.readline()).decode()
     assert told.startswith("Warning: send_message: the Market's limit is used up")
     second.send_signal(signal.SIGINT)
-    assert (await end(second)).status == 130
+    interrupted = await end(second)
+    assert interrupted.status == 130
+    assert "Error: interrupted; nothing was sent\n" in interrupted.err
+    assert "finding out" not in interrupted.err
     process.send_signal(signal.SIGINT)
     assert "refused requests 1" in (await end(process)).err
 
@@ -543,6 +550,82 @@ def test_help_has_an_example_and_shows_no_key(
     assert f"Example: yamarket-chat {command}" in finished.out
     assert "ACMA:secret" not in finished.out
     assert ("YAMARKET_API_KEY" in finished.out) is (command not in ("demo", "sandbox"))
+
+
+async def shell(line: str, **variables: str) -> Finished:
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", line.replace("yamarket-chat", COMMAND)),
+        stdout=PIPE, stderr=PIPE, env=environment(**variables),
+    )  # fmt: skip
+    return await end(process)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+@pytest.mark.parametrize("arguments", ["--version", "--help", "send 17 x", "chats --json"])
+async def test_a_full_disk_is_one_line(arguments: str, market: Sandbox) -> None:
+    market.add_chat(17)
+    finished = await shell(f"yamarket-chat {arguments} >/dev/full", **variables_of(market))
+    assert finished == Finished(1, "", "Error: cannot write the output: No space left on device\n")
+
+
+async def test_a_closed_standard_input_is_one_line(market: Sandbox) -> None:
+    finished = await shell("yamarket-chat send-many - <&-", **variables_of(market))
+    assert finished.status == 2
+    assert finished.err.startswith("Error: standard input is closed")
+
+
+async def test_what_the_encoding_does_not_have_becomes_a_question_mark(market: Sandbox) -> None:
+    market.add_chat(17)
+    market.buyer_says(17, "Где 📦?")
+    variables = variables_of(market, PYTHONIOENCODING="cp1251")
+    process = await start("history", "17", **variables)
+    out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert "Где ??" in out.decode("cp1251")
+    finished = await run("history", "17", "--json", **variables)
+    assert "Где 📦?" in finished.out
+
+
+def test_a_text_that_begins_with_a_dash_is_helped(in_process: Callable[..., Finished]) -> None:
+    finished = in_process("send", "17", "-5% скидка")
+    assert finished.status == 2
+    assert "put -- before a text that begins with a dash" in finished.err
+
+
+KEY, URL = "YAMARKET_API_KEY=other", f"YAMARKET_BASE_URL={NOBODY_LISTENS}"
+
+
+@pytest.mark.parametrize("dotenv", [URL, f"{KEY}\n{URL}"])
+def test_the_address_of_a_file_gets_no_key_of_the_command_line(
+    dotenv: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_process: Callable[..., Finished],
+) -> None:
+    asked: list[str] = []
+
+    def no_session(*_: object, base_url: str, **__: object) -> None:
+        asked.append(base_url)
+        raise InvalidArgumentError("nothing is to be sent")
+
+    monkeypatch.setattr(options, "ChatSession", no_session)
+    monkeypatch.chdir(tmp_path)
+    for name in environment_file.NAMES:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    (tmp_path / ".env").write_text(dotenv)
+    finished = in_process("send", "17", "x", "--api-key", "key")
+    assert asked == [BASE_URL]
+    assert "YAMARKET_BASE_URL of the file .env is ignored" in finished.err
+
+
+async def test_a_nul_in_a_file_of_variables_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("YAMARKET_API_KEY=a\0b")
+    finished = await shell(f"cd {tmp_path} && yamarket-chat --version")
+    assert finished.status == 0
+    finished = await shell(f"cd {tmp_path} && yamarket-chat whoami")
+    assert finished.status == 2
+    assert finished.err.startswith("Warning: .env cannot be read")
 
 
 async def test_the_help_names_all_commands() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
+import socket
 import sys
 import threading
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.test_cli import (
     COMMAND,
@@ -29,8 +33,9 @@ from tests.test_cli import (
     variables_of,
 )
 from yamarket_chat import Rate
+from yamarket_chat.cli import console
 from yamarket_chat.cli import environment as dotenv
-from yamarket_chat.sandbox import Sandbox
+from yamarket_chat.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.real_time
 
@@ -79,7 +84,7 @@ def test_whoami_tells_what_the_key_may_do_and_the_business_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with served(scopes=["PRICING"], campaigns=2):
-        monkeypatch.delenv("YAMARKET_BUSINESS_ID")
+        monkeypatch.setenv("YAMARKET_BUSINESS_ID", "not known yet")
         plain, programs = in_process("whoami"), in_process("whoami", "--json")
     assert plain.status == 0, plain.err
     key, scopes, may, _, first, second = plain.out.splitlines()
@@ -107,6 +112,18 @@ def test_the_quota_tells_what_reading_can_find_out(in_process: Runs) -> None:  #
     assert "not told without sending" in plain.out
 
 
+def test_the_quota_of_reading_chats_takes_a_chat_to_ask_about(
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+) -> None:
+    rows = in_process("quota").out.splitlines()
+    without = {line.split()[0] for line in rows if "no chat to ask about" in line}
+    assert without == {"get_chat", "history", "get_message"}
+    market.add_chat(7, order_id=55)
+    [message] = [line for line in in_process("quota").out.splitlines() if "get_message" in line]
+    assert "no message to ask about" in message
+
+
 def test_chats_are_a_table_with_filters(
     market: Sandbox,
     in_process: Runs,  # noqa: F811
@@ -130,8 +147,53 @@ def test_chats_are_a_table_with_filters(
     assert "order 55" in about.out.splitlines()[1]
     assert [json.loads(line)["chatId"] for line in programs.out.splitlines()] == [7, 8, 9]
     assert few.err == "There are more than 1: see --limit\n"
-    assert (none.status, none.out, none.err) == (0, "", "No such chat\n")
+    assert (none.status, none.out, none.err) == (0, "", "No chat matches\n")
     assert wrong.status == 2
+
+
+def test_no_chats_at_all_are_told(
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+) -> None:
+    assert in_process("chats").err == "No chats\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [("--status", "WAITING_FOR_PARTNER"), ("--type", "ARBITRAGE"), ("--about", "DIRECT")],
+)
+def test_an_unknown_filter_is_told_with_those_that_there_are(
+    option: str,
+    named: str,
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+) -> None:
+    finished = in_process("chats", option, "FOO")
+    assert finished.status == 2
+    assert finished.err.startswith(f"Error: Invalid value for '{option}': 'FOO' is not one of ")
+    assert named in finished.err
+    assert not market.arrivals
+
+
+def test_chats_fit_a_terminal_of_80_columns(
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terminal = Console(force_terminal=True, color_system=None, highlight=False, width=80)
+    monkeypatch.setattr(console, "out", terminal)
+    for chat, status in ((123456789, "WAITING_FOR_CUSTOMER"), (123456790, "WAITING_FOR_ARBITER")):
+        market.add_chat(chat, order_id=chat)
+        market.set_chat(chat, status=status)
+    market.set_chat(123456790, chat_type="ARBITRAGE")
+    shown = in_process("chats").out
+    customer, arbiter, kind = shown.rstrip().splitlines()[-3:]
+    assert customer.split()[:6] == [
+        *("123456789", "WAITING_FOR_CUSTOMER", "order", "123456789", "Buyer", "123456789")
+    ]
+    assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d$", customer.rstrip())
+    assert "WAITING_FOR_ARBITER  order 123456790" in arbiter
+    assert kind.strip() == "(ARBITRAGE)"
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
@@ -186,6 +248,69 @@ async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
     finished = await end(process)
     assert finished.status == 130
     assert finished.out == ""
+    assert finished.err == ""  # nothing to be told of a Market that answers
+
+
+async def test_watch_tells_when_the_market_falls_silent_later() -> None:
+    async with Sandbox(faults=lambda r: Fault("no_answer") if r.number > 1 else None) as market:
+        process = await start("watch", "--every", "1", **variables_of(market))
+        assert process.stderr is not None
+        lines = [(await asyncio.wait_for(process.stderr.readline(), 15)) for _ in range(2)]
+        assert lines[0].startswith(b"Watching every")
+        assert lines[1].startswith(b"No answer from the Market yet")
+        process.send_signal(signal.SIGINT)
+        assert (await end(process)).status == 130
+
+
+def test_a_slow_market_is_told_about_once(in_process: Runs) -> None:  # noqa: F811
+    with served(latency=1.5) as market:
+        for chat in range(1, 42):
+            market.add_chat(chat, order_id=chat)
+        finished = in_process("chats", "--give-up-after", "3")
+        assert market.requests("chats") == 3
+    assert finished.status == 0
+    assert len(finished.out.splitlines()) == 42
+    assert finished.err.count("No answer") == 1
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("YAMARKET_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("YAMARKET_API_KEY", "ACMA:1")
+        monkeypatch.setenv("YAMARKET_BUSINESS_ID", "1")
+        yield
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("chats", "no answer from the Market in 0.5 s"),
+        ("new-chat --order 5", "no answer from the Market in 0.5 s"),
+        ("send 17 hi", "the message to chat 17 may have arrived"),
+    ],
+)
+def test_a_silent_server_is_given_up_in_time(
+    command: str,
+    told: str,
+    in_process: Runs,  # noqa: F811
+) -> None:
+    began = time.monotonic()
+    finished = in_process(*command.split(), "--give-up-after", "0.5")
+    assert time.monotonic() - began < 1.5
+    assert finished.status == 1
+    assert finished.out == ""
+    assert finished.err.startswith(f"Error: {told}")
+    assert finished.err.count("\n") == 1
+
+
+def test_waiting_for_the_quota_is_not_given_up(in_process: Runs) -> None:  # noqa: F811
+    with served(faults={1: Fault("rate_limit", delay=1.5)}) as market:
+        finished = in_process("send", "7", "hello", "--give-up-after", "0.5")
+        assert finished.status == 0, finished.err
+        assert texts(market, 7) == ["hello"]
 
 
 def test_new_chat_tells_its_number(

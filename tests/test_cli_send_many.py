@@ -37,7 +37,7 @@ from yamarket_chat import (
     Rate,
 )
 from yamarket_chat.cli.progress import seconds_to_go
-from yamarket_chat.cli.records import BadFile, Format, read
+from yamarket_chat.cli.records import BadFile, Format, Record, read
 from yamarket_chat.cli.report import Report, line_of
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 
@@ -263,14 +263,28 @@ def test_jsonl_is_read_and_its_bad_lines_are_named() -> None:
             (1, 17, "да\nнет\u2028"),
             (3, 18, "b"),
         ]
-    bad = b'{"chat_id": 17}\n[]\n{"chat_id": 1.5, "text": 3}\n{'
+    bad = b'{"chat_id": 17}\n[]\n{"chat_id": 1.5, "text": 3}\n{\n{}'
     with pytest.raises(BadFile) as caught:
         read(bad, "a.jsonl")
     heads = [problem.partition(":")[0] for problem in caught.value.problems]
     assert heads == [
         *("line 1, column text", "line 2", "line 3, column chat_id", "line 3, column text"),
-        "line 4",
+        *("line 4", "line 5, column chat_id", "line 5, column text"),
     ]
+
+
+def test_lines_with_wrong_quotes_or_too_few_cells_hide_no_other_ones() -> None:
+    with pytest.raises(BadFile) as caught:
+        read('chat_id,text\n17,"Заказ" готов\n18,ok\n19\nx,y\n'.encode(), "a.csv")
+    assert [problem.partition(" (")[0] for problem in caught.value.problems] == [
+        "line 2, column text: put the whole cell in quotes, and each quote within it twice",
+        "line 4: 1 cell, where the header has 2: text is missing",
+        "line 5, column chat_id: 'x' is no chat number, such as 17",
+    ]
+
+
+def test_the_first_line_that_excel_writes_tells_the_delimiter() -> None:
+    assert read(b"sep=|\r\nchat_id|text\r\n17|a;b\r\n", "a.csv") == [Record(1, 3, 17, "a;b")]
 
 
 @pytest.mark.parametrize(
@@ -327,6 +341,62 @@ async def test_what_is_refused_is_told_and_sent_again_by_resume(tmp_path: Path) 
         assert "message 2 is another one in the file" in changed.err
 
 
+async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    file, report = write(tmp_path / "m.csv", [(1, "a")]), tmp_path / "r.jsonl"
+    async with Sandbox(latency=3.0) as market:
+        first = await start("send-many", file, "--report", str(report), **variables_of(market))
+        await until(lambda: market.arrivals)
+        second = await run("send-many", file, "--resume", str(report), **variables_of(market))
+        assert second == Finished(2, "", "Error: another run is writing this report\n")
+        assert (await end(first)).status == 0
+        assert texts(market, 1) == ["a"]
+
+
+async def test_what_no_history_can_tell_is_left_to_a_person(tmp_path: Path) -> None:
+    file, report = write(tmp_path / "m.csv", [(7, "the same")]), tmp_path / "r.jsonl"
+    report.touch()
+    report.with_name("r.jsonl.running").touch()  # as a killed run leaves it
+    async with Sandbox(latency=0.0) as market:
+        await run("send", "7", "the same", **variables_of(market))
+        for _ in range(2):
+            resumed = await run("send-many", file, "--resume", str(report), **variables_of(market))
+            assert resumed.status == 1
+            assert "look at chat 7" in resumed.err
+            assert "To go on" not in resumed.err
+    [line, _] = lines_of(report)
+    assert "settle" not in line["error"]
+
+
+async def test_a_reader_that_leaves_ends_it_with_nothing_lost(tmp_path: Path) -> None:
+    messages = messages_of(chats=10, each=10)
+    file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
+    async with Sandbox(latency=0.05) as market:
+        process = await start(
+            *("send-many", file, "--json", "--report", str(report)), **variables_of(market)
+        )
+        assert process.stdout is not None
+        await process.stdout.readline()
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+        assert process.stderr is not None
+        err = (await process.stderr.read()).decode()
+        assert await process.wait() == 1
+        assert "Traceback" not in err
+        assert "Error: cannot write the output: Broken pipe; nothing more is sent" in err
+        assert len(lines_of(report)) == market.messages_stored < 100
+
+
+async def test_a_market_that_never_answers_is_told_soon(tmp_path: Path) -> None:
+    async with Sandbox(latency=60.0) as market:
+        file = write(tmp_path / "m.csv", messages_of(chats=10, each=1))
+        process = await start("send-many", file, **variables_of(market))
+        assert process.stderr is not None
+        await process.stderr.readline()  # Sending ...
+        async with asyncio.timeout(4):
+            assert b"No answer from the Market yet" in await process.stderr.readline()
+        process.kill()
+        await process.communicate()
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> str:
     return write(tmp_path / "m.csv", messages_of(chats=50, each=50))
@@ -353,6 +423,16 @@ def test_a_missing_file_is_one_line(in_process: Callable[..., Finished]) -> None
     assert finished.err == "Error: [Errno 2] No such file or directory: 'no-such-file.csv'\n"
 
 
+def test_a_file_without_messages_says_so(
+    tmp_path: Path,
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    finished = in_process("send-many", write(tmp_path / "m.csv", []), "--dry-run")
+    assert finished.status == 0
+    assert "No messages in the file" in finished.err
+    assert finished.out == "no messages to send; nothing was sent\n"
+
+
 HOUR = Rate(1000, per=3600)
 
 
@@ -372,6 +452,13 @@ def test_the_time_to_go_is_that_of_the_limit(
 ) -> None:
     status = QuotaStatus(limit=1000, remaining=remaining, resets_in=resets_in, waiting=0)
     assert seconds_to_go(left, status, HOUR, ended, 0.0, pace=5.0) == expected
+
+
+def test_those_under_way_need_no_place_any_more() -> None:
+    status = QuotaStatus(limit=20, remaining=0, resets_in=3599, waiting=0)
+    rate = Rate(20, per=3600)
+    assert seconds_to_go(4, status, rate, [-1.0] * 16, 0.0, pace=4.0, under_way=4) == 1
+    assert seconds_to_go(5, status, rate, [-1.0] * 16, 0.0, pace=4.0, under_way=4) == 3599
 
 
 async def test_a_terminal_shows_the_progress(tmp_path: Path) -> None:

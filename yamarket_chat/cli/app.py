@@ -28,6 +28,8 @@ NAME = "yamarket-chat"
 NOT_DONE = 1
 WRONG_USE = 2
 
+DASH = ": put -- before a text that begins with a dash"
+
 app = typer.Typer(
     help="Talk to the buyers of Yandex.Market: in order, and within the Market's limits.",
     no_args_is_help=True,
@@ -52,19 +54,27 @@ for _command in (
 
 def run() -> int:
     """Run the command; whatever a user can get wrong is one line, never a traceback."""
+    console.replace_what_cannot_be_written()
     try:
-        status = app(prog_name=NAME, standalone_mode=False)
+        # The help, and what is written past the helpers.
+        with console.writing():
+            status = app(prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:
         if text := error.format_message():
             context = getattr(error, "ctx", None)
             path = NAME if context is None else context.command_path
-            console.failure(f"{text.rstrip('.')}; see {path} --help")
+            hint = DASH if text.startswith("No such option") and path == f"{NAME} send" else ""
+            console.failure(f"{text.rstrip('.')}{hint}; see {path} --help")
         return error.exit_code
     except InvalidArgumentError as error:
         console.failure(console.describe(error))
         return WRONG_USE
     except ChatError as error:
         console.failure(console.describe(error))
+        return NOT_DONE
+    except console.OutputError as error:
+        if not error.closed:  # whoever closed it wants no more
+            console.failure(str(error))
         return NOT_DONE
     return status if isinstance(status, int) else 0
 

@@ -2,32 +2,65 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, TypeVar
 
 import typer
 
 from yamarket_chat.models import Chat, ChatContext, ChatStatus, ChatType, ContextType
-from yamarket_chat.reading import Listing
 from yamarket_chat.session import BASE_URL
 
 from . import console, options, waiting
+
+Known = TypeVar("Known", ChatStatus, ChatType, ContextType)
+
+
+def _one_of(kind: type[Known]) -> Callable[[str], Known]:
+    # Not the choice that typer makes of an enum: it shows the names in small letters.
+    def parse(text: str) -> Known:
+        if text.upper() not in list(kind):
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(kind)}")
+        return kind(text.upper())
+
+    return parse
+
+
+def _completion(kind: type[Known]) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in kind if name.startswith(incomplete.upper())]
+
+    return complete
 
 
 def chats(
     *,
     status: Annotated[
-        list[str] | None,
+        list[ChatStatus] | None,
         typer.Option(
-            metavar="STATUS", help=f"Only these, can be repeated: {', '.join(ChatStatus)}."
+            metavar="STATUS",
+            parser=_one_of(ChatStatus),
+            autocompletion=_completion(ChatStatus),
+            help=f"Only these, can be repeated: {', '.join(ChatStatus)}.",
         ),
     ] = None,
     type_: Annotated[
-        list[str] | None,
-        typer.Option("--type", metavar="TYPE", help=f"Only these: {', '.join(ChatType)}."),
+        list[ChatType] | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            parser=_one_of(ChatType),
+            autocompletion=_completion(ChatType),
+            help=f"Only these: {', '.join(ChatType)}.",
+        ),
     ] = None,
     about: Annotated[
-        list[str] | None,
-        typer.Option(metavar="WHAT", help=f"Only those about: {', '.join(ContextType)}."),
+        list[ContextType] | None,
+        typer.Option(
+            metavar="WHAT",
+            parser=_one_of(ContextType),
+            autocompletion=_completion(ContextType),
+            help=f"Only those about: {', '.join(ContextType)}.",
+        ),
     ] = None,
     order: Annotated[
         list[int] | None, typer.Option(min=1, help="Only those about this order.")
@@ -49,26 +82,29 @@ def chats(
     """
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
 
-    async def tell() -> None:
+    async def tell(silence: waiting.Silence) -> None:
         # An option that is not given is an empty list here, which the SDK takes for a filter.
         found = session.chats(
-            statuses=_upper(status),
-            types=_upper(type_),
-            context_types=_upper(about),
+            statuses=status or None,
+            types=type_ or None,
+            context_types=about or None,
             order_ids=order or None,
             return_ids=return_ or None,
         )
-        await _tell(found, limit, json)
+        if not await _tell(silence.items(found), limit, json):
+            filtered = status or type_ or about or order or return_
+            console.note("No chat matches" if filtered else "No chats")
 
-    waiting.read(session, "chats", give_up_after, tell())
-
-
-def _upper(values: list[str] | None) -> list[str] | None:
-    return [value.upper() for value in values] if values else None
+    waiting.read(session, give_up_after, tell)
 
 
-async def _tell(found: Listing[Chat], limit: int, json: bool) -> None:
+async def _tell(found: AsyncIterator[Chat], limit: int, json: bool) -> int:
     table = console.new_table("Chat", "Status", "About", "Buyer", "Last change")
+    # For 80 columns: what is long there is broken between the words of the other two columns.
+    table.padding = 0
+    table.show_edge = False
+    for number in (0, 1, 4):
+        table.columns[number].no_wrap = True
     shown = 0
     more = False
     async for chat in found:
@@ -80,17 +116,16 @@ async def _tell(found: Listing[Chat], limit: int, json: bool) -> None:
             console.data(chat)
         else:
             buyer = chat.context.customer and chat.context.customer.name
-            updated = console.moment(chat.updated_at)
-            status = chat.status if chat.type == ChatType.CHAT else f"{chat.status} ({chat.type})"
-            table.add_row(
-                *console.cells(chat.chat_id, status, about_what(chat.context), buyer, updated)
-            )
+            updated = f"{chat.updated_at.astimezone():%Y-%m-%d %H:%M}"
+            about = about_what(chat.context)
+            if chat.type != ChatType.CHAT:
+                about += f" ({chat.type})"
+            table.add_row(*console.cells(chat.chat_id, chat.status, about, buyer, updated))
     if shown and not json:
         console.table(table)
     if more:
         console.note(f"There are more than {shown}: see --limit")
-    elif not shown:
-        console.note("No such chat")
+    return shown
 
 
 def about_what(context: ChatContext) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import math
+import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -22,22 +28,77 @@ INTERRUPTED = 130
 WIDEST = 1000
 """Columns of a table in a file."""
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+_UNWRITABLE = {
+    *(errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF),
+    errno.EINVAL,  # a closed pipe on Windows
+}
+
+
+class OutputError(Exception):
+    """Standard output takes nothing more; `closed` where its reader is gone, such as `head`."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write the output: {error.strerror or error}")
+        self.closed = isinstance(error, BrokenPipeError)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Not rich's SystemExit, which ends an event loop in the middle of its work.
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+out = _Console(highlight=False)
+err = _Console(stderr=True, highlight=False)
 
 logger = logging.getLogger("yamarket_chat")
 
+_FOR_PROGRAMS = {
+    "campaigns() tells it": "yamarket-chat whoami tells it",
+    "; pass max_wait to be refused instead": "",
+}
 _ARGUMENT = re.compile(r"\b(api_key|business_id|base_url|insecure_http)\b(=True)?")
 
 
 def result(text: str) -> None:
     """One line on standard output, however long; never broken, so that programs can read it."""
-    out.print(Text(printable(text)), soft_wrap=True)
+    with writing():
+        out.print(Text(printable(text)), soft_wrap=True)
 
 
 def data(value: Any) -> None:
-    """One line of JSON on standard output."""
-    out.out(msgspec.json.encode(value).decode(), highlight=False)
+    """One line of JSON on standard output, in UTF-8 whatever the terminal has."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(encoding="utf-8")
+    with writing():
+        out.out(msgspec.json.encode(value).decode(), highlight=False)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Raise OutputError where standard output takes nothing more, and write no more to it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        out.quiet = True
+        discard_output()
+        raise OutputError(error) from None
+
+
+def discard_output() -> None:
+    """Let what is left in the buffer go nowhere, or Python complains of it at its end."""
+    with suppress(OSError, AttributeError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
+
+
+def replace_what_cannot_be_written() -> None:
+    """Write a question mark for what the encoding of standard output does not have."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def note(text: str) -> None:
@@ -57,7 +118,10 @@ def failure(text: str) -> None:
 
 def _tell(head: Text, text: str) -> None:
     # A terminal gets it broken between words, a file as the one line that it is.
-    err.print(Text.assemble(head, printable(text)), soft_wrap=not err.is_terminal)
+    try:
+        err.print(Text.assemble(head, printable(text)), soft_wrap=not err.is_terminal)
+    except OSError:
+        err.quiet = True  # nobody reads it: no reason to stop
 
 
 def describe(error: ChatError) -> str:
@@ -68,7 +132,13 @@ def describe(error: ChatError) -> str:
             f"the message to chat {error.pending.chat_id} may have arrived: nothing tells{seen}."
             " Look at the chat before you send it again"
         )
-    return _ARGUMENT.sub(lambda match: "--" + match[1].replace("_", "-"), str(error))
+    return _for_people(str(error))
+
+
+def _for_people(text: str) -> str:
+    for said, instead in _FOR_PROGRAMS.items():
+        text = text.replace(said, instead)
+    return _ARGUMENT.sub(lambda match: "--" + match[1].replace("_", "-"), text)
 
 
 def new_table(*columns: str) -> Table:
@@ -89,7 +159,8 @@ def table(content: Table) -> None:
     if not out.is_terminal:
         content.box = None
         content.padding = (0, 2, 0, 0)
-    out.print(content, width=None if out.is_terminal else WIDEST, crop=False, soft_wrap=False)
+    with writing():
+        out.print(content, width=None if out.is_terminal else WIDEST, crop=False, soft_wrap=False)
 
 
 def moment(time: datetime) -> str:
@@ -129,11 +200,12 @@ class _Lines(logging.Handler):
         self._shown = -math.inf
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = _for_people(record.getMessage())
         if record.levelno >= logging.WARNING:
-            warning(record.getMessage())
+            warning(text)
         elif record.created >= self._shown + self._pause:
             self._shown = record.created
-            note(record.getMessage())
+            note(text)
 
 
 def printable(text: str) -> str:

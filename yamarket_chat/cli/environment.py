@@ -7,24 +7,41 @@ from pathlib import Path
 
 from . import console
 
+_from_files: set[str] = set()
+
 KEY, BUSINESS, URL = NAMES = ("YAMARKET_API_KEY", "YAMARKET_BUSINESS_ID", "YAMARKET_BASE_URL")
 
 
 def load(path: Path) -> None:
     """Set the three variables that a file names, where the environment does not have them."""
     try:
-        found = _read(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it has a NUL character in it")
+        found = _read(text)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         console.warning(f"{path} cannot be read: {error}")
         return
-    if URL in found and os.environ.get(KEY) and URL not in os.environ:
-        # Whoever put a file into some directory must not get the user's own key.
-        console.warning(f"{URL} of {path} is ignored, because {KEY} is not from there")
-        del found[URL]
-    for name, value in found.items():
-        os.environ.setdefault(name, value)
+    new = {name: value for name, value in found.items() if name not in os.environ}
+    if URL in new and KEY not in new:
+        _warn_of_url()
+        del new[URL]
+    os.environ.update(new)
+    _from_files.update(new)
+
+
+def key_is_not_from_file() -> None:
+    """Forget the address of a file: whoever put it into some directory must not get the key."""
+    if URL in _from_files:
+        _from_files.remove(URL)
+        os.environ.pop(URL, None)
+        _warn_of_url()
+
+
+def _warn_of_url() -> None:
+    console.warning(f"{URL} of the file .env is ignored, because the Api-Key is not from there")
 
 
 def _read(text: str) -> dict[str, str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import typer
 
-from yamarket_chat.models import Message
-from yamarket_chat.reading import Listing
+from yamarket_chat.models import Message, Page
 from yamarket_chat.session import BASE_URL
 
 from . import console, options, waiting
@@ -31,8 +31,8 @@ def history(
     """
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
 
-    async def tell() -> None:
-        messages = await _newest(session.history(chat_id), limit)
+    async def tell(silence: waiting.Silence) -> None:
+        messages = await _newest(silence.pages(session.history(chat_id)), limit)
         if not messages:
             console.note("No messages yet")
         for message in messages:
@@ -41,13 +41,13 @@ def history(
             else:
                 show(message)
 
-    waiting.read(session, "history", give_up_after, tell())
+    waiting.read(session, give_up_after, tell)
 
 
-async def _newest(listing: Listing[Message], limit: int) -> list[Message]:
+async def _newest(pages: AsyncIterator[Page[Message]], limit: int) -> list[Message]:
     """The newest messages, oldest first; the Market does not document in which order it lists."""
     found: list[Message] = []
-    async for page in listing.pages():
+    async for page in pages:
         found += page.items
         descending = len(found) > 1 and found[0].created_at > found[-1].created_at
         if descending and len(found) >= limit:

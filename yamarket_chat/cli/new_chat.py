@@ -38,7 +38,7 @@ def new_chat(
         raise InvalidArgumentError("a chat is about --order or --return, one of the two")
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
 
-    async def create() -> None:
+    async def create(_: waiting.Silence) -> None:
         chat_id = await session.create_chat(order_id=order, return_id=return_)
         if json:
             console.data(_Created(chat_id))
@@ -46,4 +46,4 @@ def new_chat(
             about = f"return {return_}" if order is None else f"order {order}"
             console.result(f"Chat {chat_id} is about {about}")
 
-    waiting.read(session, "create_chat", give_up_after, create())
+    waiting.read(session, give_up_after, create)

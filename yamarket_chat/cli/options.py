@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
 
 from yamarket_chat.calls import Retry
+from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.session import ChatSession
 
-from . import console
+from . import console, environment
 
 
 def _warn_of_key(context: typer.Context, value: str | None) -> str | None:
     source = context.get_parameter_source("api_key")
     if source is not None and source.name == "COMMANDLINE":
         console.warning("--api-key shows in the list of processes: better set YAMARKET_API_KEY")
+        # What is on the command line is looked at before the variables: that of the URL comes yet.
+        environment.key_is_not_from_file()
     return value
 
 
@@ -62,6 +66,13 @@ GIVE_UP_AFTER = 30.0
 """Seconds that a person waits for one answer."""
 GO_ON_FOR = Retry().give_up_after
 """Seconds for which what runs by itself tries again: as long as the SDK does."""
+
+
+def standard_input() -> bytes:
+    """All of it. Raises InvalidArgumentError where it is closed."""
+    if sys.stdin is None:
+        raise InvalidArgumentError("standard input is closed: nothing can be read from it")
+    return sys.stdin.buffer.read()
 
 
 def connect(

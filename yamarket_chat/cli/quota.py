@@ -9,6 +9,9 @@ from yamarket_chat.session import BASE_URL, ChatSession
 
 from . import console, options, waiting
 
+READING = {"get_chat", "history", "get_message"}
+"""What can be asked where there is a chat."""
+
 
 class _Left(msgspec.Struct):
     operation: str
@@ -35,11 +38,11 @@ def quota(
     Example: yamarket-chat quota
     """
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
-    waiting.read(session, "chats", give_up_after, _tell(session, json))
+    waiting.read(session, give_up_after, lambda silence: _tell(session, silence, json))
 
 
-async def _tell(session: ChatSession, json: bool) -> None:
-    asked = await _ask(session)
+async def _tell(session: ChatSession, silence: waiting.Silence, json: bool) -> None:
+    asked = await _ask(session, silence)
     rows = []
     for name in OPERATIONS:
         status = session.quota_status(name)
@@ -53,25 +56,34 @@ async def _tell(session: ChatSession, json: bool) -> None:
         return
     table = console.new_table("Operation", "Requests an hour", "Left")
     for row in rows:
-        left = "not told without sending" if row.remaining is None else f"{row.remaining:,}"
+        left = _why_not(row.operation, asked) if row.remaining is None else f"{row.remaining:,}"
         if row.resets_in:
             left += f", the next one in {console.duration(row.resets_in)}"
         table.add_row(row.operation, f"{row.limit:,}", left)
     console.table(table)
 
 
-async def _ask(session: ChatSession) -> set[str]:
+def _why_not(operation: str, asked: set[str]) -> str:
+    """Why nothing is known of what is left of an operation."""
+    if operation not in READING:
+        return "not told without sending"
+    return "no message to ask about" if "get_chat" in asked else "no chat to ask about"
+
+
+async def _ask(session: ChatSession, silence: waiting.Silence) -> set[str]:
     """Read a little of everything; the operations that answered."""
     asked = {"chats", "campaigns", "token"}
-    async for page in session.chats().pages():
+    async for page in silence.pages(session.chats()):
         for chat in page.items[:1]:
             await session.get_chat(chat.chat_id)
-            messages = (await anext(session.history(chat.chat_id).pages())).items
+            silence.heard()
+            messages = (await anext(silence.pages(session.history(chat.chat_id)))).items
             asked |= {"get_chat", "history"}
             for message in messages[:1]:
                 await session.get_message(chat.chat_id, message.message_id)
+                silence.heard()
                 asked.add("get_message")
         break
-    await anext(session.campaigns().pages())
+    await anext(silence.pages(session.campaigns()))
     await session.token()
     return asked

@@ -7,6 +7,7 @@ import csv
 import enum
 import io
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +16,12 @@ import msgspec
 from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.sending import check_id, check_text
 
+from . import console
+
 CHAT_ID, TEXT = COLUMNS = ("chat_id", "text")
 DELIMITERS = ",;\t"
+SEPARATOR = re.compile(r'"?sep=([^"])"?', re.IGNORECASE)
+"""A first line that is for Excel alone."""
 
 
 class Format(enum.StrEnum):
@@ -104,27 +109,34 @@ class _Bad(msgspec.Struct, frozen=True):
 
 
 def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
-    if isinstance(chat_id, _Bad):
-        yield str(BadLine(line, chat_id.why, chat_id.column))
-        return
-    try:
-        number = chat_id
-        if isinstance(chat_id, str) and chat_id.isascii() and chat_id.isdigit():
-            number = int(chat_id[:40])
-        check_id(CHAT_ID, number)
-    except InvalidArgumentError:
-        yield str(BadLine(line, f"{chat_id!r:.40} is no chat number, such as 17", CHAT_ID))
-    try:
-        check_text(text)
-    except InvalidArgumentError as error:
-        yield str(BadLine(line, str(error), TEXT))
+    # Once, where one thing is wrong with the line as a whole.
+    for value in dict.fromkeys(v for v in (chat_id, text) if isinstance(v, _Bad)):
+        yield str(BadLine(line, value.why, value.column))
+    if not isinstance(chat_id, _Bad):
+        try:
+            number = chat_id
+            if isinstance(chat_id, str) and chat_id.isascii() and chat_id.isdigit():
+                number = int(chat_id[:40])
+            check_id(CHAT_ID, number)
+        except InvalidArgumentError:
+            yield str(BadLine(line, f"{chat_id!r:.40} is no chat number, such as 17", CHAT_ID))
+    if not isinstance(text, _Bad):
+        try:
+            check_text(text)
+        except InvalidArgumentError as error:
+            yield str(BadLine(line, str(error), TEXT))
 
 
 def _csv(text: str) -> Iterator[tuple[int, object, object]]:
     """Line, chat_id and text of each row. Raises BadLine where it cannot be read on."""
-    header_line = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(DELIMITERS, key=header_line.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    lines = list(io.StringIO(text, newline=""))
+    if lines and (told := SEPARATOR.fullmatch(lines[0].strip("\r\n"))):
+        delimiter = told[1]
+        lines[0] = "\n"
+    else:
+        header_line = next((line for line in lines if line.strip()), "")
+        delimiter = max(DELIMITERS, key=header_line.count)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     begins = 1
     while True:
@@ -134,7 +146,13 @@ def _csv(text: str) -> Iterator[tuple[int, object, object]]:
         except StopIteration:
             break
         except csv.Error as error:
-            raise BadLine(begins, f"this is no CSV from here on ({error})") from None
+            # The reader goes on with the next line, unless a quote has taken it to the end.
+            if header is None or str(error) == "unexpected end of data":
+                raise BadLine(begins, f"this is no CSV from here on ({error})") from None
+            why = f"put the whole cell in quotes, and each quote within it twice ({error})"
+            bad = _Bad(why, _misquoted(lines[rows.line_num - 1], delimiter, header))
+            yield begins, bad, bad
+            continue
         if not any(cell.strip() for cell in row):
             continue
         if header is None:
@@ -142,17 +160,33 @@ def _csv(text: str) -> Iterator[tuple[int, object, object]]:
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
-        if len(row) != len(header):
+        if len(row) < len(header):
+            why = f"{console.number(len(row), 'cell')}, where the header has {len(header)}: "
+            bad = _Bad(why + f"{header[len(row)]} is missing")
+            yield begins, bad, bad
+            continue
+        if len(row) > len(header):
             why = (
                 f"{len(row)} cells, where the header has {len(header)}: put a text that has"
                 f" {delimiter!r} in it in quotes"
             )
-            yield begins, _Bad(why), None
+            bad = _Bad(why)
+            yield begins, bad, bad
             continue
         cells = dict(zip(header, row, strict=True))
         yield begins, cells[CHAT_ID].strip(), cells[TEXT]
     if header is None:
         raise BadLine(1, "the file is empty; its first line is chat_id,text")
+
+
+def _misquoted(line: str, delimiter: str, header: Sequence[str]) -> str | None:
+    """The column in which something stands behind a closing quote."""
+    sign = re.escape(delimiter)
+    found = re.search(rf'(?:^|{sign})"(?:[^"]|"")*"(?=[^"{sign}\r\n])', line)
+    if found is None:
+        return None
+    before = next(csv.reader([line[: found.start()]], delimiter=delimiter), [])
+    return header[len(before)] if len(before) < len(header) else None
 
 
 def _header(row: list[str], line: int) -> list[str]:
@@ -174,13 +208,12 @@ def _jsonl(text: str) -> Iterator[tuple[int, object, object]]:
         try:
             fields = msgspec.json.decode(row)
         except (msgspec.DecodeError, UnicodeError) as error:
-            yield line, _Bad(f"this is no JSON ({error})"), None
+            bad = _Bad(f"this is no JSON ({error})")
+            yield line, bad, bad
             continue
         if not isinstance(fields, dict):
-            yield line, _Bad('a line is an object such as {"chat_id": 17, "text": "Hello"}'), None
+            bad = _Bad('a line is an object such as {"chat_id": 17, "text": "Hello"}')
+            yield line, bad, bad
             continue
-        missing = [column for column in COLUMNS if column not in fields]
-        if missing:
-            yield line, _Bad("it is missing", missing[0]), None
-            continue
-        yield line, fields[CHAT_ID], fields[TEXT]
+        chat_id, said = (fields.get(name, _Bad("it is missing", name)) for name in COLUMNS)
+        yield line, chat_id, said

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, Self
 
 import msgspec
 
-from yamarket_chat.errors import DeliveryUnknownError
+from yamarket_chat.errors import (
+    ChatError,
+    DeliveryUnknownError,
+    InvalidArgumentError,
+    QuotaExceededError,
+    SessionClosedError,
+)
 from yamarket_chat.models import Outcome, Pending
 
+from . import console
 from .records import BadFile, Record
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 Status = Literal["delivered", "refused", "unknown"]
 
@@ -46,19 +59,26 @@ def line_of(record: Record, outcome: Outcome) -> Line:
     """The line that tells how a message ended."""
     receipt, error = outcome.receipt, outcome.error
     pending = error.pending if isinstance(error, DeliveryUnknownError) else None
-    attempts = pending.attempts if pending else None
     return Line(
         number=record.number,
         line=record.line,
         chat_id=record.chat_id,
         text_sha256=digest(record.text),
         status=outcome.status,
-        attempts=receipt.attempts if receipt else attempts,
+        attempts=receipt.attempts if receipt else _attempts(error),
         confirmed_by=receipt.confirmed_by if receipt else None,
         trace_id=receipt.trace_id if receipt else getattr(error, "trace_id", None),
-        error=str(error) if error else None,
+        error=console.describe(error) if error else None,
         pending=pending,
     )
+
+
+def _attempts(error: ChatError | None) -> int | None:
+    if isinstance(error, DeliveryUnknownError):
+        return error.pending.attempts
+    if isinstance(error, InvalidArgumentError | QuotaExceededError | SessionClosedError):
+        return 0
+    return None  # the others do not tell
 
 
 def digest(text: str) -> str:
@@ -66,28 +86,49 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Busy(Exception):
+    """Another run is writing the report."""
+
+
 class Report:
-    """A report that is written; each line is in the file when `add` returns."""
+    """A report that is written; each line is in the file when `add` returns.
+
+    The file is locked as long as it is open, and the system unlocks that of a killed run.
+    """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
+        """Raises Busy."""
         self.path = path
         self._file = file
         self._running = _running(path)
+        try:
+            _lock(file)
+        except Busy:
+            file.close()
+            raise
 
     @classmethod
     def begin(cls, path: Path) -> Self:
-        """A new report. Raises FileExistsError and other OSErrors."""
+        """A new report. Raises Busy, FileExistsError and other OSErrors."""
         return cls(path, path.open("xb"))
 
     @classmethod
-    def go_on(cls, path: Path) -> Self:
-        """Write behind what a report has."""
-        file = path.open("r+b")
+    def go_on(cls, path: Path, records: Sequence[Record]) -> tuple[Self, Earlier]:
+        """Write behind what a report has, and tell what that is.
+
+        Raises Busy, and what `earlier` raises.
+        """
+        report = cls(path, path.open("r+b"))
+        file = report._file
+        try:
+            before = earlier(path, records)
+        except BaseException:
+            file.close()
+            raise
         # What a killed run had begun to write is no line.
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        file.truncate(file.read().rfind(b"\n") + 1)
         file.seek(0, os.SEEK_END)
-        return cls(path, file)
+        return report, before
 
     def __enter__(self) -> Self:
         self._running.touch()
@@ -138,6 +179,28 @@ def earlier(path: Path, records: Sequence[Record]) -> Earlier:
             )
         lines[line.number] = line
     return Earlier(lines, _running(path).exists())
+
+
+FAR_OFF = 1 << 30
+"""The byte that is locked on Windows, where nobody can read what is locked."""
+
+
+def _lock(file: BinaryIO) -> None:
+    if sys.platform == "win32":
+        file.seek(FAR_OFF)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            raise Busy from None
+        finally:
+            file.seek(0)
+    else:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy from None
+        except OSError:
+            pass  # a file system without locks
 
 
 def _running(path: Path) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,16 @@ from yamarket_chat.models import Receipt
 from yamarket_chat.session import BASE_URL, ChatSession
 
 from . import console, options, waiting
+
+TIMEOUT = 11.0
+"""Seconds for one attempt with a text: the Market ends it after 10 s. With the default of the SDK
+no time would be left to look up an unknown outcome before the default of --give-up-after."""
+
+LAST_GRACE = 0.3
+"""Seconds for which what is under way may still end when it is given up."""
+
+NOTED = 0.1
+"""Seconds in which a call that only waits has learnt that its session is closed."""
 
 
 def send(
@@ -41,11 +50,11 @@ def send(
 
     Example: yamarket-chat send 17 "Your order is on its way"
     """
-    session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
-    said = _standard_input() if text == "-" else text
-    _deliver(
-        session, "send_message", give_up_after, lambda: session.send_message(chat_id, said), json
+    session = options.connect(
+        api_key, business_id, base_url, insecure_http, give_up_after, timeout=TIMEOUT
     )
+    said = _standard_input() if text == "-" else text
+    _deliver(session, give_up_after, lambda: session.send_message(chat_id, said), json)
 
 
 def send_file(
@@ -73,7 +82,6 @@ def send_file(
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
     _deliver(
         session,
-        "send_file",
         give_up_after,
         lambda: session.send_file(chat_id, path, filename=name),
         json,
@@ -82,7 +90,7 @@ def send_file(
 
 def _standard_input() -> str:
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        text = options.standard_input().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidArgumentError("standard input is no text in UTF-8") from None
     return text.removesuffix("\n").removesuffix("\r")
@@ -90,18 +98,16 @@ def _standard_input() -> str:
 
 def _deliver(
     session: ChatSession,
-    operation: str,
     give_up_after: float,
     send: Callable[[], Coroutine[Any, Any, Receipt]],
     json: bool,
 ) -> None:
     console.show_log(logging.INFO)  # someone waits for this one message: say why
-    raise typer.Exit(asyncio.run(_delivered(session, operation, give_up_after, send, json)))
+    raise typer.Exit(asyncio.run(_delivered(session, give_up_after, send, json)))
 
 
 async def _delivered(
     session: ChatSession,
-    operation: str,
     give_up_after: float,
     send: Callable[[], Coroutine[Any, Any, Receipt]],
     json: bool,
@@ -109,32 +115,43 @@ async def _delivered(
     """Send, print one line on success, and return the exit status.
 
     An interruption (the cancellation of this task) ends the wait for the quota and between
-    attempts; a message under way is waited for, because it may arrive all the same.
+    attempts; a message under way is waited for, because it may arrive all the same. Where the
+    Market is silent for too long, nothing is waited for, and the outcome may stay unknown.
     """
     interrupted = False
+    status = 0
+    why = "interrupted"
     async with session:
         sending = asyncio.create_task(send())
         try:
-            async with waiting.told(session, operation, give_up_after):
+            async with waiting.bounded(session, give_up_after):
                 with console.err.status("Sending"):
                     await asyncio.wait({sending})
+        except TimeoutError:
+            why = waiting.no_answer(give_up_after)
+            await session.close(grace=LAST_GRACE)
         except asyncio.CancelledError:
             interrupted = True
-            console.note(
-                "Interrupted: finding out whether it arrived; Ctrl-C again leaves without knowing"
-            )
-            await session.close()
+            closing = asyncio.create_task(session.close())
+            await asyncio.wait({sending}, timeout=NOTED)
+            if not sending.done():
+                console.note(
+                    "Interrupted: finding out whether it arrived; Ctrl-C again leaves without"
+                    " knowing"
+                )
+            await closing
         try:
             receipt = await sending
         except SessionClosedError:
-            console.failure("interrupted; nothing was sent")
+            console.failure(f"{why}; nothing was sent")
+            status = 1
         except ChatError as error:
             if not interrupted:
                 raise
             console.failure(console.describe(error))
         else:
             _tell(receipt, json)
-    return console.INTERRUPTED if interrupted else 0
+    return console.INTERRUPTED if interrupted else status
 
 
 def _tell(receipt: Receipt, json: bool) -> None:

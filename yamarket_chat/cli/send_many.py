@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +28,8 @@ from yamarket_chat.session import BASE_URL, ChatSession
 from . import console, options
 from .progress import Sending
 from .records import BadFile, Format, Record, read
-from .report import Earlier, Report, earlier, line_of
+from .report import Busy, Earlier, Report, earlier, line_of
+from .waiting import PATIENCE
 
 DOCUMENTED = Limits().send_message
 SHOW_EVERY = 0.5
@@ -95,13 +95,11 @@ def send_many(
         records = read(_content(file), file, form)
         before = earlier(resume, records) if resume else Earlier({}, killed=False)
     except BadFile as error:
-        for problem in error.problems:
-            console.failure(problem)
-        if len(error.problems) > 1:
-            console.failure(f"{len(error.problems)} lines to mend; nothing was sent")
-        raise typer.Exit(2) from None
+        raise _bad(error) from None
     except OSError as error:
         raise _wrong(str(error)) from None
+    if not records:
+        console.note("No messages in the file")
     if report and resume and report != resume:
         raise _wrong("--resume goes on in the report that it is given: leave --report out")
     rate = Rate(requests, per=per)
@@ -110,7 +108,7 @@ def send_many(
         return
     if business_id is None:
         raise InvalidArgumentError(
-            "business_id is missing: pass it or set YAMARKET_BUSINESS_ID; whoami tells it"
+            "business_id is missing: pass it or set YAMARKET_BUSINESS_ID; campaigns() tells it"
         )
     session = options.connect(
         *(api_key, business_id, base_url, insecure_http, give_up_after),
@@ -119,11 +117,23 @@ def send_many(
     if resume is None and report is not None and report.exists():
         raise _wrong(f"{report} exists: --resume {report} goes on where it ends")
     try:
-        writing = Report.go_on(resume) if resume else Report.begin(report) if report else None
+        writing = Report.begin(report) if report and not resume else None
+        if resume:
+            # Read once more: what another run wrote until it ended counts.
+            writing, before = Report.go_on(resume, records)
+    except Busy:
+        raise _wrong("another run is writing this report") from None
+    except BadFile as error:
+        raise _bad(error) from None
     except OSError as error:
         raise _wrong(f"the report cannot be written: {error}") from None
     console.show_log(logging.INFO, at_most_every=LOG_EVERY)
-    mailing = Mailing(session, records, before, writing, rate, business_id=business_id, json=json)
+    mailing = Mailing(
+        *(session, records, before, writing, rate),
+        business_id=business_id,
+        json=json,
+        give_up_after=give_up_after,
+    )
     try:
         status = asyncio.run(mailing.run())
     except OSError as error:
@@ -132,13 +142,21 @@ def send_many(
     raise typer.Exit(status)
 
 
+def _bad(error: BadFile) -> typer.Exit:
+    for problem in error.problems:
+        console.failure(problem)
+    if len(error.problems) > 1:
+        console.failure(f"{len(error.problems)} lines to mend; nothing was sent")
+    return typer.Exit(2)
+
+
 def _wrong(text: str) -> typer.Exit:
     console.failure(text)
     return typer.Exit(2)
 
 
 def _content(file: str) -> bytes:
-    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    return options.standard_input() if file == "-" else Path(file).read_bytes()
 
 
 class _Needs(msgspec.Struct):
@@ -164,6 +182,8 @@ def _needs(records: Sequence[Record], rate: Rate) -> _Needs:
 
 
 def _described(needs: _Needs, rate: Rate) -> str:
+    if not needs.messages:
+        return "no messages to send"
     return (
         f"{console.number(needs.messages, 'message')} to {console.number(needs.chats, 'chat')};"
         f" the limit of {rate.requests} in {rate.per:g} s"
@@ -188,8 +208,10 @@ class Mailing:
         *,
         business_id: int,
         json: bool,
+        give_up_after: float,
     ) -> None:
         self._session = session
+        self._give_up_after = give_up_after
         self._business_id = business_id
         self._records = records
         self._before = before
@@ -198,7 +220,10 @@ class Mailing:
         self._json = json
         self._ended: Counter[str] = Counter()
         self._interrupted = False
+        self._closing: asyncio.Task[None] | None = None  # since nobody reads the output
+        self._progress: Sending | None = None
         self._failures = 0
+        self._never_told: list[int] = []  # chats of unknown messages, of which no history tells
 
     async def run(self) -> int:
         """Send everything, tell what became of it, and return the exit status."""
@@ -209,6 +234,7 @@ class Mailing:
                     await asyncio.wait({sending})
                 except asyncio.CancelledError:
                     self._interrupted = True
+                    self._hide_time_to_go()
                     console.note(
                         "Interrupted: nothing more is sent; waiting for what is under way. Ctrl-C"
                         " again leaves at once"
@@ -216,6 +242,14 @@ class Mailing:
                     await self._session.close()
                 await sending
         return self._conclude()
+
+    @property
+    def _stopping(self) -> bool:
+        return self._interrupted or self._closing is not None
+
+    def _hide_time_to_go(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
 
     async def _send_all(self) -> None:
         before = self._before
@@ -232,7 +266,7 @@ class Mailing:
         left = [r for r in left if r.number not in asked or r.number in absent]
         if left:
             console.note("Sending " + _described(_needs(left, self._rate), self._rate))
-        if not self._interrupted:
+        if not self._stopping:
             await self._send(left)
 
     def _doubtful(self, left: Sequence[Record]) -> list[tuple[Record, Pending]]:
@@ -272,6 +306,8 @@ class Mailing:
             elif isinstance(receipt, ChatError):
                 if not isinstance(receipt, DeliveryUnknownError):
                     raise receipt
+                if receipt.__context__ is None:  # else the history could not be read
+                    self._never_told.append(record.chat_id)
                 self._note(record, Outcome(message, error=receipt))
             elif isinstance(receipt, BaseException):
                 raise receipt
@@ -281,27 +317,42 @@ class Mailing:
 
     async def _send(self, records: Sequence[Record]) -> None:
         now = asyncio.get_running_loop().time
-        messages = (OutgoingMessage(r.chat_id, r.text, ref=r) for r in records)
+
+        def messages() -> Iterator[OutgoingMessage]:
+            for record in records:
+                progress.one_begins()
+                yield OutgoingMessage(record.chat_id, record.text, ref=record)
+
         with Sending(len(records), self._rate) as progress:
+            self._progress = progress
             showing = asyncio.create_task(self._keep_showing(progress))
             try:
-                async for outcome in self._session.send_many(messages):
+                async for outcome in self._session.send_many(messages()):
                     if isinstance(outcome.error, SessionClosedError):
                         continue  # interrupted before it left
                     progress.one_ended(now())
                     self._note(outcome.message.ref, outcome)
                 progress.show(now(), self._session.quota_status("send_message"))
             except SessionClosedError:
-                if not self._interrupted:
+                if not self._stopping:
                     raise
             finally:
                 showing.cancel()
 
     async def _keep_showing(self, progress: Sending) -> None:
         loop = asyncio.get_running_loop()
+        told = False
         with suppress(SessionClosedError):
             while True:
-                progress.show(loop.time(), self._session.quota_status("send_message"))
+                status = self._session.quota_status("send_message")
+                progress.show(loop.time(), status)
+                silent = progress.nothing_heard_for(loop.time()) >= PATIENCE
+                if silent and not told and progress.under_way(status):
+                    told = True
+                    console.note(
+                        "No answer from the Market yet: waiting, and trying again where that is"
+                        f" safe, for {self._give_up_after:g} s a message (--give-up-after)"
+                    )
                 await asyncio.sleep(SHOW_EVERY)
 
     def _note(self, record: Record, outcome: Outcome) -> None:
@@ -310,7 +361,10 @@ class Mailing:
         if self._report is not None:
             self._report.add(line)
         if self._json:
-            console.data(line)
+            try:
+                console.data(line)
+            except console.OutputError as error:
+                self._stop(error)
         elif outcome.error is not None:
             self._failures += 1
             if self._failures <= SINGLY:
@@ -318,6 +372,11 @@ class Mailing:
                 console.failure(f"line {line.line}, chat {line.chat_id}: {outcome.status}: {why}")
             elif self._failures == SINGLY + 1:
                 console.note("More messages were not delivered; --report tells of each")
+
+    def _stop(self, error: console.OutputError) -> None:
+        self._hide_time_to_go()
+        console.failure(f"{error}; nothing more is sent; waiting for what is under way")
+        self._closing = asyncio.create_task(self._session.close())
 
     def _conclude(self) -> int:
         ended = self._ended
@@ -328,8 +387,15 @@ class Mailing:
             told += f" ({ended['delivered earlier']} of them earlier)"
         told += f", refused {ended['refused']}, unknown {ended['unknown']}, not sent {left}"
         (console.note if self._json else console.result)(told)
-        if self._report is not None and delivered < len(self._records):
+        if self._never_told and delivered + len(self._never_told) == len(self._records):
+            look_at = sorted(set(self._never_told))
+            chats = ", ".join(map(str, look_at[:SINGLY])) + (", ..." if look_at[SINGLY:] else "")
+            console.note(
+                "Only a person can tell whether the unknown ones arrived, --resume cannot: look at"
+                f" chat {chats}"
+            )
+        elif self._report is not None and delivered < len(self._records):
             console.note(f"To go on: the same command with --resume {self._report.path}")
         if self._interrupted:
             return console.INTERRUPTED
-        return 0 if delivered == len(self._records) else 1
+        return 0 if delivered == len(self._records) and not self._closing else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated
@@ -49,17 +48,17 @@ def watch(
     Example: yamarket-chat watch
     """
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
-    waiting.read(session, "chats", give_up_after, _watch(session, every, json))
+    waiting.read(session, give_up_after, lambda silence: _watch(session, silence, every, json))
 
 
-async def _watch(session: ChatSession, every: float, json: bool) -> None:
-    watching = Watching(session)
+async def _watch(session: ChatSession, silence: waiting.Silence, every: float, json: bool) -> None:
+    watching = Watching(session, silence)
     await watching.begin()
     while True:
         pause = watching.pause(every)
         if watching.rounds == 1:
             console.note(f"Watching every {pause:.0f} s, until Ctrl-C")
-        await asyncio.sleep(pause)
+        await silence.sleep(pause)
         async for chat_id, message in watching.look():
             if json:
                 console.data(_Said(chat_id, message))
@@ -75,8 +74,9 @@ class Watching:
     looked at once more in the next round, and what has been shown is known by its number.
     """
 
-    def __init__(self, session: ChatSession) -> None:
+    def __init__(self, session: ChatSession, silence: waiting.Silence) -> None:
         self._session = session
+        self._silence = silence
         self._since: datetime | None = None
         self._changed: dict[int, datetime] = {}
         self._once_more: set[int] = set()
@@ -115,16 +115,17 @@ class Watching:
     async def _chats(self) -> AsyncIterator[Chat]:
         self._pages = 0
         self.rounds += 1
-        async for page in self._session.chats(statuses=WAITING).pages():
+        async for page in self._silence.pages(self._session.chats(statuses=WAITING)):
             self._pages += 1
             for chat in page.items:
                 yield chat
 
     async def _new_messages(self, chat_id: int) -> AsyncIterator[Message]:
         last = self._seen.get(chat_id, 0)
+        listing = self._session.history(chat_id, message_id_from=last or None)
         found = [
             message
-            async for message in self._session.history(chat_id, message_id_from=last or None)
+            async for message in self._silence.items(listing)
             if message.message_id > last and (not self._since or message.created_at >= self._since)
         ]
         found.sort(key=lambda message: message.message_id)

@@ -26,19 +26,21 @@ def whoami(
 
     Example: yamarket-chat whoami
     """
-    session = options.connect(api_key, None, base_url, insecure_http, give_up_after)
-    waiting.read(session, "token", give_up_after, _tell(session, json))
+    # Any business id will do, as none is asked about: that of the environment may be wrong.
+    session = options.connect(api_key, 1, base_url, insecure_http, give_up_after)
+    waiting.read(session, give_up_after, lambda silence: _tell(session, silence, json))
 
 
-async def _tell(session: ChatSession, json: bool) -> None:
+async def _tell(session: ChatSession, silence: waiting.Silence, json: bool) -> None:
     token = await session.token()
+    silence.heard()
     if json:
         console.data(token)
-        async for shop in session.campaigns():
+        async for shop in silence.items(session.campaigns()):
             console.data(shop)
         return
     _tell_token(token)
-    shops = [shop async for shop in session.campaigns()]
+    shops = [shop async for shop in silence.items(session.campaigns())]
     if not shops:
         console.note("The key sees no shop")
         return
