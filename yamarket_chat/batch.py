@@ -50,6 +50,7 @@ class Batch(Owner):
         self._in_hand = 0
         self._workers: set[asyncio.Task[None]] = set()
         self._front: asyncio.Task[None] | None = None
+        self._coming: asyncio.Task[None] | None = None  # a worker that has not begun yet
         self._all_read = False
         self._stopped = False
         # What next_outcome returns or raises. asyncio.Queue would cost 1.5 % of a send.
@@ -104,11 +105,12 @@ class Batch(Owner):
         # With all places taken, one of them by us, its worker steps in front when it comes back.
         if (
             self._front is None
+            and self._coming is None
             and not self._scheduler.is_waiting_for_answer(self)
             and self._has_more()
         ):
-            self._front = self._start(self._work())
-            self._workers.add(self._front)
+            self._coming = self._start(self._work())
+            self._workers.add(self._coming)
 
     def _has_more(self) -> bool:
         return not (self._all_read or self._stopped) and self._in_hand < READ_AHEAD
@@ -119,6 +121,7 @@ class Batch(Owner):
 
     async def _work(self) -> None:
         worker = running_task()
+        self._coming = None
         try:
             while self._front in (None, worker) and self._has_more():
                 self._front = worker
