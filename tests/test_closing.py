@@ -154,18 +154,19 @@ async def test_the_equal_text_behind_a_cancelled_one_is_found_for_itself(fault: 
             assert texts(market, CHAT) == ["hi"] * (1 + (cancelled is AFTER))
 
 
+async def says_goodbye(session: ChatSession) -> Receipt:
+    """A bot that sends a last message when it is cancelled."""
+    try:
+        await asyncio.sleep(3600.0)
+    except asyncio.CancelledError:
+        return await session.send_message(CHAT, "goodbye")
+    raise AssertionError
+
+
 async def test_a_message_of_a_task_that_was_cancelled_before() -> None:
     """A bot that says goodbye: its attempt's time passes, and that is no second cancellation."""
     async with a_market(Fault("no_answer")) as market, session_of(market) as session:
-
-        async def bot() -> Receipt:
-            try:
-                await asyncio.sleep(3600.0)
-            except asyncio.CancelledError:
-                return await session.send_message(CHAT, "goodbye")
-            raise AssertionError
-
-        task = asyncio.create_task(bot())
+        task = asyncio.create_task(says_goodbye(session))
         await asyncio.sleep(1.0)
         task.cancel()
         assert (await task).attempts == 2
@@ -175,15 +176,7 @@ async def test_a_message_of_a_task_that_was_cancelled_before() -> None:
 async def test_closing_cuts_short_what_a_cancelled_task_sends() -> None:
     async with a_market(Fault("no_answer")) as market:
         session = session_of(market)
-
-        async def bot() -> Receipt:
-            try:
-                await asyncio.sleep(3600.0)
-            except asyncio.CancelledError:
-                return await session.send_message(CHAT, "goodbye")
-            raise AssertionError
-
-        task = asyncio.create_task(bot())
+        task = asyncio.create_task(says_goodbye(session))
         await asyncio.sleep(1.0)
         task.cancel()
         await asyncio.sleep(1.0)

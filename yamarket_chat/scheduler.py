@@ -154,8 +154,6 @@ class _Queue:
 
     def heads(self) -> list[Ticket]:
         """The first ready ticket of each reserve."""
-        if not self._heaps:
-            return []
         heads = (heap.head() for heap in self._heaps.values())
         return [head for head in heads if head is not None]
 

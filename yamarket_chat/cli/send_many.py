@@ -29,7 +29,7 @@ from . import console, options
 from .progress import Sending
 from .records import BadFile, Format, Record, read
 from .report import Busy, Earlier, Report, earlier, line_of
-from .waiting import PATIENCE
+from .waiting import PATIENCE, tell_of_silence
 
 DOCUMENTED = Limits().send_message
 SHOW_EVERY = 0.5
@@ -108,7 +108,8 @@ def send_many(
         return
     if business_id is None:
         raise InvalidArgumentError(
-            "business_id is missing: pass it or set YAMARKET_BUSINESS_ID; campaigns() tells it"
+            "business_id is missing: pass it or set YAMARKET_BUSINESS_ID;"
+            " yamarket-chat whoami tells it"
         )
     session = options.connect(
         *(api_key, business_id, base_url, insecure_http, give_up_after),
@@ -349,10 +350,7 @@ class Mailing:
                 silent = progress.nothing_heard_for(loop.time()) >= PATIENCE
                 if silent and not told and progress.under_way(status):
                     told = True
-                    console.note(
-                        "No answer from the Market yet: waiting, and trying again where that is"
-                        f" safe, for {self._give_up_after:g} s a message (--give-up-after)"
-                    )
+                    tell_of_silence(f"{self._give_up_after:g} s a message")
                 await asyncio.sleep(SHOW_EVERY)
 
     def _note(self, record: Record, outcome: Outcome) -> None:

@@ -26,6 +26,14 @@ ATTEMPT = 15.0
 TICK = 0.1
 
 
+def tell_of_silence(how_long: str) -> None:
+    """Tell a person that no answer has come, and for how long it is tried."""
+    console.note(
+        "No answer from the Market yet: waiting, and trying again where that is safe, for"
+        f" {how_long} (--give-up-after)"
+    )
+
+
 class Silence:
     """How long the Market has owed an answer; waiting for the quota does not count."""
 
@@ -70,10 +78,7 @@ class Silence:
             self._seconds += TICK
             if self._seconds >= self._patience and not self._told:
                 self._told = True
-                console.note(
-                    "No answer from the Market yet: waiting, and trying again where that is safe,"
-                    f" for {self._longest:g} s in all (--give-up-after)"
-                )
+                tell_of_silence(f"{self._longest:g} s in all")
 
     def _waits_for_quota(self) -> bool:
         return any(self._session.quota_status(name).waiting for name in OPERATIONS)
