@@ -54,17 +54,20 @@ class Batch(Owner):
         self._all_read = False
         self._stopped = False
         # What next_outcome returns or raises. asyncio.Queue would cost 1.5 % of a send.
-        self._ended: deque[Outcome | BaseException | None] = deque()
+        self.ended: deque[Outcome | BaseException | None] = deque()
         self._told: asyncio.Future[None] | None = None
         scheduler.bulks.add(self)
         self.place_freed()
 
-    async def next_outcome(self) -> Outcome | None:
-        """What became of the message that ended next; None behind the last one."""
-        while not self._ended:
+    async def wait(self) -> None:
+        """Return when there is something to take."""
+        while not self.ended:
             self._told = self._loop.create_future()
             await self._told
-        ended = self._ended.popleft()
+
+    def take(self) -> Outcome | None:
+        """What became of the message that ended next; None behind the last one."""
+        ended = self.ended.popleft()
         if isinstance(ended, BaseException):
             raise ended
         self._in_hand -= 1
@@ -73,7 +76,7 @@ class Batch(Owner):
         return ended
 
     def _tell(self, ended: Outcome | BaseException | None) -> None:
-        self._ended.append(ended)
+        self.ended.append(ended)
         if self._told is not None and not self._told.done():
             self._told.set_result(None)
 
@@ -96,7 +99,7 @@ class Batch(Owner):
 
     def make_way(self) -> None:
         """One of its messages left, or waits for something else than a place."""
-        if self._front is not None and asyncio.current_task() is self._front:
+        if self._front is not None and asyncio.current_task(self._loop) is self._front:
             self._front = None
         self.place_freed()
 
@@ -120,7 +123,7 @@ class Batch(Owner):
         return asyncio.Task(work, loop=self._loop, context=self._context)
 
     async def _work(self) -> None:
-        worker = running_task()
+        worker = running_task(self._loop)
         self._coming = None
         try:
             while self._front in (None, worker) and self._has_more():

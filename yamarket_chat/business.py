@@ -28,7 +28,7 @@ CLOCK_HOLDS = 60.0
 """Seconds for which a quick answer's Date is kept though slower ones come."""
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """A message that was delivered, or may have been: when, on the loop's clock."""
 
     chat_id: int

@@ -136,9 +136,9 @@ _decoders["request"] = decoder(Any)
 _NO_HEADERS: dict[str, str] = {}
 
 
-def running_task() -> asyncio.Task[Any]:
-    """The task that this coroutine runs in."""
-    task = asyncio.current_task()
+def running_task(loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Task[Any]:
+    """The task that this coroutine runs in; naming the running loop saves a system call."""
+    task = asyncio.current_task(loop)
     assert task is not None  # noqa: S101 - a coroutine of asyncio's runs in one
     return task
 
@@ -165,7 +165,7 @@ class Effort(msgspec.Struct, eq=False):
 _encode = msgspec.json.Encoder().encode
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """What a call asks for: its operation, path and query, escaped, and what it carries."""
 
     operation: Operation
@@ -247,7 +247,23 @@ class Calls:
             if not self._scheduler.try_admit(ticket):
                 await self._scheduler.admit(ticket, None if ticket.left else max_wait)
             effort.requests += 1
-            seen = await self._attempt(ticket, request)
+            body = request.body()
+            task = self._begins(ticket)
+            try:
+                seen = await self._exchange.send(
+                    task,
+                    ticket.cancelling,
+                    ticket.began,
+                    operation.method,
+                    request.path,
+                    request.query,
+                    body,
+                    _decoders[operation.name],
+                )
+            except BaseException:
+                self._ended_unanswered(ticket, body.left)
+                raise
+            self._ended(ticket, operation, seen)
             verdict = judge(seen)
             if verdict is Verdict.DONE:
                 return verdict, seen
@@ -266,43 +282,31 @@ class Calls:
             logger.info("%s; again in %.1f s", error, pause)
             await self._scheduler.pause(ticket, pause)
 
-    async def _attempt(self, ticket: Ticket, request: Request) -> Answer | NoAnswer:
-        operation = request.operation
-        body = request.body()
-        task = ticket.task = running_task()
+    def _begins(self, ticket: Ticket) -> asyncio.Task[Any]:
+        """An attempt begins; the task that carries it."""
+        task = ticket.task = running_task(self._loop)
         ticket.cancelling = task.cancelling()
         ticket.readings = self._business.readings
         ticket.began = self._loop.time()
-        try:
-            seen = await self._exchange.send(
-                task,
-                ticket.cancelling,
-                ticket.began,
-                operation.method,
-                request.path,
-                request.query,
-                body,
-                _decoders[operation.name],
-            )
-        except BaseException:
-            ticket.ended = self._loop.time()
-            if body.left:
-                self._scheduler.unanswered(ticket)
-            else:
-                self._scheduler.unsent(ticket)
-            raise
-        now = ticket.ended = self._loop.time()
+        return task
+
+    def _ended(self, ticket: Ticket, operation: Operation, seen: Answer | NoAnswer) -> None:
+        """The attempt ended: what it held is free, or will be."""
         if isinstance(seen, NoAnswer):
-            if seen.left:
-                self._scheduler.unanswered(ticket)
-            else:
-                self._scheduler.unsent(ticket)
-            return seen
+            self._ended_unanswered(ticket, seen.left)
+            return
+        now = ticket.ended = self._loop.time()
         if seen.form is not None:  # a balancer in front may have a clock of its own
             self._business.saw(seen.headers, ticket.began, now)
         if seen.status != 420:
             self._scheduler.answered(ticket, seen.headers if operation.limit else _NO_HEADERS)
-        return seen
+
+    def _ended_unanswered(self, ticket: Ticket, left: bool) -> None:
+        ticket.ended = self._loop.time()
+        if left:
+            self._scheduler.unanswered(ticket)
+        else:
+            self._scheduler.unsent(ticket)
 
     async def _refused(self, ticket: Ticket, operation: Operation, answer: Answer) -> None:
         text = answer.body.decode("utf-8", "replace")

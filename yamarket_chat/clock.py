@@ -22,7 +22,7 @@ class Clock(msgspec.Struct, frozen=True):
         return Clock(min(self.least, other.least), max(self.most, other.most))
 
 
-class Reading(msgspec.Struct, frozen=True):
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """The headers of one answer, and when it was asked for and came, on the loop's clock.
 
     Its Date is not read before somebody needs it. It tells whole seconds, and was written after

@@ -68,7 +68,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seen: str
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """The proof that a message arrived.
 
     `attempts` is how many requests it took, `confirmed_by` says whether the Market's answer or

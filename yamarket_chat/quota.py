@@ -117,7 +117,7 @@ UNLIMITED = Rate(1_000_000_000, per=1e-3)
 """For methods whose limits are not known here."""
 
 
-class Departure(msgspec.Struct, frozen=True):
+class Departure(msgspec.Struct, frozen=True, gc=False):
     """What was known when a request left; handed back with its answer."""
 
     number: int  # of the operation's requests
@@ -268,7 +268,6 @@ class Window:
         if not self._drawn:
             self._drawn = _draw(self._pace, self._at_a_time)
         self._drawn -= 1
-        self._granted -= 1
         overlapping = self._under_way
         self._under_way += 1
         self._departures += 1
@@ -341,7 +340,12 @@ class Window:
 
     def _ended(self, market_limit: str | int | None) -> None:
         self._under_way -= 1
-        bisect.insort(self._free_at, self._loop.time() + self._rate.per)
+        free_at = self._free_at
+        at = self._loop.time() + self._rate.per
+        if not free_at or free_at[-1] <= at:
+            free_at.append(at)
+        else:
+            bisect.insort(free_at, at)
         if market_limit is not None and market_limit != self._limit_text:  # it hardly changes
             self._limit_text = market_limit
             number = _number(market_limit)
@@ -404,6 +408,7 @@ class Places:
 
     def depart(self) -> int:
         """The request leaves; its number."""
+        self._held += 1
         self._departures += 1
         return self._departures
 

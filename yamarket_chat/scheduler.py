@@ -227,15 +227,13 @@ class Scheduler:
         except BaseException:
             self._end_to_wait(ticket, timer)
             if ticket.granted:
-                ticket.granted = False
-                ticket.queue.window.give_back()
-                self._places.give_back()
+                self._take_back(ticket)
             elif ticket.ready:
                 ticket.queue.remove(ticket)
             self._let_go()
             raise
         self._end_to_wait(ticket, timer)
-        ticket.granted = False
+        self._take_back(ticket)
         self._depart(ticket)
 
     def try_admit(self, ticket: Ticket) -> bool:
@@ -249,8 +247,6 @@ class Scheduler:
             or not ticket.queue.window.admits(ticket.reserve or 0)
         ):
             return False
-        ticket.queue.window.grant()
-        self._places.grant()
         self._depart(ticket)
         return True
 
@@ -286,9 +282,7 @@ class Scheduler:
 
     def _wait_again(self, ticket: Ticket) -> None:
         """Back in line: a 420 closed the window in the very pass in which the call could leave."""
-        ticket.granted = False
-        ticket.queue.window.give_back()
-        self._places.give_back()
+        self._take_back(ticket)
         ticket.future = self._loop.create_future()
         self._first_in_line(ticket)
         self._let_go()  # the timer may be that of a moment in which more was granted
@@ -380,6 +374,12 @@ class Scheduler:
         ticket.granted = True
         ticket.queue.window.grant()
         self._places.grant()
+
+    def _take_back(self, ticket: Ticket) -> None:
+        """The ticket leaves with what it was granted, or not at all."""
+        ticket.granted = False
+        ticket.queue.window.give_back()
+        self._places.give_back()
 
     def _let_go(self, ended: Ticket | None = None) -> None:
         """Grant whatever can be granted now; `ended` is the call whose attempt has just ended."""

@@ -361,7 +361,12 @@ class Sending:
         batch = Batch(self._scheduler, send, messages)
         self._batches.add(batch)
         try:
-            while (outcome := await batch.next_outcome()) is not None:
+            while True:
+                if not batch.ended:
+                    await batch.wait()
+                outcome = batch.take()
+                if outcome is None:
+                    break
                 yield outcome
         finally:
             try:
