@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import yamarket_chat
 from yamarket_chat.sandbox import Sandbox
 
 README = Path(__file__).parents[1] / "README.md"
@@ -38,11 +37,7 @@ def market(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     assert ready.wait(10)
     sandbox, loop = holder[0]
 
-    class Session(yamarket_chat.ChatSession):
-        def __init__(self, *args: object, **kwargs: object) -> None:
-            super().__init__(*args, **{"base_url": sandbox.url, **kwargs})  # type: ignore[arg-type]
-
-    monkeypatch.setattr(yamarket_chat, "ChatSession", Session)
+    monkeypatch.setenv("YAMARKET_BASE_URL", sandbox.url)
     monkeypatch.setenv("YAMARKET_API_KEY", sandbox.api_key)
     monkeypatch.setenv("YAMARKET_BUSINESS_ID", str(sandbox.business_id))
     yield sandbox
@@ -91,10 +86,14 @@ def test_the_chats_that_wait_for_the_shop_are_answered(market: Sandbox) -> None:
     market.buyer_says(2, "Где заказ?")
     market.buyer_says(3, "Спасибо")
     market.shop_says(3, "Пожалуйста")
+    market.buyer_says(4, "x" * 4096)
+    market.add_chat(5)  # nobody has said anything yet
     run("Answer the chats that wait for the shop")
     assert texts(market, 1) == ["Есть красный?", "Спасибо за вопрос: Есть красный?"]
     assert texts(market, 2) == ["Где заказ?", "Спасибо за вопрос: Где заказ?"]
     assert texts(market, 3) == ["Спасибо", "Пожалуйста"]
+    assert len(texts(market, 4)) == 2
+    assert texts(market, 5) == []
 
 
 @pytest.mark.real_time

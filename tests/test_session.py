@@ -101,6 +101,46 @@ async def test_an_id_that_cannot_be_is_not_sent(chat_id: Any) -> None:
         assert await session.send_message(2**63 - 1, "the largest id")
 
 
+async def test_a_type_that_cannot_be_is_named_and_the_value_is_not() -> None:
+    async with Sandbox() as market, session_of(market) as session:
+        error = await error_of(session.send_message(KEY, 17))  # type: ignore[arg-type]
+        assert str(error) == "chat_id is an int, not str"
+
+
+async def test_where_the_market_is_may_stand_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Sandbox() as market:
+        monkeypatch.setenv("YAMARKET_API_KEY", market.api_key)
+        monkeypatch.setenv("YAMARKET_BUSINESS_ID", str(market.business_id))
+        monkeypatch.setenv("YAMARKET_BASE_URL", market.url)
+        async with ChatSession() as session:
+            await session.send_message(1, "from the environment")
+        assert texts(market, 1) == ["from the environment"]
+        monkeypatch.setenv("YAMARKET_BASE_URL", "http://market.example")
+        with pytest.raises(InvalidArgumentError, match="https"):
+            ChatSession()
+        async with ChatSession(base_url=market.url) as session:  # what is passed comes first
+            await session.send_message(1, "passed")
+        assert texts(market, 1)[1:] == ["passed"]
+
+
+@pytest.mark.real_time
+async def test_a_session_of_another_event_loop_sends_nothing() -> None:
+    async with Sandbox() as market:
+        async with session_of(market) as session:
+            await session.send_message(1, "first")  # its connection is kept
+
+            async def on_another_loop() -> None:
+                for call in (session.send_message(1, "second"), session.close()):
+                    with pytest.raises(InvalidArgumentError, match="event loop"):
+                        await call
+
+            await asyncio.to_thread(asyncio.run, on_another_loop())
+            await session.send_message(1, "third")
+        assert texts(market, 1) == ["first", "third"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -120,7 +160,7 @@ async def test_an_id_that_cannot_be_is_not_sent(chat_id: Any) -> None:
         {"base_url": "https://"},
         {"base_url": "https://market.example/?a=b"},
         {"base_url": "https://user:password@market.example"},
-        {"base_url": None},
+        {"base_url": 5},
         {"limits": 5},
         {"retry": 5},
         {"quota": 5},
@@ -701,6 +741,22 @@ async def test_max_wait_bounds_the_wait_for_the_messages_before_it_in_its_chat()
         assert texts(market, 1) == ["a", "c"]
 
 
+async def test_max_wait_refuses_at_once_while_the_message_before_it_is_being_settled() -> None:
+    async with Sandbox(faults={1: Fault("reset", "after")}) as market:
+        async with session_of(market) as session:
+            first = asyncio.ensure_future(session.send_message(1, "a"))
+            await asyncio.sleep(5)
+            began = now()
+            error = await error_of(session.send_message(1, "b", max_wait=3))
+            assert now() - began < 0.1
+            assert isinstance(error, QuotaExceededError)
+            assert error.retry_after == pytest.approx(10, abs=0.5)  # settled after 15 s
+            await session.send_message(2, "another chat", max_wait=0)
+            await session.send_message(1, "b", max_wait=error.retry_after + 1)
+            assert (await first).confirmed_by == "history"
+            assert texts(market, 1) == ["a", "b"]
+
+
 async def test_max_wait_bounds_the_wait_for_a_parallel_place() -> None:
     async with Sandbox(latency=8.0) as market:
         async with session_of(market, limits=limits(1000, HOUR, parallel=1)) as session:
@@ -708,6 +764,7 @@ async def test_max_wait_bounds_the_wait_for_a_parallel_place() -> None:
             await asyncio.sleep(0)
             error = await error_of(session.send_message(2, "b", max_wait=7))
             assert isinstance(error, QuotaExceededError)
+            assert error.retry_after  # nothing tells how long, but not at once
             await asyncio.gather(first, session.send_message(2, "b", max_wait=9))
 
 

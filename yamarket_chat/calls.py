@@ -29,7 +29,7 @@ from .exchange import Answer, Body, Exchange, Leaving, NoAnswer, decode_envelope
 from .files import Upload
 from .operations import OPERATIONS, Operation
 from .quota import CUT_OFF
-from .scheduler import Owner, Ticket
+from .scheduler import NEVER, Owner, Ticket
 
 logger = logging.getLogger("yamarket_chat")
 
@@ -39,6 +39,9 @@ LONGEST_PAUSE = 60.0
 
 MIGRATION = 3600.0
 """Seconds after which a business that is being migrated is worth another try: a guess."""
+
+WARN_EVERY = 60.0
+"""Seconds between two warnings that attempts fail."""
 
 EXCERPT = 200
 """Characters of an answer that an error shows."""
@@ -193,6 +196,7 @@ class Calls:
         self._api_key = api_key
         self._retry = retry
         self._loop = asyncio.get_running_loop()
+        self._warn_from = NEVER
         self.owner = Owner()
 
     async def close(self, grace: float) -> None:
@@ -247,23 +251,7 @@ class Calls:
             if not self._scheduler.try_admit(ticket):
                 await self._scheduler.admit(ticket, None if ticket.left else max_wait)
             effort.requests += 1
-            body = request.body()
-            task = self._begins(ticket)
-            try:
-                seen = await self._exchange.send(
-                    task,
-                    ticket.cancelling,
-                    ticket.began,
-                    operation.method,
-                    request.path,
-                    request.query,
-                    body,
-                    _decoders[operation.name],
-                )
-            except BaseException:
-                self._ended_unanswered(ticket, body.left)
-                raise
-            self._ended(ticket, operation, seen)
+            seen = await self._attempt(ticket, request)
             verdict = judge(seen)
             if verdict is Verdict.DONE:
                 return verdict, seen
@@ -279,27 +267,48 @@ class Calls:
             pause = None if final else effort.next_pause()
             if pause is None:
                 raise error
-            logger.info("%s; again in %.1f s", error, pause)
+            self._log(error, effort, pause)
             await self._scheduler.pause(ticket, pause)
 
-    def _begins(self, ticket: Ticket) -> asyncio.Task[Any]:
-        """An attempt begins; the task that carries it."""
+    def _log(self, error: ChatError, effort: Effort, pause: float) -> None:
+        level = logging.INFO
+        # Trouble that lasts is told, once a minute for all calls: there may be thousands.
+        if effort.attempts > 1 and self._loop.time() >= self._warn_from:
+            self._warn_from = self._loop.time() + WARN_EVERY
+            level = logging.WARNING
+        logger.log(level, "%s; again in %.1f s", error, pause)
+
+    async def _attempt(self, ticket: Ticket, request: Request) -> Answer | NoAnswer:
+        # A coroutine of its own: what only an attempt needs takes no memory while calls wait.
+        operation = request.operation
+        body = request.body()
         task = ticket.task = running_task(self._loop)
         ticket.cancelling = task.cancelling()
         ticket.readings = self._business.readings
         ticket.began = self._loop.time()
-        return task
-
-    def _ended(self, ticket: Ticket, operation: Operation, seen: Answer | NoAnswer) -> None:
-        """The attempt ended: what it held is free, or will be."""
+        try:
+            seen = await self._exchange.send(
+                task,
+                ticket.cancelling,
+                ticket.began,
+                operation.method,
+                request.path,
+                request.query,
+                body,
+                _decoders[operation.name],
+            )
+        except BaseException:
+            self._ended_unanswered(ticket, body.left)
+            raise
         if isinstance(seen, NoAnswer):
             self._ended_unanswered(ticket, seen.left)
-            return
-        now = ticket.ended = self._loop.time()
+            return seen
+        ticket.ended = self._loop.time()
         if seen.form is not None:  # a balancer in front may have a clock of its own
-            self._business.saw(seen.headers, ticket.began, now)
+            self._business.saw(seen.headers, ticket.began, ticket.ended)
         if seen.status != 420:
             self._scheduler.answered(ticket, seen.headers if operation.limit else _NO_HEADERS)
+        return seen
 
     def _ended_unanswered(self, ticket: Ticket, left: bool) -> None:
         ticket.ended = self._loop.time()
@@ -396,7 +405,9 @@ class Calls:
 
 def closed_error() -> SessionClosedError:
     """The error of calls that wait, or come, when the session closes."""
-    return SessionClosedError("the session was closed before this call could leave")
+    return SessionClosedError(
+        "the session was closed before this call could leave: await all calls before you close it"
+    )
 
 
 def _is_of_another_type(seen: Answer | NoAnswer) -> bool:

@@ -68,7 +68,7 @@ class QuotaExceededError(ChatError):
 
 
 class SessionClosedError(ChatError):
-    """The session was closed before this call could leave."""
+    """The session was closed before this call, or before it could leave."""
 
 
 class ConnectionFailedError(ChatError):
@@ -175,7 +175,7 @@ NOT_THE_API = "NOT_THE_API"
 
 # What the seller can do, by status. Causes as the Market documents them.
 _ADVICE: dict[int, tuple[type[ApiError], str]] = {
-    400: (BadRequestError, "check the ids and the text"),
+    400: (BadRequestError, "check what was passed: ids, text, filters"),
     401: (
         UnauthorizedError,
         "check the Api-Key: it may be mistyped or revoked; the seller's cabinet makes a new one",
@@ -185,7 +185,11 @@ _ADVICE: dict[int, tuple[type[ApiError], str]] = {
         "the key needs the scope communication or all-methods, the business id must be the key's"
         " own, and the business active",
     ),
-    404: (NotFoundError, "check the id: there is nothing of that number in this business"),
+    404: (
+        NotFoundError,
+        "check the id: there is nothing of that number in this business; or the path, of a"
+        " request() or of base_url",
+    ),
     420: (LimitExceededError, "wait until the limit allows more"),
     423: (LockedError, "the business is being migrated: try again in some hours"),
 }

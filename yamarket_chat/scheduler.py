@@ -34,6 +34,9 @@ logger = logging.getLogger("yamarket_chat")
 
 NEVER = -math.inf  # before any moment of the loop's clock
 
+SOON = 1.0
+"""Seconds after which a call is worth another try where nothing tells how long it has to wait."""
+
 LONG_WAIT = 60.0
 """Seconds of waiting from which on a warning is logged."""
 
@@ -178,6 +181,7 @@ class Scheduler:
         self._waiting = 0
         self._last_in_line: dict[int, Ticket] = {}
         self._resting: dict[int, float] = {}  # lines that nobody may go on in before that time
+        self._held: dict[int, float] = {}  # lines whose first is being settled until that time
         self._rests_end: list[tuple[float, Ticket]] = []  # firsts of such lines, a heap
         self._timer: asyncio.TimerHandle | None = None
         self.bulks: set[Owner] = set()  # that may have one more call when a place is free
@@ -303,9 +307,11 @@ class Scheduler:
         return max(least, self._places.wait() or 0.0, self._rest_of(ticket))
 
     def _rest_of(self, ticket: Ticket) -> float:
-        if ticket.line is None or ticket.line not in self._resting:
+        line = ticket.line
+        if line is None or not (self._resting or self._held):
             return 0.0
-        return self._resting[ticket.line] - self._loop.time()
+        until = max(self._resting.get(line, NEVER), self._held.get(line, NEVER))
+        return max(until - self._loop.time(), 0.0)
 
     def _waited_enough(self, ticket: Ticket, max_wait: float) -> None:
         future = ticket.future
@@ -544,13 +550,19 @@ class Scheduler:
             if ticket.future is not None and not ticket.future.done():
                 ticket.future.set_exception(copy.copy(error))
 
-    def hold(self, ticket: Ticket) -> None:
-        """Count the call as under way though no attempt is: its outcome is being settled."""
+    def hold(self, ticket: Ticket, until: float) -> None:
+        """Count the call as under way though no attempt is: its outcome is being settled.
+
+        Its line surely does not go on before `until`.
+        """
+        if ticket.line is not None:
+            self._held[ticket.line] = until
         ticket.owner.under_way.add(ticket)
         ticket.owner.make_way()
 
     def let_go_of(self, ticket: Ticket) -> None:
         """End what `hold` began."""
+        self._held.pop(ticket.line or 0, None)
         self._not_under_way(ticket)
 
     async def end_under_way(self, owner: Owner, grace: float) -> None:
@@ -578,8 +590,11 @@ def _wake(future: asyncio.Future[None]) -> None:
 
 
 def _quota_exceeded(operation: str, max_wait: float, least: float) -> QuotaExceededError:
+    why = ""
+    if least <= 0:
+        least, why = SOON, " (its chat or the parallel places were busy)"
     return QuotaExceededError(
-        f"{operation} could not leave within max_wait={max_wait:g} s; nothing was sent. Try again"
-        f" in {least:.1f} s, or allow a longer wait",
+        f"{operation} could not leave within max_wait={max_wait:g} s{why}; nothing was sent. Try"
+        f" again in {least:.1f} s, or allow a longer wait",
         retry_after=least,
     )

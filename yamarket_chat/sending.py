@@ -36,9 +36,11 @@ have been carried out: rows and Dates tell whole seconds, and what follows must 
 
 def check_id(name: str, value: object) -> int:
     """An id as the API documents them: int64, at least 1."""
-    if type(value) is not int or not 1 <= value < 2**63:
-        # Not the value itself: arguments get swapped, and it may be the key.
-        raise InvalidArgumentError(f"{name} is a whole number of at least 1 (an int)")
+    # The texts do not show the value: arguments get swapped, and it may be the key.
+    if type(value) is not int:
+        raise InvalidArgumentError(f"{name} is an int, not {type(value).__name__}")
+    if not 1 <= value < 2**63:
+        raise InvalidArgumentError(f"{name} is a whole number of at least 1")
     return value
 
 
@@ -195,7 +197,7 @@ class Sending:
             message.doubt,
             self._retry.settle_after,
         )
-        self._scheduler.hold(ticket)
+        self._scheduler.hold(ticket, self._last_moment(message))
         try:
             await asyncio.sleep(self._last_moment(message) - self._loop.time())
             message.spent += self._retry.settle_after

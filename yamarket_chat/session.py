@@ -18,7 +18,7 @@ from yarl import URL
 
 from . import operations, reading
 from .business import Business, attach
-from .calls import Calls, Request, Retry, Unknown, check_unknown, closed_error, running_task
+from .calls import Calls, Request, Retry, Unknown, check_unknown, running_task
 from .download import LARGEST_DOWNLOAD, download
 from .errors import InvalidArgumentError, SessionClosedError
 from .exchange import Exchange
@@ -59,20 +59,22 @@ LONGEST_INTEGRATION = 100
 class ChatSession:
     """Talks to the buyers of one business on Yandex.Market.
 
-    `api_key` and `business_id` are taken from YAMARKET_API_KEY and YAMARKET_BUSINESS_ID where they
-    are not given. `limits`, `retry`: see there. `max_wait` is the number of seconds that a call may
-    wait before its first attempt leaves, for each call that does not name its own; None waits as
-    long as it takes. `timeout` is for one attempt, in seconds: above the 10 s after which the
-    Market cuts a request off. `http` is an aiohttp.ClientSession of yours, which stays yours to
-    close. `integration`, "name/version", names your program in the seller's request log.
+    `api_key`, `business_id` and `base_url` are taken from YAMARKET_API_KEY, YAMARKET_BUSINESS_ID
+    and YAMARKET_BASE_URL where they are not given. `limits`, `retry`: see there. `max_wait` is the
+    number of seconds that a call may wait before its first attempt leaves, for each call that takes
+    one and does not name its own; None waits as long as it takes. `timeout` is for one attempt, in
+    seconds; below the 10 s after which the Market cuts a request off, outcomes are unknown that
+    a little patience would have told. `http` is an aiohttp.ClientSession of yours, which stays
+    yours to close. `integration`, "name/version", names your program in the seller's request log.
     `insecure_http` allows plain http to another host than loopback, for a sandbox in the next
-    container.
+    container. `quota` is there for one that processes share; there is none yet.
 
         async with ChatSession(api_key, business_id) as session:
             await session.send_message(chat_id, "Ваш заказ в пути")
 
-    All sessions of one business on one event loop share its limits and the order of its chats.
-    Raises InvalidArgumentError where an argument makes no sense.
+    All sessions of one business on one event loop share its limits and the order of its chats. A
+    session belongs to the event loop of its first call: another one (a second asyncio.run, another
+    thread) needs its own. Raises InvalidArgumentError where an argument makes no sense.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class ChatSession:
         api_key: str | None = None,
         business_id: int | None = None,
         *,
-        base_url: str = BASE_URL,
+        base_url: str | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         quota: None = None,
         retry: Retry = Retry(),  # noqa: B008 - frozen
@@ -92,7 +94,9 @@ class ChatSession:
     ) -> None:
         self._api_key = _check_key(api_key or os.environ.get("YAMARKET_API_KEY"))
         self._business_id = _check_business(business_id)
-        self._base_url = _check_url(base_url, insecure_http=insecure_http)
+        self._base_url = _check_url(
+            base_url or os.environ.get("YAMARKET_BASE_URL") or BASE_URL, insecure_http=insecure_http
+        )
         self._insecure_http = insecure_http
         self._limits = _check_type("limits", limits, Limits)
         self._retry = _check_type("retry", retry, Retry)
@@ -124,8 +128,10 @@ class ChatSession:
         to end, and then fail with DeliveryUnknownError. Closing twice is no error.
         """
         grace = _check_seconds("grace", grace, at_least_0=True)
-        self._closed = True
-        opened, self._opened = self._opened, None
+        opened = self._opened
+        if opened is not None:
+            opened.check_loop()
+        self._closed, self._opened = True, None
         if opened is not None:
             await opened.close(grace)
 
@@ -145,8 +151,9 @@ class ChatSession:
 
             receipt = await session.send_message(17, "Ваш заказ в пути", max_wait=5)
 
-        Raises InvalidArgumentError, QuotaExceededError, SessionClosedError, ConnectionFailedError
-        and ApiError where nothing was sent, DeliveryUnknownError where that cannot be told.
+        Raises InvalidArgumentError, QuotaExceededError, SessionClosedError, ConnectionFailedError,
+        ApiError and UnexpectedAnswerError where nothing was sent, DeliveryUnknownError where that
+        cannot be told.
         """
         return await self._sending().send_text(
             chat_id,
@@ -278,8 +285,16 @@ class ChatSession:
             "types": _distinct("types", types, str),
             "statuses": _distinct("statuses", statuses, str),
         }
-        given = (order_ids if order_ids is not None else return_ids, context_types, types, statuses)
-        for (name, values), argument in zip(filters.items(), given, strict=True):
+        given = {
+            "order_ids or return_ids": (
+                order_ids if order_ids is not None else return_ids,
+                contexts,
+            ),
+            "context_types": (context_types, filters["contextTypes"]),
+            "types": (types, filters["types"]),
+            "statuses": (statuses, filters["statuses"]),
+        }
+        for name, (argument, values) in given.items():
             if argument is not None and not values:
                 raise InvalidArgumentError(
                     f"an empty filter ({name}) matches no chat: leave it out"
@@ -406,11 +421,11 @@ class ChatSession:
     ) -> Any:
         """Call any other method of the Market's API that answers 200 and JSON; its answer, decoded.
 
-        It shares the parallel places of the business: order calls compete with messages for the
-        same four. Its own limit over time is not known here: a 420 over it is raised, with
-        `retry_after` where the Market says when it ends. `repeatable` says that carrying it out
-        twice does no harm, so that it is tried again after network faults and 5xx; by default only
-        GET is.
+        It shares the parallel places of the business, where the session has a business id: order
+        calls compete with messages for the same four. Its own limit over time is not known here: a
+        420 over it is raised, with `retry_after` where the Market says when it ends. `repeatable`
+        says that carrying it out twice does no harm, so that it is tried again after network faults
+        and 5xx; by default only GET is.
 
             await session.request("GET", "/v2/campaigns/7/orders/55")
 
@@ -452,9 +467,11 @@ class ChatSession:
         and nothing more is read while the outcomes are not taken. One message that fails is an
         outcome, never an exception; after a 401 the rest is refused without being sent. An
         exception of the iterable itself is raised once the messages before it have ended.
-        Leaving the loop and `aclose()` (by `contextlib.aclosing`, or when nobody refers to it any
-        more) let end what is under way and send nothing more. `reserve` places of the window are
-        left to single calls, which go first anyway.
+        `aclose()` (by `contextlib.aclosing`, or after a `break` when nobody refers to it any more)
+        lets end what is under way and sends nothing more, but drops the outcomes that were not
+        taken; closing the session tells them all, and then raises SessionClosedError. `reserve`
+        places of the window are left to single calls, which go first anyway. There is no
+        `max_wait`: it waits as long as it takes.
 
             async for outcome in session.send_many(messages, reserve=100):
                 print(outcome.message.chat_id, outcome.status)
@@ -506,7 +523,9 @@ class ChatSession:
     def _open(self) -> _Opened:
         if self._opened is None:
             if self._closed:
-                raise closed_error()
+                raise SessionClosedError(
+                    "this session is closed: make a new one, or call it inside its `async with`"
+                )
             origin = str(URL(self._base_url).origin())
             business = attach(origin, self._business_id, self._limits)
             exchange = Exchange(
@@ -518,6 +537,8 @@ class ChatSession:
             )
             calls = Calls(exchange, business, self._api_key, self._retry)
             self._opened = _Opened(exchange, business, calls)
+        else:
+            self._opened.check_loop()
         return self._opened
 
     def _sending(self) -> Sending:
@@ -531,12 +552,22 @@ class _Opened:
     """What a session has from its first call on, on the event loop of that call."""
 
     def __init__(self, exchange: Exchange, business: Business, calls: Calls) -> None:
+        self._loop = asyncio.get_running_loop()
         self._exchange = exchange
         self._downloads: set[asyncio.Task[Any]] = set()
         self._closing = False
         self.business = business
         self.calls = calls
         self.sending: Sending | None = None
+
+    def check_loop(self) -> None:
+        """Raise InvalidArgumentError on another event loop, before anything leaves."""
+        if asyncio.get_running_loop() is not self._loop:
+            # Its connections would carry a message out, and the answer would reach nobody.
+            raise InvalidArgumentError(
+                "this session belongs to another event loop: make one inside each asyncio.run(),"
+                " or keep one loop running and hand calls to it by run_coroutine_threadsafe"
+            )
 
     async def download(
         self, file: File, path: Path | None, max_bytes: int, retry: Retry
@@ -568,7 +599,7 @@ def _check_key(key: object) -> str:
         raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
     # None of these texts may show the key.
     if not isinstance(key, str):
-        raise InvalidArgumentError("api_key is a str")
+        raise InvalidArgumentError("api_key is a str; it comes first, and business_id second")
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(
             "api_key cannot stand in a header: it has spaces, line breaks or letters that are not"
@@ -622,7 +653,7 @@ def _is_loopback(host: str) -> bool:
 
 def _check_type(name: str, value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
-        raise InvalidArgumentError(f"{name} is of type {kind.__name__}")
+        raise InvalidArgumentError(f"{name} is of type {kind.__name__}, not {type(value).__name__}")
     return value
 
 
@@ -642,7 +673,7 @@ def _distinct(name: str, values: Iterable[Any] | None, kind: type[_T]) -> list[_
     if values is None:
         return []
     if isinstance(values, (str, int)):
-        raise InvalidArgumentError(f"{name} is a list, such as [{str(values)!r}]")
+        raise InvalidArgumentError(f"{name} is a list, such as [{values!r}]")
     if not isinstance(values, Iterable):
         raise InvalidArgumentError(f"{name} is a list")
     return list(dict.fromkeys(_check_type(f"each of {name}", value, kind) for value in values))

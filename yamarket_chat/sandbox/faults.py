@@ -107,10 +107,12 @@ def numbered_faults(faults: Mapping[int, Fault], *, operation: str | None = None
 
     Sandbox(faults=numbered_faults({3: Fault("reset")}, operation="send_message"))
 
-    Raises InvalidArgumentError for an operation that there is not.
+    Raises InvalidArgumentError for an operation or a number that there is not.
     """
     if operation is not None:
         check_operation(operation)
+    if any(number < 1 for number in faults):
+        raise InvalidArgumentError("requests are numbered from 1")
     chosen = dict(faults)
 
     def plan(request: RequestInfo) -> Fault | None:
