@@ -10,12 +10,13 @@ from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import virtual
-from tests.helpers import now, outcome_of, outcomes_of, session_of, texts
+from tests.helpers import HOUR, now, outcome_of, outcomes_of, session_of, texts
 from yamarket_chat import (
     ChatError,
     ChatSession,
@@ -540,17 +541,37 @@ async def test_cancelled_while_one_of_them_is_settled(twice: bool) -> None:
         assert market.messages_stored == stored
 
 
-@pytest.mark.parametrize("at", [0.05, 5.0])
+def messages_of(kind: str) -> Any:
+    return endless() if kind == "async" else (OutgoingMessage(CHAT, "hi") for _ in range(10**6))
+
+
+# At 0.0 the first worker has been made, and has not begun.
+@pytest.mark.parametrize("at", [0.0, 0.05, 5.0])
+@pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_whoever_takes_outcomes_is_told_that_all_other_tasks_were_cancelled(
-    at: float,
+    at: float, kind: str
 ) -> None:
     async with a_market(AFTER, BEFORE) as market, session_of(market) as session:
-        taking = asyncio.create_task(outcomes_of(session.send_many(endless())))
+        taking = asyncio.create_task(outcomes_of(session.send_many(messages_of(kind))))
         await asyncio.sleep(at)
         for task in asyncio.all_tasks() - {asyncio.current_task(), taking}:
             task.cancel()
         async with asyncio.timeout(60):
             with pytest.raises((CLOSED, RuntimeError)):
+                await taking
+
+
+async def test_cancelled_before_it_begins_a_worker_that_goes_on_reading_is_told_of() -> None:
+    async with a_market(latency=0.0) as market, session_of(market) as session:
+        outcomes = session.send_many(messages_of("sync"))
+        await anext(outcomes)
+        await asyncio.sleep(10.0)  # as many in hand as may be: nobody reads
+        taking = asyncio.create_task(outcomes_of(outcomes))
+        await asyncio.sleep(0)  # it has taken some, and so made a worker
+        for task in asyncio.all_tasks() - {asyncio.current_task(), taking}:
+            task.cancel()
+        async with asyncio.timeout(60):
+            with pytest.raises(CLOSED):
                 await taking
 
 
@@ -667,3 +688,67 @@ async def test_a_read_is_ended_too(call: Awaiting) -> None:
         await session.close(grace=1.0)
         assert now() < 1.6
         assert isinstance(await reading, CLOSED)
+
+
+async def test_a_request_whose_closing_was_cut_off_ends_in_its_time() -> None:
+    async with (
+        asyncio.timeout(HOUR),
+        Sandbox(faults={1: Fault("no_answer")}) as market,
+        aiohttp.ClientSession() as http,
+    ):
+        session = session_of(market, http=http)
+        sending = asyncio.create_task(outcome_of(session.send_message(CHAT, "hi")))
+        await asyncio.sleep(1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await session.close()
+        error = await sending
+        assert isinstance(error, CLOSED)
+        assert error.sent is False  # the history has told
+        async with session_of(market) as another:
+            await another.send_message(CHAT, "its place and its chat are free")
+        assert texts(market, CHAT) == ["its place and its chat are free"]
+
+
+async def test_a_bulk_that_begins_while_the_session_closes_sends_nothing() -> None:
+    async with a_market() as market:
+        session = session_of(market)
+        bulk = session.send_many([OutgoingMessage(CHAT, "hi")])
+        closing = asyncio.create_task(session.close(grace=1))
+        assert isinstance(await outcome_of(outcomes_of(bulk)), CLOSED)  # type: ignore[arg-type]
+        await closing
+        assert market.arrivals == []
+
+
+async def test_a_bulk_whose_taker_was_cancelled_twice_has_the_grace_too() -> None:
+    async with nothing_left_behind(), Sandbox(latency=8.0) as market:
+        session = session_of(market)
+        taking = asyncio.create_task(outcomes_of(session.send_many(endless())))
+        await asyncio.sleep(1)
+        for _ in range(2):
+            taking.cancel()
+            await asyncio.sleep(0.5)
+        await session.close(grace=30)
+        assert market.messages_stored == len(market.arrivals) > 0
+
+
+async def test_an_async_source_is_finished_where_it_ran() -> None:
+    tasks = set()
+
+    async def source() -> AsyncIterator[OutgoingMessage]:
+        tasks.add(asyncio.current_task())
+        try:
+            async with asyncio.timeout(HOUR):
+                while True:
+                    yield OutgoingMessage(CHAT, "hi")
+        finally:
+            await asyncio.sleep(1)
+            tasks.add(asyncio.current_task())
+            finished.set()
+
+    finished = asyncio.Event()
+    async with a_market() as market, session_of(market) as session:
+        async with aclosing(session.send_many(source())) as outcomes:
+            await anext(outcomes)
+        assert finished.is_set()
+        assert len(tasks) == 1

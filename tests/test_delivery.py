@@ -494,3 +494,34 @@ async def test_the_faults_of_the_mix_are_those_that_the_promise_names() -> None:
     """A guard for the tests above: their mix misses none of the kinds."""
     alone = {fault for fault, _ in _cases()}
     assert {fault for fault in EVERY_FAULT if fault.kind not in ("slow", "rate_limit")} <= alone
+
+
+# Equal texts are told apart however long an attempt, or settling it, may take
+
+
+async def test_a_long_rest_of_one_chat_leaves_the_memory_of_another() -> None:
+    def plan(request: RequestInfo) -> Fault | None:
+        return {2: Fault("reset"), 3: Fault("reset")}.get(request.operation_number)
+
+    async with Sandbox(faults=plan, latency=0.01) as market:
+        async with session_of(market, retry=Retry(settle_after=120)) as session:
+            await session.send_message(CHAT, "hi")
+            await error_of(session.send_message(OTHER_CHAT, "x", unknown="raise"))
+            receipt = await session.send_message(CHAT, "hi")
+        assert receipt.attempts == 2
+        assert texts(market, CHAT) == ["hi", "hi"]
+
+
+async def test_a_message_is_remembered_for_as_long_as_an_attempt_takes() -> None:
+    def plan(request: RequestInfo) -> Fault | None:
+        return Fault("no_answer") if request.operation_number == 2 else None
+
+    async with Sandbox(faults=plan, latency=0.01) as market:
+        async with session_of(market, timeout=120) as session:
+            await session.send_message(CHAT, "hi")
+            second = asyncio.create_task(session.send_message(CHAT, "hi"))
+            for number in range(120):  # or nothing would make it forget
+                await asyncio.sleep(1)
+                await session.send_message(OTHER_CHAT, f"{number}")
+            assert (await second).attempts == 2
+        assert texts(market, CHAT) == ["hi", "hi"]

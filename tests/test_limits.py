@@ -766,3 +766,17 @@ async def test_after_a_420_nothing_leaves_until_its_time_and_then_one_alone(numb
     later = [time for time in times if time > closed + 0.001]
     assert later[0] >= closed + 30
     assert later[1] >= later[0] + 0.02  # the first one's answer opens the rest
+
+
+async def test_what_never_reached_the_market_costs_nothing_of_the_limit() -> None:
+    rate = Rate(100, per=HOUR)
+    async with Sandbox(limits={"send_message": rate}) as market:
+        async with session_of(market, limits=Limits(send_message=rate)) as session:
+            await market.go_down()
+            messages = [OutgoingMessage(i, "hi") for i in range(1, 41)]
+            sending = asyncio.create_task(outcomes_of(session.send_many(messages)))
+            await asyncio.sleep(200)  # many attempts, none of which makes a connection
+            await market.come_back()
+            came_back = now()
+            await sending
+            assert now() - came_back < 61  # the longest pause between two attempts

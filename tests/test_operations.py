@@ -1715,3 +1715,31 @@ async def test_a_wrong_key_is_in_no_error(operation: str) -> None:
         assert not [text for text in every_text(error) if KEY in text]
         assert KEY not in repr(session)
         assert KEY not in repr(vars(session).get("_opened"))
+
+
+@pytest.mark.parametrize("status", [409, 503])
+async def test_an_earlier_attempt_that_may_have_been_carried_out_is_not_forgotten(
+    status: int,
+) -> None:
+    requests = 0
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        nonlocal requests
+        requests += 1
+        await request.read()
+        if requests == 1:  # carried out, and then the connection breaks
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response({"status": "ERROR"}, status=status)
+
+    async with http_server(handle) as url:
+        async with session_at(url, retry=Retry(attempts=2)) as session:
+            error = await error_of(session.create_chat(order_id=55))
+            assert (requests, error.sent) == (2, None)
+            error = await error_of(session.create_chat(order_id=55))
+            assert error.sent is False
+        requests = 0
+        async with session_at(url) as session:
+            creating = asyncio.create_task(error_of(session.create_chat(order_id=55)))
+            await asyncio.sleep(0.3)  # it pauses before the next attempt
+        assert (requests, (await creating).sent) == (1, None)

@@ -21,7 +21,7 @@ from .calls import closed_error, running_task
 from .errors import ChatError, InvalidArgumentError, UnauthorizedError
 from .models import Outcome, OutgoingMessage, Receipt
 from .scheduler import Owner, Scheduler
-from .source import END, AsyncSource, Messages, Source
+from .source import END, NOT_YET, AsyncSource, Messages, Source
 
 READ_AHEAD = 256
 """How many messages `send_many` has in hand at most: read, and their outcome not yet taken. Enough
@@ -53,7 +53,7 @@ class Batch(Owner):
         self._coming: asyncio.Task[None] | None = None  # a worker that has not begun yet
         self._all_read = False
         self._stopped = False
-        # What next_outcome returns or raises. asyncio.Queue would cost 1.5 % of a send.
+        # What `take` returns or raises. asyncio.Queue would cost 1.5 % of a send.
         self.ended: deque[Outcome | BaseException | None] = deque()
         self._told: asyncio.Future[None] | None = None
         scheduler.bulks.add(self)
@@ -113,6 +113,7 @@ class Batch(Owner):
             and self._has_more()
         ):
             self._coming = self._start(self._work())
+            self._coming.add_done_callback(self._went_home)
             self._workers.add(self._coming)
 
     def _has_more(self) -> bool:
@@ -129,32 +130,40 @@ class Batch(Owner):
             while self._front in (None, worker) and self._has_more():
                 self._front = worker
                 self._in_hand += 1
-                message = await self._source.next()
+                message = self._source.take()
+                if message is NOT_YET:
+                    message = await self._source.next()
                 if message is END:
                     self._all_read = True
                     break
-                self._tell(await self._carry_out(message))
-        except asyncio.CancelledError:
-            if not self._stopped:
-                # All tasks are ended: whoever takes outcomes must not wait for this one for ever.
-                self._tell(closed_error())
-            raise
+                try:
+                    outcome = Outcome(message, receipt=await self._send(self, _checked(message)))
+                except ChatError as error:
+                    if isinstance(error, UnauthorizedError):
+                        # The key is wrong for all of them.
+                        self._scheduler.end_waiting(self, error)
+                    outcome = Outcome(message, error=error)
+                except Exception as error:  # noqa: BLE001 - a defect: or the message would be lost
+                    self._tell(error)
+                    continue
+                self._tell(outcome)
         finally:
             if self._front is worker:
                 self._front = None
-            self._workers.discard(worker)
-            if self._all_read and not self._workers and not self._stopped:
-                self._tell(self._source.failure)
 
-    async def _carry_out(self, message: OutgoingMessage) -> Outcome | Exception:
-        try:
-            if not isinstance(message, OutgoingMessage):
-                raise InvalidArgumentError(f"send_many takes OutgoingMessage, not {message!r:.80}")
-            return Outcome(message, receipt=await self._send(self, message))
-        except ChatError as error:
-            if isinstance(error, UnauthorizedError):
-                # The key is wrong for all of them.
-                self._scheduler.end_waiting(self, error)
-            return Outcome(message, error=error)
-        except Exception as error:  # noqa: BLE001 - a defect is told, or the message would be lost
-            return error
+    def _went_home(self, worker: asyncio.Task[None]) -> None:
+        # Not a part of `_work`: of a worker that is cancelled before it begins, nothing runs.
+        self._workers.discard(worker)
+        if self._stopped:
+            return
+        if worker.cancelled():
+            # All tasks are ended: whoever takes outcomes must not wait for this one for ever.
+            self._tell(closed_error())
+        elif self._all_read and not self._workers:
+            self._tell(self._source.failure)
+
+
+def _checked(message: object) -> OutgoingMessage:
+    if not isinstance(message, OutgoingMessage):
+        raise InvalidArgumentError(f"send_many takes OutgoingMessage, not {message!r:.80}")
+    return message

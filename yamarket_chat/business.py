@@ -20,9 +20,9 @@ from .quota import Limits
 from .scheduler import Scheduler
 from .settling import content_of_text
 
-REMEMBERED = 90.0
-"""Seconds for which a delivered message is remembered: a minute, so that equal texts can be told
-apart, and the longest that an attempt takes on top, which may have begun a minute after it."""
+REMEMBERED = 75.0
+"""Seconds for which a delivered message is remembered, so that equal texts can be told apart: more
+than a minute, and the longest that an attempt takes on top, which may begin a minute after it."""
 
 CLOCK_HOLDS = 60.0
 """Seconds for which a quick answer's Date is kept though slower ones come."""
@@ -51,15 +51,21 @@ class Business:
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.scheduler = Scheduler(limits, loop)
         self.sessions = 0
+        self._remembered = REMEMBERED
         self._loop = loop
         self._deliveries: deque[Delivery] = deque()
         self.readings = NO_READINGS
+
+    def attempts_take(self, seconds: float) -> None:
+        """Attempts take so long at most; sessions may differ."""
+        self._remembered = max(self._remembered, REMEMBERED + seconds)
 
     def remember(self, delivery: Delivery) -> None:
         """Keep what telling equal texts apart needs, and drop what is too old for that."""
         deliveries = self._deliveries
         deliveries.append(delivery)
-        while deliveries[0].ended < delivery.ended - REMEMBERED:
+        oldest = self._loop.time() - self._remembered
+        while deliveries and deliveries[0].ended < oldest:
             deliveries.popleft()
 
     def delivered_to(self, chat_id: int) -> list[Delivery]:
@@ -83,7 +89,7 @@ class Business:
         if self.sessions or not self.scheduler.idle():
             return False
         deliveries = self._deliveries
-        return not deliveries or deliveries[-1].ended < self._loop.time() - REMEMBERED
+        return not deliveries or deliveries[-1].ended < self._loop.time() - self._remembered
 
 
 _Key = tuple[asyncio.AbstractEventLoop, str, int | None]

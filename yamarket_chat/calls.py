@@ -222,6 +222,10 @@ class Calls:
             verdict, seen = await self.call(
                 ticket, request, effort or Effort(self._retry), max_wait
             )
+        except ChatError as failed:
+            if ticket.in_doubt:
+                failed.sent = None
+            raise
         except asyncio.CancelledError:
             if cut_short(ticket):
                 raise SessionClosedError(
@@ -260,8 +264,10 @@ class Calls:
                 continue
             effort.attempts += 1
             effort.spent += ticket.ended - ticket.began
-            if verdict is Verdict.UNKNOWN and not operation.repeatable:
-                return verdict, seen
+            if verdict is Verdict.UNKNOWN:
+                if not operation.repeatable:
+                    return verdict, seen
+                ticket.in_doubt = True
             error = self.error(operation, seen)
             final = verdict is Verdict.REFUSED or _is_of_another_type(seen)
             pause = None if final else effort.next_pause()

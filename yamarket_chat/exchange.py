@@ -128,8 +128,8 @@ class Deadlines:
             deadlines.popleft()
 
     def close(self) -> None:
-        """No request is under way any more."""
-        if self._timer is not None:
+        """No request begins any more; those that are under way, where closing was cut off, end."""
+        if self._timer is not None and all(deadline.over for deadline in self._deadlines):
             self._timer.cancel()
             self._timer = None
 
@@ -290,6 +290,8 @@ class Exchange:
 
         Raises FetchFailed.
         """
+        if self._http.closed:
+            raise FetchFailed(_CLOSED, None)
         target = URL(url)
         own = target.origin() == self._origin
         size = 0

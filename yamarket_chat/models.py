@@ -101,9 +101,9 @@ class Outcome(msgspec.Struct, frozen=True):
 class QuotaStatus(msgspec.Struct, frozen=True):
     """How much of an operation's limit is left.
 
-    `limit` requests are allowed in its period, `remaining` of them may go now, `resets_in` is
-    the number of seconds until a place becomes free (0 when one is), `waiting` how many calls
-    wait for one.
+    `limit` requests are allowed in its period, `remaining` of them are left (a smaller `burst` may
+    hold the next one up all the same), `resets_in` is the number of seconds until a place becomes
+    free (0 when one is), `waiting` how many calls wait for one.
     """
 
     limit: int

@@ -150,7 +150,8 @@ class Window:
         self._pace = AsyncLimiter(burst, burst * rate.per / rate.requests)
         # Where all may go at once the window alone bounds a burst, and drawing some tokens ahead
         # lets nothing more through; it makes a send 3 % cheaper.
-        self._at_a_time = min(TOKENS_AT_A_TIME, rate.requests) if burst == rate.requests else 1
+        self._all_at_once = burst == rate.requests
+        self._at_a_time = min(TOKENS_AT_A_TIME, rate.requests) if self._all_at_once else 1
         self._drawn = 0  # tokens drawn ahead
         self._interval = rate.per / rate.requests  # seconds in which the pace gains a token
         self._limit_text: str | int | None = None  # as the Market's header says it
@@ -281,8 +282,10 @@ class Window:
         )
 
     def unsent(self) -> None:
-        """The request never reached the Market: its place is free at once."""
+        """The request never reached the Market: its place is free at once, and its token, too."""
         self._under_way -= 1
+        if self._all_at_once:  # with a smaller burst, a token kept would make it larger
+            self._drawn += 1
 
     def unanswered(self) -> None:
         """No answer came: the Market may have counted the request until it cut it off."""

@@ -70,7 +70,7 @@ class Ticket(msgspec.Struct, eq=False):
     future: asyncio.Future[None] | None = None  # while it waits
     ready: bool = False  # stands in its queue
     granted: bool = False  # may leave, but has not left yet
-    unanswered: bool = False  # an attempt ended without an answer, and may have been carried out
+    in_doubt: bool = False  # an attempt may have been carried out, and nothing has told
     readings: Readings = NO_READINGS  # of the Market's clock, when the attempt began
     began: float = NEVER  # the latest attempt, on the loop's clock
     ended: float = NEVER
@@ -228,6 +228,8 @@ class Scheduler:
                 if not ticket.queue.window.is_closed():
                     break
                 self._wait_again(ticket)
+                if timer is not None and timer.when() <= self._loop.time():
+                    self._waited_enough(ticket, max_wait or 0.0)
         except BaseException:
             self._end_to_wait(ticket, timer)
             if ticket.granted:
@@ -500,7 +502,7 @@ class Scheduler:
     def unanswered(self, ticket: Ticket) -> None:
         """No answer came, and the request may have reached the Market."""
         window, _ = self._ended(ticket)
-        ticket.unanswered = True
+        ticket.in_doubt = True
         window.unanswered()
         self._places.unanswered()
         self._let_go(ticket)

@@ -157,7 +157,7 @@ class Sending:
                     raise self._calls.error(request.operation, seen, arrived=False)
                 await scheduler.pause(ticket, pause)
         except asyncio.CancelledError:
-            if message.doubt is None and ticket.unanswered:
+            if message.doubt is None and ticket.in_doubt:
                 self._doubt(message, "the call was ended while its request was under way")
             if not cut_short(ticket):
                 raise
@@ -208,7 +208,7 @@ class Sending:
             message.doubt = f"{message.doubt}; {why}"
             raise self._unknown(message)
         message.doubt = None
-        ticket.unanswered = False
+        ticket.in_doubt = False
         return found is Found.YES
 
     async def _look_up(self, message: _Sent) -> tuple[Found, str]:
@@ -371,13 +371,14 @@ class Sending:
                     break
                 yield outcome
         finally:
-            try:
-                await batch.stop()
-            finally:
-                self._batches.discard(batch)
+            # Where this is cancelled, too, closing the session sees to what is under way.
+            await batch.stop()
+            self._batches.discard(batch)
 
     async def close(self, grace: float) -> None:
         """End all calls: those that wait at once, those under way when the grace is over."""
+        # At once: `gather` begins a pass later, and until then another batch could begin.
+        self._scheduler.end_waiting(self._calls.owner, closed_error())
         for batch in self._batches:
             batch.end_waiting()
         await asyncio.gather(

@@ -528,6 +528,7 @@ class ChatSession:
                 )
             origin = str(URL(self._base_url).origin())
             business = attach(origin, self._business_id, self._limits)
+            business.attempts_take(self._timeout)
             exchange = Exchange(
                 self._base_url,
                 self._api_key,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
 from typing import Any
 
 from .calls import running_task
@@ -14,6 +14,9 @@ Messages = Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage]
 END = object()
 """What comes behind the last message."""
 
+NOT_YET = object()
+"""What is taken where the next message has to be waited for."""
+
 
 class Source:
     """The messages of an iterable."""
@@ -22,8 +25,8 @@ class Source:
         self._iterator = iter(messages)
         self.failure: BaseException | None = None  # why it ended early, if so
 
-    async def next(self) -> Any:
-        """The next message, whatever was given as one, or `END`. For one task at a time."""
+    def take(self) -> Any:
+        """The next message, whatever was given as one, or `END`, or `NOT_YET`."""
         try:
             return next(self._iterator, END)
         except (KeyboardInterrupt, SystemExit):
@@ -31,6 +34,10 @@ class Source:
         except BaseException as error:  # noqa: BLE001 - raised once the messages before it have ended
             self.failure = _failure(error)
             return END
+
+    async def next(self) -> Any:
+        """The next message, or `END`. For one task at a time."""
+        return self.take()
 
     def close(self) -> None:
         """Read nothing more."""
@@ -56,6 +63,10 @@ class AsyncSource:
         self._read: asyncio.Queue[Any] = asyncio.Queue()
         self._is_closed = False
         self._reader = start(self._run(messages))
+
+    def take(self) -> Any:
+        """As of `Source`."""
+        return NOT_YET
 
     async def next(self) -> Any:
         """As of `Source`."""
@@ -91,6 +102,9 @@ class AsyncSource:
                 raise
         finally:
             self._read.put_nowait(END)
+            if isinstance(messages, AsyncGenerator):
+                # Or the loop does, in another task, when nobody refers to it any more.
+                await messages.aclose()
 
 
 def _failure(error: BaseException) -> BaseException:
