@@ -10,13 +10,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-# Instructions repeat only where nothing is left to chance.
+# asyncio reads into 256 KiB at a time. Whether glibc takes these from its heap or asks the system
+# for them, three calls each time and up to a quarter of a request, depends on what was freed before, and
+# so on chance. Here it is the heap for everybody.
+_ENVIRONMENT = {
+    **os.environ,
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
+}
+# Instructions repeat only where nothing else is left to chance either.
 _REPEATABLE = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
 Spread = dict[str, float]
@@ -62,7 +70,12 @@ def server() -> Iterator[str]:
 @contextmanager
 def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(  # noqa: S603
-        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_ENVIRONMENT,
     ) as process:
         try:
             yield process
@@ -88,12 +101,13 @@ class Worker:
 
 
 def taking_turns(
-    names: Sequence[str], url: str, at_once: int, messages: int, turns: int
+    messages: Mapping[str, int], url: str, at_once: int, turns: int
 ) -> Iterator[dict[str, dict[str, float]]]:
-    """Seconds a message of each client, turn by turn; in each turn everybody sends.
+    """Seconds a message of each client, turn by turn; in each turn everybody sends its number.
 
     Each client has a fresh process; the first to send is another one each turn.
     """
+    names = list(messages)
     with ExitStack() as stack:
         workers = {
             name: Worker(
@@ -103,9 +117,12 @@ def taking_turns(
         }
         for turn in range(turns):
             first = turn % len(names)
-            took = {name: workers[name].send(messages) for name in [*names[first:], *names[:first]]}
+            took = {
+                name: workers[name].send(messages[name])
+                for name in [*names[first:], *names[:first]]
+            }
             yield {
-                name: {clock: seconds / messages for clock, seconds in took[name].items()}
+                name: {clock: seconds / messages[name] for clock, seconds in took[name].items()}
                 for name in names
             }
 
@@ -125,7 +142,7 @@ def instructions(command: list[str], stdin: str = "") -> int:
             capture_output=True,
             text=True,
             check=True,
-            env={**os.environ, **_REPEATABLE},
+            env={**_ENVIRONMENT, **_REPEATABLE},
         )
     counted = re.search(r"Collected : (\d+)", done.stderr)
     assert counted is not None, done.stderr[-1000:]

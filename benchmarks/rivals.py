@@ -175,6 +175,8 @@ SENDERS: dict[str, Callable[[str, int], AbstractAsyncContextManager[Send]]] = {
 }
 YARDSTICK = "bare aiohttp"
 OURS = ("send_message", "send_many")
+SLOW = ("httpx",)
+"""Those that send an eighth as many, or most of the time would be theirs."""
 _NEEDS = {"ya-market-api": "ya_market_api", "httpx": "httpx"}
 
 
