@@ -154,10 +154,18 @@ def _counted(
 def report(figures: Figures) -> Report:
     tables = []
     rows = figures["rows"]
-    header = ["client", "lost", "doubled", "out of order", "wrongly told", "told unknown", "hours"]
+    header = [
+        "client",
+        "lost",
+        "doubled",
+        "out of order",
+        "wrongly told",
+        "told unknown",
+        "minutes",
+    ]
     for rate in sorted({row["rate"] for row in rows}):
         shown = [
-            [row["client"], *(f"{row[kind]:,}" for kind in _COUNTED), f"{row['hours']:.2f}"]
+            [row["client"], *(f"{row[kind]:,}" for kind in _COUNTED), _minutes(row)]
             for row in rows
             if row["rate"] == rate
         ]
@@ -174,6 +182,10 @@ def report(figures: Figures) -> Report:
         for kind in ("lost", "doubled")
     ]
     return Report(tables, plots, list(_remarks(figures)))
+
+
+def _minutes(row: Figures) -> str:
+    return f"{60 * row['hours']:.1f}"
 
 
 def _lines(rows: list[Figures], kind: str) -> dict[str, list[tuple[float, float]]]:
@@ -193,12 +205,12 @@ def _remarks(figures: Figures) -> Iterable[str]:
     )
     for mine in own:
         quicker = [
-            f"{row['client']} ({row['hours']:.2f} h)"
+            f"{row['client']} ({_minutes(row)})"
             for row in figures["rows"]
             if row["rate"] == mine["rate"] and row["hours"] < 0.99 * mine["hours"]
         ]
         if quicker:
             yield (
-                f"At {mine['rate']:.0%} yamarket_chat takes {mine['hours']:.2f} h, longer than"
+                f"At {mine['rate']:.0%} yamarket_chat takes {_minutes(mine)} minutes, longer than"
                 f" {', '.join(quicker)}: it waits until the history can tell."
             )
