@@ -6,5 +6,6 @@ worker.py      a process that sends messages with one of the clients, on command
 processes.py   workers side by side: interleaved rounds, and callgrind
 cost.py, limit.py, faults.py, growth.py, decoding.py, imports.py   one benchmark each
 suite.py       all of them by name
+pydantic_models.py   what decoding is compared with
 report.py      the table on the terminal, the JSON, the plots and the page of the docs
 """

@@ -19,9 +19,10 @@ aiohttp posts the same bytes with the same headers and reads the answer without 
 hand* is aiohttp with AsyncLimiter, a semaphore and retries; ya-market-api has neither limits nor
 retries. `send_many` has at most 256 messages in hand, whatever may be under way at once.
 
-Each client has six processes, one after the other, and takes its turn six times in each. glibc's
-allocator is set alike for all (`MALLOC_MMAP_THRESHOLD_=4194304`): by itself it decides by chance
-whether each read costs three system calls, up to a quarter of a request, for any client.
+Each client has several processes, one after the other, and takes its turn several times in each.
+glibc's allocator is set alike for all (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`): by
+itself it decides by chance whether each read costs three system calls, up to a quarter of a
+request, for any client.
 """
 TARGET = 1.05
 
@@ -161,8 +162,8 @@ def _cpu_verdicts(times: list[Figures]) -> Iterable[str]:
     for row in times:
         if row["client"] in rivals.OURS:
             yield (
-                f"{row['client']}, {row['at_once']} at once: {shown(row['cpu_ratio'])} of bare"
-                f" aiohttp's CPU, {_kept(round(row['cpu_ratio']['median'], 2))}."
+                f"{row['client']}, {row['at_once']} at once: {shown(row['cpu_ratio'], 3)} of bare"
+                f" aiohttp's CPU, {_kept(row['cpu_ratio']['median'])}."
             )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 # asyncio reads into 256 KiB at a time. Whether glibc takes these from its heap or asks the system
 # for them, three calls each time and up to a quarter of a request, depends on what was freed
-# before, and so on chance. Here it is the heap for everybody.
+# before, and so on chance. For servers and workers it is the heap.
 _ENVIRONMENT = {
     **os.environ,
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),

@@ -732,7 +732,8 @@ async def test_a_bulk_whose_taker_was_cancelled_twice_has_the_grace_too() -> Non
         assert market.messages_stored == len(market.arrivals) > 0
 
 
-async def test_an_async_source_is_finished_where_it_ran() -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+async def test_an_async_source_is_finished_where_it_ran(wrapped: bool) -> None:
     tasks = set()
 
     async def source() -> AsyncIterator[OutgoingMessage]:
@@ -746,9 +747,28 @@ async def test_an_async_source_is_finished_where_it_ran() -> None:
             tasks.add(asyncio.current_task())
             finished.set()
 
+    class Iterable:  # no async generator itself, as a list of chats is none
+        def __aiter__(self) -> AsyncIterator[OutgoingMessage]:
+            return source()
+
     finished = asyncio.Event()
     async with a_market() as market, session_of(market) as session:
-        async with aclosing(session.send_many(source())) as outcomes:
+        async with aclosing(session.send_many(Iterable() if wrapped else source())) as outcomes:
             await anext(outcomes)
         assert finished.is_set()
         assert len(tasks) == 1
+
+
+async def test_a_second_closing_waits_for_the_first() -> None:
+    async with nothing_left_behind(), Sandbox(latency=5.0) as market:
+        session = session_of(market)
+        sending = asyncio.create_task(session.send_message(CHAT, "hi"))
+        await asyncio.sleep(1)
+        first = asyncio.create_task(session.close())
+        await asyncio.sleep(0)
+        await session.close(grace=1)
+        assert not sending.done()  # its own patience is over
+        await session.close()
+        assert sending.done()
+        assert (await sending).confirmed_by == "answer"
+        await first

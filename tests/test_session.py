@@ -8,6 +8,7 @@ import itertools
 import logging
 import pickle
 import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -131,14 +132,43 @@ async def test_a_session_of_another_event_loop_sends_nothing() -> None:
         async with session_of(market) as session:
             await session.send_message(1, "first")  # its connection is kept
 
+            history, bulk = session.history(1), session.send_many([OutgoingMessage(1, "second")])
+
             async def on_another_loop() -> None:
-                for call in (session.send_message(1, "second"), session.close()):
+                for call in (
+                    session.send_message(1, "second"),
+                    outcome_of(anext(aiter(history))),  # type: ignore[arg-type]
+                    outcome_of(anext(bulk)),  # type: ignore[arg-type]
+                    session.close(),
+                ):
                     with pytest.raises(InvalidArgumentError, match="event loop"):
-                        await call
+                        if isinstance(outcome := await call, Exception):
+                            raise outcome
 
             await asyncio.to_thread(asyncio.run, on_another_loop())
             await session.send_message(1, "third")
         assert texts(market, 1) == ["first", "third"]
+
+
+@pytest.mark.real_time
+def test_a_session_goes_along_when_its_loop_moves_to_another_thread() -> None:
+    loop = asyncio.new_event_loop()
+    market = loop.run_until_complete(Sandbox().__aenter__())
+    session = loop.run_until_complete(session_of(market).__aenter__())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        for call in (
+            session.send_message(1, "hi"),
+            session.close(),
+            market.__aexit__(None, None, None),
+        ):
+            asyncio.run_coroutine_threadsafe(call, loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+    assert texts(market, 1) == ["hi"]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +191,7 @@ async def test_a_session_of_another_event_loop_sends_nothing() -> None:
         {"base_url": "https://market.example/?a=b"},
         {"base_url": "https://user:password@market.example"},
         {"base_url": 5},
+        {"base_url": ""},
         {"limits": 5},
         {"retry": 5},
         {"quota": 5},

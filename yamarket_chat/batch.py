@@ -21,7 +21,7 @@ from .calls import closed_error, running_task
 from .errors import ChatError, InvalidArgumentError, UnauthorizedError
 from .models import Outcome, OutgoingMessage, Receipt
 from .scheduler import Owner, Scheduler
-from .source import END, NOT_YET, AsyncSource, Messages, Source
+from .source import END, AsyncSource, Messages, Source
 
 READ_AHEAD = 256
 """How many messages `send_many` has in hand at most: read, and their outcome not yet taken. Enough
@@ -54,20 +54,24 @@ class Batch(Owner):
         self._all_read = False
         self._stopped = False
         # What `take` returns or raises. asyncio.Queue would cost 1.5 % of a send.
-        self.ended: deque[Outcome | BaseException | None] = deque()
+        self._ended: deque[Outcome | BaseException | None] = deque()
         self._told: asyncio.Future[None] | None = None
         scheduler.bulks.add(self)
         self.place_freed()
 
+    def has_ended(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._ended)
+
     async def wait(self) -> None:
         """Return when there is something to take."""
-        while not self.ended:
+        while not self._ended:
             self._told = self._loop.create_future()
             await self._told
 
     def take(self) -> Outcome | None:
         """What became of the message that ended next; None behind the last one."""
-        ended = self.ended.popleft()
+        ended = self._ended.popleft()
         if isinstance(ended, BaseException):
             raise ended
         self._in_hand -= 1
@@ -76,7 +80,7 @@ class Batch(Owner):
         return ended
 
     def _tell(self, ended: Outcome | BaseException | None) -> None:
-        self.ended.append(ended)
+        self._ended.append(ended)
         if self._told is not None and not self._told.done():
             self._told.set_result(None)
 
@@ -130,9 +134,8 @@ class Batch(Owner):
             while self._front in (None, worker) and self._has_more():
                 self._front = worker
                 self._in_hand += 1
-                message = self._source.take()
-                if message is NOT_YET:
-                    message = await self._source.next()
+                source = self._source
+                message = source.take() if isinstance(source, Source) else await source.next()
                 if message is END:
                     self._all_read = True
                     break

@@ -17,12 +17,12 @@ from .clock import NO_READINGS, Clock, Reading
 from .errors import InvalidArgumentError
 from .models import Content, Stored
 from .quota import Limits
-from .scheduler import Scheduler
+from .scheduler import NEVER, Scheduler
 from .settling import content_of_text
 
 REMEMBERED = 75.0
 """Seconds for which a delivered message is remembered, so that equal texts can be told apart: more
-than a minute, and the longest that an attempt takes on top, which may begin a minute after it."""
+than a minute. `Business.attempts_take` adds an attempt, which may begin a minute after it."""
 
 CLOCK_HOLDS = 60.0
 """Seconds for which a quick answer's Date is kept though slower ones come."""
@@ -51,6 +51,7 @@ class Business:
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.scheduler = Scheduler(limits, loop)
         self.sessions = 0
+        self.warn_from = NEVER  # when a failing attempt is worth a warning again
         self._remembered = REMEMBERED
         self._loop = loop
         self._deliveries: deque[Delivery] = deque()
@@ -88,8 +89,8 @@ class Business:
         """Whether nothing is left that a later session would have to respect."""
         if self.sessions or not self.scheduler.idle():
             return False
-        deliveries = self._deliveries
-        return not deliveries or deliveries[-1].ended < self._loop.time() - self._remembered
+        oldest = self._loop.time() - self._remembered
+        return all(delivery.ended < oldest for delivery in self._deliveries)
 
 
 _Key = tuple[asyncio.AbstractEventLoop, str, int | None]

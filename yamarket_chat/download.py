@@ -1,8 +1,9 @@
-"""Fetching a file of a chat: from wherever it lies, in pieces, with a bound, without the key."""
+"""Fetching a file of a chat in pieces, with a bound; only the Market's own host gets the key."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -13,6 +14,8 @@ from .calls import LONGEST_PAUSE, Effort, Retry
 from .errors import ChatError, ConnectionFailedError, UnexpectedAnswerError, api_error
 from .exchange import Exchange, FetchFailed
 from .models import File
+
+logger = logging.getLogger("yamarket_chat")
 
 LARGEST_DOWNLOAD = 64 * 2**20
 """Bytes of a download at most, where the caller names no other bound."""
@@ -35,6 +38,7 @@ async def download(
             if pause is None:
                 error = _error(file, failed)
                 break
+            logger.info("%s; again in %.1f s", _error(file, failed), pause)
         await asyncio.sleep(pause)
     raise error
 

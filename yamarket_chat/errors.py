@@ -68,7 +68,10 @@ class QuotaExceededError(ChatError):
 
 
 class SessionClosedError(ChatError):
-    """The session was closed before this call, or before it could leave."""
+    """The session was closed before this call, before it could leave, or before its answer came.
+
+    `sent` is False in the first two cases, None in the last.
+    """
 
 
 class ConnectionFailedError(ChatError):

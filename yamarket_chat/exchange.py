@@ -157,10 +157,8 @@ class Body(Leaving, payload.BytesPayload):
 
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
-_NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
-
-
 _CLOSED = "its aiohttp session is closed: keep it open for as long as calls are made"
+_NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
 class FetchFailed(Exception):
@@ -174,7 +172,7 @@ class FetchFailed(Exception):
 
 
 class Exchange:
-    """Sends requests to one host, with the key."""
+    """Sends requests to the Market with the key, and fetches files, elsewhere without it."""
 
     def __init__(
         self,
@@ -189,10 +187,10 @@ class Exchange:
         self._origin = url.origin()
         self._scheme, self._authority = url.scheme, url.authority
         self._prefix = url.raw_path.rstrip("/")
+        self._key = {"Api-Key": api_key, "X-Market-Integration": integration}
         self._headers = CIMultiDict(
             {
-                "Api-Key": api_key,
-                "X-Market-Integration": integration,
+                **self._key,
                 "Accept": "application/json",
                 "Content-Type": "application/json",
             }
@@ -296,11 +294,11 @@ class Exchange:
         own = target.origin() == self._origin
         size = 0
         failed: FetchFailed | None = None
-        http = self._http if own or not self._own_http else self._keyless()
+        http = self._keyless() if self._own_http else self._http
         try:
             async with http.get(
                 target,
-                headers=self._headers if own else None,
+                headers=self._key if own else None,
                 # Each piece has the time of an attempt; a large file may take longer in all.
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=self._seconds, sock_read=self._seconds
@@ -322,7 +320,8 @@ class Exchange:
             if self._http.closed:
                 failed = FetchFailed(_CLOSED, None)
             else:
-                failed = FetchFailed(_reason(error), None, passes=True)
+                passes = not isinstance(error, _NO_CERTIFICATE)
+                failed = FetchFailed(_reason(error), None, passes=passes)
         finally:
             if http is not self._http:
                 await http.close()
@@ -335,7 +334,7 @@ class Exchange:
             connector=self._http.connector,
             connector_owner=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": self._headers["X-Market-Integration"]},
+            headers={"User-Agent": self._key["X-Market-Integration"]},
         )
 
     async def close(self) -> None:

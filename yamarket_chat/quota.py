@@ -12,7 +12,9 @@ way there or back took. A request without an answer counts as answered when the 
 cut it off.
 
 The pace's token is drawn when a request leaves, not when a place is granted: aiolimiter cannot
-take a token back, so none is drawn for a call that may yet be cancelled.
+take a token back, so a call that is cancelled while it waits costs none. Where all may go at once,
+some are drawn ahead, since the window bounds the burst, and that of a request that never reached
+the Market is kept for the next.
 
 What the Market says
 --------------------

@@ -28,7 +28,7 @@ import msgspec
 from .clock import NO_READINGS, Readings
 from .errors import ChatError, QuotaExceededError
 from .models import QuotaStatus
-from .quota import Departure, Limits, Quota, Window
+from .quota import SHORTEST_WAIT, Departure, Limits, Quota, Window
 
 logger = logging.getLogger("yamarket_chat")
 
@@ -233,13 +233,13 @@ class Scheduler:
         except BaseException:
             self._end_to_wait(ticket, timer)
             if ticket.granted:
-                self._take_back(ticket)
+                self._ungrant(ticket)
             elif ticket.ready:
                 ticket.queue.remove(ticket)
             self._let_go()
             raise
         self._end_to_wait(ticket, timer)
-        self._take_back(ticket)
+        self._ungrant(ticket)
         self._depart(ticket)
 
     def try_admit(self, ticket: Ticket) -> bool:
@@ -266,7 +266,7 @@ class Scheduler:
         least = self._least_wait(ticket)
         if max_wait is not None and least > max_wait:
             raise _quota_exceeded(queue.operation, max_wait, least)
-        if max_wait is None and least > LONG_WAIT and not queue.warned:
+        if max_wait is None and not queue.warned and self._window_wait(ticket) > LONG_WAIT:
             queue.warned = True
             logger.warning(
                 "%s: the limit is used up, calls wait %.0f s or more%s",
@@ -288,7 +288,7 @@ class Scheduler:
 
     def _wait_again(self, ticket: Ticket) -> None:
         """Back in line: a 420 closed the window in the very pass in which the call could leave."""
-        self._take_back(ticket)
+        self._ungrant(ticket)
         ticket.future = self._loop.create_future()
         self._first_in_line(ticket)
         self._let_go()  # the timer may be that of a moment in which more was granted
@@ -304,9 +304,11 @@ class Scheduler:
             ticket.queue.warned = False
 
     def _least_wait(self, ticket: Ticket) -> float:
+        return max(self._window_wait(ticket), self._places.wait() or 0.0, self._rest_of(ticket))
+
+    def _window_wait(self, ticket: Ticket) -> float:
         queue = ticket.queue
-        least = queue.window.wait(queue.ahead_of(ticket), ticket.reserve or 0)
-        return max(least, self._places.wait() or 0.0, self._rest_of(ticket))
+        return queue.window.wait(queue.ahead_of(ticket), ticket.reserve or 0)
 
     def _rest_of(self, ticket: Ticket) -> float:
         line = ticket.line
@@ -357,6 +359,7 @@ class Scheduler:
             before.after = after
         elif after is not None and after.future is not None:
             self._first_in_line(after)
+        ticket.before = ticket.after = None  # the traceback of a kept error would keep all of them
 
     def _rest(self, line: int, until: float) -> None:
         now = self._loop.time()
@@ -383,8 +386,8 @@ class Scheduler:
         ticket.queue.window.grant()
         self._places.grant()
 
-    def _take_back(self, ticket: Ticket) -> None:
-        """The ticket leaves with what it was granted, or not at all."""
+    def _ungrant(self, ticket: Ticket) -> None:
+        """Undo `_grant`: the ticket leaves in this very step, or not now."""
         ticket.granted = False
         ticket.queue.window.give_back()
         self._places.give_back()
@@ -458,9 +461,7 @@ class Scheduler:
         departure = ticket.departure
         assert departure is not None  # noqa: S101 - what ends has left
         ticket.departure = None
-        ticket.owner.under_way.discard(ticket)
-        if ticket.owner.nothing_under_way is not None:
-            self._not_under_way(ticket)
+        self._not_under_way(ticket)
         return ticket.queue.window, departure
 
     def _not_under_way(self, ticket: Ticket) -> None:
@@ -593,7 +594,7 @@ def _wake(future: asyncio.Future[None]) -> None:
 
 def _quota_exceeded(operation: str, max_wait: float, least: float) -> QuotaExceededError:
     why = ""
-    if least <= 0:
+    if least <= SHORTEST_WAIT:
         least, why = SOON, " (its chat or the parallel places were busy)"
     return QuotaExceededError(
         f"{operation} could not leave within max_wait={max_wait:g} s{why}; nothing was sent. Try"

@@ -152,9 +152,11 @@ class Sending:
                     raise self._unknown(message)
                 if await self._arrived(message):
                     return Receipt(chat_id, message.requests, "history", None)
+                error = self._calls.error(request.operation, seen, arrived=False)
                 pause = message.next_pause()
                 if pause is None:
-                    raise self._calls.error(request.operation, seen, arrived=False)
+                    raise error
+                self._calls.log_failure(error, message, pause)
                 await scheduler.pause(ticket, pause)
         except asyncio.CancelledError:
             if message.doubt is None and ticket.in_doubt:
@@ -354,6 +356,7 @@ class Sending:
         return self._many(messages, reserve)
 
     async def _many(self, messages: Messages, reserve: int) -> AsyncGenerator[Outcome, None]:
+        self._calls.check_loop()
         if self._calls.owner.closed_by is not None:
             raise copy.copy(self._calls.owner.closed_by)
 
@@ -364,7 +367,7 @@ class Sending:
         self._batches.add(batch)
         try:
             while True:
-                if not batch.ended:
+                if not batch.has_ended():  # a coroutine less, where many end at once
                     await batch.wait()
                 outcome = batch.take()
                 if outcome is None:

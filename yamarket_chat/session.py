@@ -7,8 +7,8 @@ import ipaddress
 import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from threading import get_ident
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeVar, overload
 
@@ -95,9 +95,7 @@ class ChatSession:
     ) -> None:
         self._api_key = _check_key(api_key or os.environ.get("YAMARKET_API_KEY"))
         self._business_id = _check_business(business_id)
-        self._base_url = _check_url(
-            base_url or os.environ.get("YAMARKET_BASE_URL") or BASE_URL, insecure_http=insecure_http
-        )
+        self._base_url = _check_base_url(base_url, insecure_http=insecure_http)
         self._insecure_http = insecure_http
         self._limits = _check_type("limits", limits, Limits)
         self._retry = _check_type("retry", retry, Retry)
@@ -126,15 +124,15 @@ class ChatSession:
         """End all calls and the connections; leaving `async with` does it.
 
         Calls that wait fail at once with SessionClosedError. Those under way get `grace` seconds
-        to end, and then fail with DeliveryUnknownError. Closing twice is no error.
+        to end; then messages fail with DeliveryUnknownError, and all else with SessionClosedError.
+        Closing twice is no error: the second one waits for the first, for `grace` at most.
         """
         grace = _check_seconds("grace", grace, at_least_0=True)
-        opened = self._opened
-        if opened is not None:
-            opened.check_loop()
-        self._closed, self._opened = True, None
-        if opened is not None:
-            await opened.close(grace)
+        if self._opened is not None:
+            self._opened.calls.check_loop()
+        self._closed = True
+        if self._opened is not None:
+            await self._opened.close(grace)
 
     async def send_message(
         self,
@@ -522,11 +520,11 @@ class ChatSession:
         return self._business_id
 
     def _open(self) -> _Opened:
+        if self._closed:
+            raise SessionClosedError(
+                "this session is closed: make a new one, or call it inside its `async with`"
+            )
         if self._opened is None:
-            if self._closed:
-                raise SessionClosedError(
-                    "this session is closed: make a new one, or call it inside its `async with`"
-                )
             origin = str(URL(self._base_url).origin())
             business = attach(origin, self._business_id, self._limits)
             business.attempts_take(self._timeout)
@@ -540,7 +538,7 @@ class ChatSession:
             calls = Calls(exchange, business, self._api_key, self._retry)
             self._opened = _Opened(exchange, business, calls)
         else:
-            self._opened.check_loop()
+            self._opened.calls.check_loop()
         return self._opened
 
     def _sending(self) -> Sending:
@@ -554,48 +552,45 @@ class _Opened:
     """What a session has from its first call on, on the event loop of that call."""
 
     def __init__(self, exchange: Exchange, business: Business, calls: Calls) -> None:
-        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
         self._exchange = exchange
         self._downloads: set[asyncio.Task[Any]] = set()
-        self._closing = False
+        self._closed: asyncio.Event | None = None
         self.business = business
         self.calls = calls
         self.sending: Sending | None = None
-
-    def check_loop(self) -> None:
-        """Raise InvalidArgumentError on another event loop, before anything leaves."""
-        # A thread runs one loop at a time. To ask for the running one costs 1 % of a send, since
-        # CPython 3.11 asks the system for the process id.
-        if get_ident() != self._thread or not self._loop.is_running():
-            # Its connections would carry a message out, and the answer would reach nobody.
-            raise InvalidArgumentError(
-                "this session belongs to another event loop: make one inside each asyncio.run(),"
-                " or keep one loop running and hand calls to it by run_coroutine_threadsafe"
-            )
 
     async def download(
         self, file: File, path: Path | None, max_bytes: int, retry: Retry
     ) -> bytes | Path:
         task = running_task()
+        cancelling = task.cancelling()
         self._downloads.add(task)
         try:
             return await download(self._exchange, file, path, max_bytes, retry)
         except asyncio.CancelledError:
-            if self._closing and task.uncancel() == 0:
+            if self._closed is not None and task.uncancel() <= cancelling:
                 raise SessionClosedError(f"{file.name!r}: the session was closed") from None
             raise
         finally:
             self._downloads.discard(task)
 
     async def close(self, grace: float) -> None:
+        if self._closed is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._closed.wait()
+            return
+        self._closed = asyncio.Event()
         try:
             await (self.sending or self.calls).close(grace)
         finally:
-            self._closing = True
             for task in self._downloads:
                 task.cancel()
             self.business.sessions -= 1
-            await self._exchange.close()
+            try:
+                await self._exchange.close()
+            finally:
+                self._closed.set()
 
 
 def _check_key(key: object) -> str:
@@ -624,10 +619,14 @@ def _check_business(business_id: object) -> int | None:
     return check_id("business_id", business_id)
 
 
-def _check_url(base_url: object, *, insecure_http: bool) -> str:
-    url = _check_address("base_url", base_url, insecure_http=insecure_http)
+def _check_base_url(base_url: object, *, insecure_http: bool) -> str:
+    name = "base_url"
+    if base_url is None:
+        name = "YAMARKET_BASE_URL"
+        base_url = os.environ.get(name) or BASE_URL
+    url = _check_address(name, base_url, insecure_http=insecure_http)
     if url.query_string or url.fragment:
-        raise InvalidArgumentError("base_url has a scheme, a host, and perhaps a port and a path")
+        raise InvalidArgumentError(f"{name} has a scheme, a host, and perhaps a port and a path")
     return str(url).rstrip("/")
 
 

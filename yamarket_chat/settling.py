@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from .models import Content, Message, Sender, Stored
 
 KNOWN_FOR = 40.0
-"""Seconds before an attempt for which all messages to its chat are known. Less than the minute for
-which they are remembered, by what the two clocks may be off and an answer may take."""
+"""Seconds before an attempt for which all messages to its chat are known. Less than the time
+for which they are remembered, by what the two clocks may be off and an answer may take."""
 
 _OUTER_SPACES = re.compile(r"\A[\s\x00-\x20]+|[\s\x00-\x20]+\Z")
 

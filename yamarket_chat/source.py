@@ -14,9 +14,6 @@ Messages = Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage]
 END = object()
 """What comes behind the last message."""
 
-NOT_YET = object()
-"""What is taken where the next message has to be waited for."""
-
 
 class Source:
     """The messages of an iterable."""
@@ -26,7 +23,7 @@ class Source:
         self.failure: BaseException | None = None  # why it ended early, if so
 
     def take(self) -> Any:
-        """The next message, whatever was given as one, or `END`, or `NOT_YET`."""
+        """The next message, whatever was given as one, or `END`."""
         try:
             return next(self._iterator, END)
         except (KeyboardInterrupt, SystemExit):
@@ -34,10 +31,6 @@ class Source:
         except BaseException as error:  # noqa: BLE001 - raised once the messages before it have ended
             self.failure = _failure(error)
             return END
-
-    async def next(self) -> Any:
-        """The next message, or `END`. For one task at a time."""
-        return self.take()
 
     def close(self) -> None:
         """Read nothing more."""
@@ -64,12 +57,8 @@ class AsyncSource:
         self._is_closed = False
         self._reader = start(self._run(messages))
 
-    def take(self) -> Any:
-        """As of `Source`."""
-        return NOT_YET
-
     async def next(self) -> Any:
-        """As of `Source`."""
+        """The next message, whatever was given as one, or `END`. For one task at a time."""
         self._wanted.set()
         return await self._read.get()
 
@@ -86,9 +75,11 @@ class AsyncSource:
             await asyncio.wait({self._reader})
 
     async def _run(self, messages: AsyncIterable[OutgoingMessage]) -> None:
+        iterator: object = None
         try:
             await self._wanted.wait()
-            async for message in messages:
+            iterator = aiter(messages)
+            async for message in iterator:
                 if self._is_closed:
                     break
                 self._wanted.clear()
@@ -102,9 +93,9 @@ class AsyncSource:
                 raise
         finally:
             self._read.put_nowait(END)
-            if isinstance(messages, AsyncGenerator):
+            if isinstance(iterator, AsyncGenerator):
                 # Or the loop does, in another task, when nobody refers to it any more.
-                await messages.aclose()
+                await iterator.aclose()
 
 
 def _failure(error: BaseException) -> BaseException:
