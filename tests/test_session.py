@@ -788,6 +788,50 @@ async def test_max_wait_refuses_at_once_while_the_message_before_it_is_being_set
             assert texts(market, 1) == ["a", "b"]
 
 
+async def test_max_wait_refuses_at_once_while_the_message_before_it_pauses() -> None:
+    async with Sandbox(faults=lambda r: Fault("status", status=503) if r.number < 7 else None) as m:
+        async with session_of(m) as session:
+            first = asyncio.ensure_future(session.send_message(1, "a"))
+            while len(m.arrivals) < 6:
+                await asyncio.sleep(0.5)
+            began = now()
+            error = await error_of(
+                session.send_message(1, "b", max_wait=5)
+            )  # it pauses 16 s or more
+            assert now() - began < 0.1
+            assert isinstance(error, QuotaExceededError)
+            assert (error.retry_after or 0) > 5
+            await first
+
+
+async def test_max_wait_counts_those_that_wait_before_it_in_its_chat() -> None:
+    async with Sandbox() as market:
+        async with session_of(market, limits=limits(3, per=100)) as session:
+            calls = [asyncio.ensure_future(session.send_message(1, f"{i}")) for i in range(5)]
+            await asyncio.sleep(1)
+            began = now()
+            error = await error_of(session.send_message(1, "b", max_wait=2))
+            assert now() - began < 0.1
+            assert isinstance(error, QuotaExceededError)
+            await asyncio.gather(*calls)
+
+
+async def test_max_wait_lets_wait_for_an_answer_that_may_open_the_limit() -> None:
+    """After a 420 one request goes alone: its answer, not the hour, is what is waited for."""
+
+    def plan(request: RequestInfo) -> Fault | None:
+        faults = {1: Fault("rate_limit", delay=10), 2: Fault("slow", delay=2)}
+        return faults.get(request.number)
+
+    async with Sandbox(faults=plan) as market, session_of(market) as session:
+        first = asyncio.ensure_future(session.send_message(1, "a"))
+        while len(market.arrivals) < 2:
+            await asyncio.sleep(0.1)
+        assert session.quota_status("send_message").resets_in < 5
+        await session.send_message(2, "b", max_wait=5)
+        await first
+
+
 async def test_max_wait_bounds_the_wait_for_a_parallel_place() -> None:
     async with Sandbox(latency=8.0) as market:
         async with session_of(market, limits=limits(1000, HOUR, parallel=1)) as session:

@@ -58,6 +58,10 @@ def check_unknown(unknown: object) -> Unknown:
     raise InvalidArgumentError('unknown is "settle" or "raise"')
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How often and how long a call is tried.
 
@@ -80,9 +84,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if type(self.attempts) is not int or self.attempts < 1:
             raise InvalidArgumentError("Retry.attempts is a whole number of at least 1")
-        if not isinstance(self.give_up_after, (int, float)) or not self.give_up_after >= 0:
+        if not _is_number(self.give_up_after) or not self.give_up_after >= 0:
             raise InvalidArgumentError("Retry.give_up_after is a number of seconds, 0 or more")
-        if not isinstance(self.settle_after, (int, float)) or not self.settle_after >= CUT_OFF:
+        if not _is_number(self.settle_after) or not self.settle_after >= CUT_OFF:
             raise InvalidArgumentError(
                 f"Retry.settle_after is a number of seconds, {CUT_OFF:g} or more: until then the"
                 " Market may yet carry the request out"
@@ -237,7 +241,9 @@ class Calls:
         Raises the ChatError that it ended with.
         """
         self.check_loop()
-        ticket = self._scheduler.hand_over(request.operation.name, owner or self.owner)
+        name = request.operation.name
+        ticket = self._scheduler.hand_over(name, owner or self.owner)
+        seen: Answer | NoAnswer | None = None
         try:
             verdict, seen = await self.call(
                 ticket, request, effort or Effort(self._retry), max_wait
@@ -247,12 +253,13 @@ class Calls:
                 failed.sent = None
             raise
         except asyncio.CancelledError:
-            if cut_short(ticket):
-                raise SessionClosedError(
-                    f"{request.operation.name}: the session was closed before its answer came",
-                    sent=None,
-                ) from None
-            raise
+            if not cut_short(ticket):
+                raise
+        if seen is None:  # raised here, so that it does not carry aiohttp's frames, and the key
+            raise SessionClosedError(
+                f"{name}: the session was closed before its answer came; ask again in a new one",
+                sent=None,
+            )
         if verdict is not Verdict.DONE or not isinstance(seen, Answer):
             raise self.error(request.operation, seen)
         result = seen.form if request.operation.answer is Any else seen.form.result
@@ -405,7 +412,7 @@ class Calls:
                 error.retry_after = MIGRATION
             return error
         said = seen.fault or self._excerpt(seen) or "an empty body"
-        return UnexpectedAnswerError(
+        unexpected = UnexpectedAnswerError(
             f"{operation.name}: HTTP {seen.status} with an answer that the API does not document"
             f" ({said}); if it lasts, ask the Market's support",
             status=seen.status,
@@ -414,6 +421,9 @@ class Calls:
             trace_id=seen.trace_id,
             sent=sent,
         )
+        if not _is_of_another_type(seen):
+            unexpected.retry_after = LONGEST_PAUSE
+        return unexpected
 
     def _redacted(self, detail: ErrorDetail) -> ErrorDetail:
         return ErrorDetail(

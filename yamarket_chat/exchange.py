@@ -34,6 +34,9 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     form: Any  # decoded: of a 200 the operation's answer, else an Envelope; or None
     fault: str | None = None  # why the body is not whole
 
+    def __repr__(self) -> str:
+        return f"Answer({self.status})"  # the rest may echo the key
+
     @property
     def trace_id(self) -> str | None:
         """The id by which the Market finds the request: from `traceparent`, 00-<trace>-…"""

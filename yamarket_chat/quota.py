@@ -184,6 +184,10 @@ class Window:
         # One at a time from here on: the answer to a request that was alone is exact.
         if self._granted or self._under_way:
             return False
+        return self._may_have_place(others, taken, reserve)
+
+    def _may_have_place(self, others: _Others, taken: int, reserve: int) -> bool:
+        """Whether a request that is alone may ask what others hold."""
         return (
             others.market_limit - others.least - taken > reserve
             or self._loop.time() >= others.until
@@ -217,10 +221,12 @@ class Window:
         """
         now = self._loop.time()
         reserve = min(reserve, self.limit - 1)
-        wait = self._wait_for_place(now, self._taken(), ahead + reserve)
-        if self._others is not None and not self._has_place(reserve):
+        taken = self._taken()
+        wait = self._wait_for_place(now, taken, ahead + reserve)
+        others = self._others
+        if others is not None and not self._may_have_place(others, taken, reserve):
             # With a place of our own, one more of the Market's becomes free.
-            moments = [at for at in (self._others.until, *self._free_at[:1]) if at > now]
+            moments = [at for at in (others.until, *self._free_at[:1]) if at > now]
             wait = max(wait, min(moments, default=now) - now)
         tokens = self._granted + ahead + 1 - self._drawn
         if tokens > 0 and not self._pace.has_capacity(tokens):

@@ -181,7 +181,7 @@ class Scheduler:
         self._waiting = 0
         self._last_in_line: dict[int, Ticket] = {}
         self._resting: dict[int, float] = {}  # lines that nobody may go on in before that time
-        self._held: dict[int, float] = {}  # lines whose first is being settled until that time
+        self._held: dict[int, float] = {}  # lines whose first pauses or is settled until then
         self._rests_end: list[tuple[float, Ticket]] = []  # firsts of such lines, a heap
         self._timer: asyncio.TimerHandle | None = None
         self.bulks: set[Owner] = set()  # that may have one more call when a place is free
@@ -263,7 +263,7 @@ class Scheduler:
 
     def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> asyncio.TimerHandle | None:
         queue = ticket.queue
-        least = self._least_wait(ticket)
+        least = self._least_wait(ticket, 0 if max_wait is None else _before_in_line(ticket))
         if max_wait is not None and least > max_wait:
             raise _quota_exceeded(queue.operation, max_wait, least)
         if max_wait is None and not queue.warned and self._window_wait(ticket) > LONG_WAIT:
@@ -303,12 +303,17 @@ class Scheduler:
         if not ticket.queue.waiting:
             ticket.queue.warned = False
 
-    def _least_wait(self, ticket: Ticket) -> float:
-        return max(self._window_wait(ticket), self._places.wait() or 0.0, self._rest_of(ticket))
+    def _least_wait(self, ticket: Ticket, before_in_line: int) -> float:
+        return max(
+            self._window_wait(ticket, before_in_line),
+            self._places.wait() or 0.0,
+            self._rest_of(ticket),
+        )
 
-    def _window_wait(self, ticket: Ticket) -> float:
+    def _window_wait(self, ticket: Ticket, before_in_line: int = 0) -> float:
         queue = ticket.queue
-        return queue.window.wait(queue.ahead_of(ticket), ticket.reserve or 0)
+        ahead = queue.ahead_of(ticket) + before_in_line
+        return queue.window.wait(ahead, ticket.reserve or 0)
 
     def _rest_of(self, ticket: Ticket) -> float:
         line = ticket.line
@@ -332,12 +337,14 @@ class Scheduler:
             raise copy.copy(ticket.owner.closed_by)
         future = ticket.future = self._loop.create_future()
         timer = self._loop.call_later(seconds, _wake, future)
+        self._hold_line(ticket, self._loop.time() + seconds)
         ticket.owner.waiting.add(ticket)
         ticket.owner.make_way()
         try:
             await future
         finally:
             timer.cancel()
+            self._held.pop(ticket.line or 0, None)
             ticket.future = None
             ticket.owner.waiting.discard(ticket)
 
@@ -558,10 +565,13 @@ class Scheduler:
 
         Its line surely does not go on before `until`.
         """
-        if ticket.line is not None:
-            self._held[ticket.line] = until
+        self._hold_line(ticket, until)
         ticket.owner.under_way.add(ticket)
         ticket.owner.make_way()
+
+    def _hold_line(self, ticket: Ticket, until: float) -> None:
+        if ticket.line is not None:
+            self._held[ticket.line] = until
 
     def let_go_of(self, ticket: Ticket) -> None:
         """End what `hold` began."""
@@ -585,6 +595,17 @@ class Scheduler:
             if ticket.task is not None:
                 ticket.cut_short = True
                 ticket.task.cancel()
+
+
+def _before_in_line(ticket: Ticket) -> int:
+    """How many of its line take a place before it, and are not ready to."""
+    count, before = 0, ticket.before
+    while before is not None:
+        count += before.queue is ticket.queue and not (
+            before.ready or before.granted or before.left
+        )
+        before = before.before
+    return count
 
 
 def _wake(future: asyncio.Future[None]) -> None:

@@ -163,12 +163,13 @@ class Sending:
                 self._doubt(message, "the call was ended while its request was under way")
             if not cut_short(ticket):
                 raise
-            raise (closed_error() if message.doubt is None else self._unknown(message)) from None
+            ended = closed_error() if message.doubt is None else self._unknown(message)
         finally:
             if message.doubt is None:
                 scheduler.leave(ticket)
             else:
                 self._leave_in_doubt(message)
+        raise ended  # here, so that it does not carry aiohttp's frames, and the key
 
     def _doubt(self, message: _Sent, why: str) -> None:
         message.doubt = why
@@ -253,6 +254,7 @@ class Sending:
         owner: Owner,
         effort: Effort | None = None,
         message_id_from: int | None = None,
+        max_wait: float | None = None,
     ) -> list[Message]:
         """The rows of a chat, back to a moment of the Market's where their order allows it."""
         rows: dict[int, Message] = {}
@@ -261,6 +263,7 @@ class Sending:
             self._business_id,
             chat_id,
             message_id_from=message_id_from,
+            max_wait=max_wait,
             owner=owner,
             effort=effort,
         ).pages()
@@ -305,7 +308,7 @@ class Sending:
         )
         return _unknown_error(pending, pending.seen)
 
-    async def settle(self, pending: Pending) -> Receipt | None:
+    async def settle(self, pending: Pending, max_wait: float | None) -> Receipt | None:
         """Find a message of unknown outcome; see `ChatSession.settle`."""
         if pending.business_id != self._business_id:
             raise InvalidArgumentError(
@@ -320,7 +323,9 @@ class Sending:
         until = math.inf if pending.until is None else pending.until.timestamp()
         try:
             asked = self._loop.time()
-            rows = await self._read(pending.chat_id, lambda: since - KNOWN_FOR, self._calls.owner)
+            rows = await self._read(
+                pending.chat_id, lambda: since - KNOWN_FOR, self._calls.owner, max_wait=max_wait
+            )
             clock = clock_of(self._business.readings)
             early = (
                 self._retry.settle_after
@@ -332,7 +337,7 @@ class Sending:
                 ticket = self._scheduler.hand_over(operations.HISTORY.name, self._calls.owner)
                 await self._scheduler.pause(ticket, early)
                 rows = await self._read(
-                    pending.chat_id, lambda: since - KNOWN_FOR, self._calls.owner
+                    pending.chat_id, lambda: since - KNOWN_FOR, self._calls.owner, max_wait=max_wait
                 )
         except ChatError as error:
             why = f"its chat's history cannot be read: {error}"

@@ -187,17 +187,20 @@ class ChatSession:
             None if unknown is None else check_unknown(unknown),
         )
 
-    async def settle(self, pending: Pending) -> Receipt | None:
+    async def settle(
+        self, pending: Pending, *, max_wait: float | UnsetType | None = UNSET
+    ) -> Receipt | None:
         """Tell from the chat's history what became of a message of unknown outcome.
 
         Returns its receipt where it stands there, and None where it never arrived and may be sent
-        again. Waits where the Market may yet be at it.
+        again. Waits where the Market may yet be at it. `max_wait` is for each page of the history.
 
             receipt = await session.settle(error.pending)
 
         Raises DeliveryUnknownError where the history cannot tell or cannot be read.
         """
-        return await self._sending().settle(_check_type("pending", pending, Pending))
+        pending = _check_type("pending", pending, Pending)
+        return await self._sending().settle(pending, self._wait(max_wait))
 
     async def create_chat(
         self,
@@ -569,7 +572,9 @@ class _Opened:
             return await download(self._exchange, file, path, max_bytes, retry)
         except asyncio.CancelledError:
             if self._closed is not None and task.uncancel() <= cancelling:
-                raise SessionClosedError(f"{file.name!r}: the session was closed") from None
+                raise SessionClosedError(
+                    f"{file.name!r}: the session was closed; fetch it again in a new one"
+                ) from None
             raise
         finally:
             self._downloads.discard(task)
