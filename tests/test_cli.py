@@ -24,6 +24,7 @@ from yamarket_chat import (
     __version__,
     cli,
 )
+from yamarket_chat.arguments import BASE_URL
 from yamarket_chat.cli import console, demo, options
 from yamarket_chat.cli import environment as environment_file
 from yamarket_chat.sandbox import (
@@ -34,7 +35,6 @@ from yamarket_chat.sandbox import (
     numbered_faults,
     random_faults,
 )
-from yamarket_chat.session import BASE_URL
 
 pytestmark = pytest.mark.real_time
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from . import quota
+from .arguments import Unknown, check_unknown
 from .business import Business
 from .errors import (
     NOT_THE_API,
@@ -46,16 +47,6 @@ WARN_EVERY = 60.0
 
 EXCERPT = 200
 """Characters of an answer that an error shows."""
-
-
-Unknown = Literal["settle", "raise"]
-
-
-def check_unknown(unknown: object) -> Unknown:
-    """What may be done about an unknown outcome."""
-    if unknown == "settle" or unknown == "raise":
-        return unknown
-    raise InvalidArgumentError('unknown is "settle" or "raise"')
 
 
 def _is_number(value: object) -> bool:

@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from . import operations
+from .arguments import Unknown, check_id, check_text
 from .batch import Batch
 from .business import Business, Delivery
-from .calls import Calls, Effort, Request, Retry, Unknown, Verdict, closed_error, cut_short
+from .calls import Calls, Effort, Request, Retry, Verdict, closed_error, cut_short
 from .clock import clock_of
 from .errors import ChatError, DeliveryUnknownError, InvalidArgumentError
 from .exchange import Answer
@@ -26,43 +27,9 @@ from .source import Messages
 
 logger = logging.getLogger("yamarket_chat")
 
-LONGEST_TEXT = 4096
-"""Characters of a message at most, as documented."""
-
 APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
 have been carried out: rows and Dates tell whole seconds, and what follows must be told apart."""
-
-
-def check_id(name: str, value: object) -> int:
-    """An id as the API documents them: int64, at least 1."""
-    # The texts do not show the value: arguments get swapped, and it may be the key.
-    if type(value) is not int:
-        raise InvalidArgumentError(f"{name} is an int, not {type(value).__name__}")
-    if not 1 <= value < 2**63:
-        raise InvalidArgumentError(f"{name} is a whole number of at least 1")
-    return value
-
-
-def check_text(text: object) -> str:
-    """A text that the Market takes."""
-    if not isinstance(text, str):
-        raise InvalidArgumentError(f"the text is a str, not {type(text).__name__}")
-    if len(text) > LONGEST_TEXT:
-        raise InvalidArgumentError(
-            f"the text has {len(text)} characters; the Market takes up to {LONGEST_TEXT}:"
-            " send it as several messages"
-        )
-    if not text or text.isspace():
-        raise InvalidArgumentError("the text is empty: the Market takes at least one character")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidArgumentError(
-                "the text has half of a surrogate pair, which no encoding can send"
-            ) from None
-    return text
 
 
 class _Sent(Effort, kw_only=True, eq=False):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar, overload
+from typing import Any, BinaryIO, Self, overload
 
 import aiohttp
 import msgspec
@@ -18,8 +16,22 @@ from msgspec import UNSET, UnsetType
 from yarl import URL
 
 from . import operations, reading
+from .arguments import (
+    Unknown,
+    check_address,
+    check_base_url,
+    check_business,
+    check_id,
+    check_integration,
+    check_key,
+    check_max_wait,
+    check_seconds,
+    check_type,
+    check_unknown,
+    distinct,
+)
 from .business import Business, attach
-from .calls import Calls, Request, Retry, Unknown, check_unknown, running_task
+from .calls import Calls, Request, Retry, running_task
 from .download import LARGEST_DOWNLOAD, download
 from .errors import InvalidArgumentError, SessionClosedError
 from .exchange import Exchange
@@ -44,17 +56,12 @@ from .models import (
 from .operations import Operation
 from .quota import Limits
 from .reading import Listing
-from .sending import Sending, check_id
+from .sending import Sending
 from .version import __version__
 
-_T = TypeVar("_T")
-
-BASE_URL = "https://api.partner.market.yandex.ru"
 INTEGRATION = f"yamarket-chat/{__version__}"
 LARGEST_BODY = 512 * 1024
 """Bytes of a request at most, files aside, as documented."""
-LONGEST_INTEGRATION = 100
-"""Characters that the Market takes in X-Market-Integration, as documented."""
 
 
 class ChatSession:
@@ -93,18 +100,18 @@ class ChatSession:
         integration: str = INTEGRATION,
         insecure_http: bool = False,
     ) -> None:
-        self._api_key = _check_key(api_key or os.environ.get("YAMARKET_API_KEY"))
-        self._business_id = _check_business(business_id)
-        self._base_url = _check_base_url(base_url, insecure_http=insecure_http)
+        self._api_key = check_key(api_key or os.environ.get("YAMARKET_API_KEY"))
+        self._business_id = check_business(business_id)
+        self._base_url = check_base_url(base_url, insecure_http=insecure_http)
         self._insecure_http = insecure_http
-        self._limits = _check_type("limits", limits, Limits)
-        self._retry = _check_type("retry", retry, Retry)
+        self._limits = check_type("limits", limits, Limits)
+        self._retry = check_type("retry", retry, Retry)
         if quota is not None:
             raise InvalidArgumentError("quota is None: there is no shared quota yet")
-        self._max_wait = _check_max_wait(max_wait)
-        self._timeout = _check_seconds("timeout", timeout)
-        self._http = None if http is None else _check_type("http", http, aiohttp.ClientSession)
-        self._integration = _check_integration(integration)
+        self._max_wait = check_max_wait(max_wait)
+        self._timeout = check_seconds("timeout", timeout)
+        self._http = None if http is None else check_type("http", http, aiohttp.ClientSession)
+        self._integration = check_integration(integration)
         self._opened: _Opened | None = None
         self._closed = False
 
@@ -127,7 +134,7 @@ class ChatSession:
         to end; then messages fail with DeliveryUnknownError, and all else with SessionClosedError.
         Closing twice is no error: the second one waits for the first, for `grace` at most.
         """
-        grace = _check_seconds("grace", grace, at_least_0=True)
+        grace = check_seconds("grace", grace, at_least_0=True)
         if self._opened is not None:
             self._opened.calls.check_loop()
         self._closed = True
@@ -157,7 +164,7 @@ class ChatSession:
         return await self._sending().send_text(
             chat_id,
             text,
-            self._max_wait if max_wait is UNSET else _check_max_wait(max_wait),
+            self._wait(max_wait),
             None if unknown is None else check_unknown(unknown),
         )
 
@@ -199,7 +206,7 @@ class ChatSession:
 
         Raises DeliveryUnknownError where the history cannot tell or cannot be read.
         """
-        pending = _check_type("pending", pending, Pending)
+        pending = check_type("pending", pending, Pending)
         return await self._sending().settle(pending, self._wait(max_wait))
 
     async def create_chat(
@@ -279,13 +286,13 @@ class ChatSession:
                 ("ORDER", "order_ids", order_ids),
                 ("RETURN", "return_ids", return_ids),
             )
-            for number in _distinct(name, numbers, int)
+            for number in distinct(name, numbers, int)
         ]
         filters = {
             "contexts": contexts,
-            "contextTypes": _distinct("context_types", context_types, str),
-            "types": _distinct("types", types, str),
-            "statuses": _distinct("statuses", statuses, str),
+            "contextTypes": distinct("context_types", context_types, str),
+            "types": distinct("types", types, str),
+            "statuses": distinct("statuses", statuses, str),
         }
         given = {
             "order_ids or return_ids": (
@@ -398,14 +405,14 @@ class ChatSession:
         than `max_bytes` bytes, UnexpectedAnswerError for one that has more, NotFoundError and the
         other errors of a call, OSError where the path cannot be written.
         """
-        _check_type("file", file, File)
+        check_type("file", file, File)
         if type(max_bytes) is not int or max_bytes < 1:
             raise InvalidArgumentError("max_bytes is a whole number of at least 1")
         if file.size > max_bytes:
             raise InvalidArgumentError(
                 f"{file.name!r} has {file.size} bytes: pass max_bytes to allow so many"
             )
-        _check_address("the file's address", file.url, insecure_http=self._insecure_http)
+        check_address("the file's address", file.url, insecure_http=self._insecure_http)
         if to is not None and not isinstance(to, (str, os.PathLike)):
             raise InvalidArgumentError("to is a path")
         path = None if to is None else Path(to)
@@ -434,10 +441,10 @@ class ChatSession:
         Raises InvalidArgumentError and the errors of a call; `sent` is None where nothing tells
         whether it was carried out.
         """
-        method = _check_type("method", method, str).upper()
+        method = check_type("method", method, str).upper()
         if not method.isascii() or not method.isalpha():
             raise InvalidArgumentError("method is one of HTTP, such as GET")
-        _check_type("path", path, str)
+        check_type("path", path, str)
         if not path.startswith("/") or path.startswith("//") or "#" in path:
             raise InvalidArgumentError(
                 "path starts with one slash, such as /v2/campaigns, and stays on the Market's host"
@@ -498,7 +505,7 @@ class ChatSession:
         return self._open().business.scheduler.status(operation)
 
     def _wait(self, max_wait: float | UnsetType | None) -> float | None:
-        return self._max_wait if max_wait is UNSET else _check_max_wait(max_wait)
+        return self._max_wait if max_wait is UNSET else check_max_wait(max_wait)
 
     async def _ask(
         self,
@@ -596,108 +603,3 @@ class _Opened:
                 await self._exchange.close()
             finally:
                 self._closed.set()
-
-
-def _check_key(key: object) -> str:
-    if not key:
-        raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
-    # None of these texts may show the key.
-    if not isinstance(key, str):
-        raise InvalidArgumentError("api_key is a str; it comes first, and business_id second")
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise InvalidArgumentError(
-            "api_key cannot stand in a header: it has spaces, line breaks or letters that are not"
-            " ASCII. A token looks like ACMA:…:…, without Bearer before it"
-        )
-    return key
-
-
-def _check_business(business_id: object) -> int | None:
-    if business_id is None:
-        text = os.environ.get("YAMARKET_BUSINESS_ID")
-        if not text:
-            return None
-        try:
-            business_id = int(text)
-        except ValueError:
-            raise InvalidArgumentError("YAMARKET_BUSINESS_ID is a whole number") from None
-    return check_id("business_id", business_id)
-
-
-def _check_base_url(base_url: object, *, insecure_http: bool) -> str:
-    name = "base_url"
-    if base_url is None:
-        name = "YAMARKET_BASE_URL"
-        base_url = os.environ.get(name) or BASE_URL
-    url = _check_address(name, base_url, insecure_http=insecure_http)
-    if url.query_string or url.fragment:
-        raise InvalidArgumentError(f"{name} has a scheme, a host, and perhaps a port and a path")
-    return str(url).rstrip("/")
-
-
-def _check_address(name: str, address: object, *, insecure_http: bool) -> URL:
-    try:
-        url = URL(address) if isinstance(address, str) else None
-    except ValueError:
-        url = None
-    if url is None or not url.host or url.scheme not in ("http", "https"):
-        raise InvalidArgumentError(f"{name} is an https address such as {BASE_URL}")
-    if url.user or url.password:
-        raise InvalidArgumentError(f"{name} has no user and no password in it")
-    if url.scheme == "http" and not insecure_http and not _is_loopback(url.host):
-        raise InvalidArgumentError(
-            f"{name} is https, or what is secret would travel in the clear; for a sandbox on"
-            " another host pass insecure_http=True"
-        )
-    return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _check_type(name: str, value: object, kind: type[_T]) -> _T:
-    if not isinstance(value, kind):
-        raise InvalidArgumentError(f"{name} is of type {kind.__name__}, not {type(value).__name__}")
-    return value
-
-
-def _check_seconds(name: str, value: object, *, at_least_0: bool = False) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (0 < value < math.inf or (at_least_0 and value == 0))
-    ):
-        least = "0 or more" if at_least_0 else "above 0"
-        raise InvalidArgumentError(f"{name} is a number of seconds, {least}")
-    return float(value)
-
-
-def _distinct(name: str, values: Iterable[Any] | None, kind: type[_T]) -> list[_T]:
-    # The description wants each filter's values to be distinct.
-    if values is None:
-        return []
-    if isinstance(values, (str, int)):
-        raise InvalidArgumentError(f"{name} is a list, such as [{values!r}]")
-    if not isinstance(values, Iterable):
-        raise InvalidArgumentError(f"{name} is a list")
-    return list(dict.fromkeys(_check_type(f"each of {name}", value, kind) for value in values))
-
-
-def _check_max_wait(max_wait: object) -> float | None:
-    return None if max_wait is None else _check_seconds("max_wait", max_wait, at_least_0=True)
-
-
-def _check_integration(integration: object) -> str:
-    if (
-        not isinstance(integration, str)
-        or not 0 < len(integration) <= LONGEST_INTEGRATION
-        or not (integration.isascii() and integration.isprintable())
-    ):
-        raise InvalidArgumentError(
-            f'integration is "name/version" in ASCII, of at most {LONGEST_INTEGRATION} characters'
-        )
-    return integration

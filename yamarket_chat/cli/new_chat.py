@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 
+from yamarket_chat.arguments import BASE_URL
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.session import BASE_URL
 
 from . import console, options, waiting
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from yamarket_chat.arguments import check_id, check_text
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.sending import check_id, check_text
 
 from . import console
 

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from yamarket_chat.arguments import BASE_URL
 from yamarket_chat.errors import ChatError, InvalidArgumentError, SessionClosedError
 from yamarket_chat.models import Receipt
-from yamarket_chat.session import BASE_URL, ChatSession
+from yamarket_chat.session import ChatSession
 
 from . import console, options, waiting
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from yamarket_chat.arguments import BASE_URL
 from yamarket_chat.batch import READ_AHEAD
 from yamarket_chat.errors import (
     ChatError,
@@ -23,7 +24,7 @@ from yamarket_chat.errors import (
 from yamarket_chat.models import Outcome, OutgoingMessage, Pending
 from yamarket_chat.operations import Rate
 from yamarket_chat.quota import Limits
-from yamarket_chat.session import BASE_URL, ChatSession
+from yamarket_chat.session import ChatSession
 
 from . import console, options
 from .progress import Sending

@@ -9,9 +9,10 @@ from typing import Annotated
 import msgspec
 import typer
 
+from yamarket_chat.arguments import BASE_URL
 from yamarket_chat.models import Chat, ChatStatus, Message, Sender
 from yamarket_chat.quota import Limits
-from yamarket_chat.session import BASE_URL, ChatSession
+from yamarket_chat.session import ChatSession
 
 from . import console, options, waiting
 from .conversation import show
