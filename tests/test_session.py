@@ -843,6 +843,31 @@ async def test_max_wait_bounds_the_wait_for_a_parallel_place() -> None:
             await asyncio.gather(first, session.send_message(2, "b", max_wait=9))
 
 
+@pytest.mark.parametrize("chats", [1, 60])
+@pytest.mark.parametrize(("max_wait", "warned"), [(None, True), (1000, False)])
+async def test_a_long_wait_for_a_place_or_a_chat_is_warned_of_once(
+    chats: int, max_wait: float | None, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Sandbox(latency=9.0) as market, session_of(market, max_wait=max_wait) as session:
+        await send_all(session, [(1 + number % chats, f"{number}") for number in range(60)])
+        await asyncio.sleep(HOUR)
+        warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(warnings) == warned
+
+
+async def test_short_waits_are_not_warned_of_however_long_they_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Sandbox(latency=9.0) as market, session_of(market) as session:
+
+        async def one_after_the_other(chat_id: int) -> None:
+            for number in range(30):
+                await session.send_message(chat_id, f"{number}")
+
+        await asyncio.gather(*(one_after_the_other(chat_id) for chat_id in range(1, 7)))
+        assert [record for record in caplog.records if record.levelno == logging.WARNING] == []
+
+
 async def test_max_wait_of_0_sends_what_can_leave_at_once() -> None:
     async with Sandbox() as market, session_of(market, max_wait=0) as session:
         for i in range(10):

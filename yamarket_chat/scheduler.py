@@ -131,7 +131,11 @@ class _Queue:
         self.operation = operation
         self.window = window
         self.waiting = 0  # calls that wait, ready or not
-        self.warned = False
+        self.warned = False  # that they wait for long
+        self.watch: asyncio.TimerHandle | None = None  # while calls wait that name no max_wait
+        self.watched = 0  # how many of these have waited since it was set,
+        self.newest_watched = 0  # and the number of the last one
+        self.patient = 0  # how many of these wait
         self._heaps: dict[int | None, _Heap] = {}  # by reserve: one may go where another may not
 
     def push(self, ticket: Ticket) -> None:
@@ -278,6 +282,10 @@ class Scheduler:
         ticket.owner.waiting.add(ticket)
         queue.waiting += 1
         self._waiting += 1
+        if max_wait is None:
+            queue.patient += 1
+            if queue.watch is None and not queue.warned:
+                self._watch(queue)
         if ticket.before is None:
             self._first_in_line(ticket)
         if not (ticket.ready or ticket.granted):
@@ -300,8 +308,39 @@ class Scheduler:
         ticket.owner.waiting.discard(ticket)
         self._waiting -= 1
         ticket.queue.waiting -= 1
-        if not ticket.queue.waiting:
-            ticket.queue.warned = False
+        queue = ticket.queue
+        if timer is None:
+            queue.patient -= 1
+            queue.watched -= ticket.number <= queue.newest_watched
+        if not queue.patient:
+            queue.warned = False
+            if queue.watch is not None:
+                queue.watch.cancel()
+                queue.watch = None
+
+    def _watch(self, queue: _Queue) -> None:
+        """Look in a minute whether somebody of those that wait now still does.
+
+        That the limit is used up is known at once; not so how long a place is waited for, or the
+        chat's earlier messages.
+        """
+        queue.watched, queue.newest_watched = queue.patient, self._numbers
+        queue.watch = self._loop.call_later(LONG_WAIT, self._watched_for_long, queue)
+
+    def _watched_for_long(self, queue: _Queue) -> None:
+        queue.watch = None
+        if queue.warned:
+            return
+        if queue.watched <= 0:
+            self._watch(queue)
+            return
+        queue.warned = True
+        logger.warning(
+            "%s: calls have waited for more than %.0f s, for a place or for earlier messages of"
+            " their chats; pass max_wait to be refused instead",
+            queue.operation,
+            LONG_WAIT,
+        )
 
     def _least_wait(self, ticket: Ticket, before_in_line: int) -> float:
         return max(
