@@ -311,7 +311,8 @@ class Scheduler:
         queue = ticket.queue
         if timer is None:
             queue.patient -= 1
-            queue.watched -= ticket.number <= queue.newest_watched
+            if ticket.number <= queue.newest_watched:
+                queue.watched -= 1
         if not queue.patient:
             queue.warned = False
             if queue.watch is not None:
