@@ -868,6 +868,24 @@ async def test_short_waits_are_not_warned_of_however_long_they_go_on(
         assert [record for record in caplog.records if record.levelno == logging.WARNING] == []
 
 
+@pytest.mark.parametrize("status", [500, 503])  # of unknown outcome, and surely not carried out
+async def test_attempts_that_keep_failing_are_warned_of_once_a_minute(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def plan(request: RequestInfo) -> Fault | None:
+        return Fault("status", status=status) if request.operation == "send_message" else None
+
+    async with Sandbox(faults=plan) as market:
+        async with session_of(market, retry=Retry(attempts=4)) as session:
+            errors = await asyncio.gather(
+                *(error_of(session.send_message(chat_id, "hi")) for chat_id in range(1, 5))
+            )
+        assert {type(error) for error in errors} == {ServerError}
+        warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(warnings) == 1
+        assert "again in" in warnings[0].getMessage()
+
+
 async def test_max_wait_of_0_sends_what_can_leave_at_once() -> None:
     async with Sandbox() as market, session_of(market, max_wait=0) as session:
         for i in range(10):
