@@ -886,6 +886,25 @@ async def test_attempts_that_keep_failing_are_warned_of_once_a_minute(
         assert "again in" in warnings[0].getMessage()
 
 
+async def test_settling_that_may_not_wait_leaves_the_outcome_unknown() -> None:
+    few = Limits(history=Rate(1, per=100))
+    async with Sandbox(faults={2: Fault("reset", "after")}) as market:
+        async with session_of(market, limits=few, retry=RAISE_UNKNOWN) as session:
+            await session.get_chat(1)  # whose Date is the Market's clock
+            error = await error_of(session.send_message(1, "hi"))
+            assert isinstance(error, DeliveryUnknownError)
+            await asyncio.sleep(20)
+            assert [message async for message in session.history(1)]  # uses the limit up
+            began = now()
+            again = await error_of(session.settle(error.pending, max_wait=5))  # type: ignore[arg-type]
+            assert now() - began < 0.1
+            assert isinstance(again, DeliveryUnknownError)
+            assert again.sent is None
+            receipt = await session.settle(again.pending)
+            assert receipt is not None
+            assert receipt.confirmed_by == "history"
+
+
 async def test_max_wait_of_0_sends_what_can_leave_at_once() -> None:
     async with Sandbox() as market, session_of(market, max_wait=0) as session:
         for i in range(10):

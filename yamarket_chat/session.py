@@ -204,7 +204,8 @@ class ChatSession:
 
             receipt = await session.settle(error.pending)
 
-        Raises DeliveryUnknownError where the history cannot tell or cannot be read.
+        Raises DeliveryUnknownError where the history cannot tell or cannot be read, within
+        `max_wait` or at all: QuotaExceededError would say that nothing was sent.
         """
         pending = check_type("pending", pending, Pending)
         return await self._sending().settle(pending, self._wait(max_wait))
