@@ -13,11 +13,12 @@ from collections.abc import Mapping
 
 import msgspec
 
+from .attempt import NEVER
 from .clock import NO_READINGS, Clock, Reading
 from .errors import InvalidArgumentError
 from .models import Content, Stored
 from .quota import Limits
-from .scheduler import NEVER, Scheduler
+from .scheduler import Scheduler
 from .settling import content_of_text
 
 REMEMBERED = 75.0
@@ -61,11 +62,11 @@ class Business:
         """Attempts take so long at most; sessions may differ."""
         self._remembered = max(self._remembered, REMEMBERED + seconds)
 
-    def remember(self, delivery: Delivery) -> None:
+    def remember(self, delivery: Delivery, now: float) -> None:
         """Keep what telling equal texts apart needs, and drop what is too old for that."""
         deliveries = self._deliveries
         deliveries.append(delivery)
-        oldest = self._loop.time() - self._remembered
+        oldest = now - self._remembered
         while deliveries and deliveries[0].ended < oldest:
             deliveries.popleft()
 

@@ -10,12 +10,13 @@ import enum
 import logging
 import random
 from threading import get_ident
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from . import quota
 from .arguments import Unknown, check_unknown
+from .attempt import Attempt
 from .business import Business
 from .errors import (
     NOT_THE_API,
@@ -28,7 +29,6 @@ from .errors import (
     api_error,
 )
 from .exchange import Answer, Body, Exchange, Leaving, NoAnswer, decode_envelope, decoder
-from .files import Upload
 from .operations import OPERATIONS, Operation
 from .quota import CUT_OFF
 from .scheduler import Owner, Ticket
@@ -94,6 +94,10 @@ class Verdict(enum.Enum):
     UNKNOWN = "nothing tells whether it was carried out"
 
 
+# CPython 3.11 looks a member of an Enum up in Python's own time: 1 % of a send.
+_DONE = Verdict.DONE
+
+
 def judge(seen: Answer | NoAnswer) -> Verdict:
     """What an attempt of which this was seen came to.
 
@@ -114,10 +118,16 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
             return Verdict.REFUSED
         return Verdict.UNKNOWN if seen.left else Verdict.NOT_CARRIED_OUT
     if seen.status == 200:
-        return Verdict.DONE if _status(seen.form) == "OK" else Verdict.UNKNOWN
+        return _DONE if _status(seen.form) == "OK" else Verdict.UNKNOWN
     if seen.status == 420 or (seen.status == 503 and seen.form is not None):
         return Verdict.NOT_CARRIED_OUT
     return Verdict.REFUSED if 400 <= seen.status < 500 else Verdict.UNKNOWN
+
+
+class Unclear(msgspec.Struct, frozen=True):
+    """What a call came to of which nothing tells whether it was carried out."""
+
+    seen: Answer | NoAnswer
 
 
 def _status(form: Any) -> Any:
@@ -161,25 +171,39 @@ class Effort(msgspec.Struct, eq=False):
         return pause
 
 
-_encode = msgspec.json.Encoder().encode
+class Request(Protocol):
+    """What a call asks for."""
 
+    @property
+    def operation(self) -> Operation:
+        """The operation."""
 
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """What a call asks for: its operation, path and query, escaped, and what it carries."""
+    @property
+    def path(self) -> str:
+        """The path, escaped."""
 
-    operation: Operation
-    path: str
-    query: str = ""
-    content: bytes | str | Upload = b""  # JSON, or the text of a message, or a file
+    def query(self) -> str:
+        """The query, escaped."""
 
     def body(self) -> Leaving:
         """A body for one attempt; it knows whether it has left."""
-        content = self.content
-        if isinstance(content, Upload):
-            return content.body()
-        if isinstance(content, str):
-            content = _encode({"message": content})
-        return Body(content, content_type="application/json")
+
+
+class Question(msgspec.Struct, frozen=True, gc=False):
+    """A request that sends nothing to a chat."""
+
+    operation: Operation
+    path: str
+    parameters: str = ""
+    content: bytes = b""  # JSON
+
+    def query(self) -> str:
+        """The query, escaped."""
+        return self.parameters
+
+    def body(self) -> Leaving:
+        """A body for one attempt."""
+        return Body(self.content)
 
 
 class Calls:
@@ -222,7 +246,7 @@ class Calls:
 
     async def ask(
         self,
-        request: Request,
+        request: Question,
         max_wait: float | None = None,
         owner: Owner | None = None,
         effort: Effort | None = None,
@@ -234,11 +258,9 @@ class Calls:
         self.check_loop()
         name = request.operation.name
         ticket = self._scheduler.hand_over(name, owner or self.owner)
-        seen: Answer | NoAnswer | None = None
+        answer: Answer | Unclear | None = None
         try:
-            verdict, seen = await self.call(
-                ticket, request, effort or Effort(self._retry), max_wait
-            )
+            answer = await self.call(ticket, request, effort or Effort(self._retry), max_wait)
         except ChatError as failed:
             if ticket.in_doubt:
                 failed.sent = None
@@ -246,23 +268,23 @@ class Calls:
         except asyncio.CancelledError:
             if not cut_short(ticket):
                 raise
-        if seen is None:  # raised here, so that it does not carry aiohttp's frames, and the key
+        if answer is None:  # raised here, so that it does not carry aiohttp's frames, and the key
             raise SessionClosedError(
                 f"{name}: the session was closed before its answer came; ask again in a new one",
                 sent=None,
             )
-        if verdict is not Verdict.DONE or not isinstance(seen, Answer):
-            raise self.error(request.operation, seen)
-        result = seen.form if request.operation.answer is Any else seen.form.result
+        if isinstance(answer, Unclear):
+            raise self.error(request.operation, answer.seen)
+        result = answer.form if request.operation.answer is Any else answer.form.result
         if result is None:
-            error = self.error(request.operation, seen)
+            error = self.error(request.operation, answer)
             error.sent = None  # the Market said that it was done
             raise error
         return result
 
     async def call(
         self, ticket: Ticket, request: Request, effort: Effort, max_wait: float | None
-    ) -> tuple[Verdict, Answer | NoAnswer]:
+    ) -> Answer | Unclear:
         """Try until the call is done or, where it may not be repeated, its outcome is unknown.
 
         Raises the ChatError of an attempt that was refused for good, and that of the last one
@@ -270,21 +292,43 @@ class Calls:
         """
         operation = request.operation
         while True:
-            if not self._scheduler.try_admit(ticket):
-                await self._scheduler.admit(ticket, None if ticket.left else max_wait)
+            attempt = self._scheduler.try_admit(ticket) or await self._scheduler.admit(
+                ticket, None if ticket.attempt is not None else max_wait
+            )
+            attempt.readings = self._business.readings
             effort.requests += 1
-            seen = await self._attempt(ticket, request)
+            body = request.body()
+            try:
+                seen = await self._exchange.send(
+                    attempt,
+                    operation.method,
+                    request.path,
+                    request.query(),
+                    body,
+                    _decoders[operation.name],
+                )
+            except BaseException:
+                self._unanswered(ticket, attempt, body.left)
+                raise
+            if isinstance(seen, NoAnswer):
+                self._unanswered(ticket, attempt, seen.left)
+            else:
+                if seen.form is not None:  # a balancer in front may have a clock of its own
+                    self._business.saw(seen.headers, attempt.began, attempt.ended)
+                if seen.status != 420:
+                    headers = seen.headers if operation.limit else _NO_HEADERS
+                    self._scheduler.answered(ticket, attempt, headers)
             verdict = judge(seen)
-            if verdict is Verdict.DONE:
-                return verdict, seen
+            if isinstance(seen, Answer) and verdict is _DONE:
+                return seen
             if isinstance(seen, Answer) and seen.status == 420:
-                await self._refused(ticket, operation, seen)
+                await self._refused(ticket, attempt, operation, seen)
                 continue
             effort.attempts += 1
-            effort.spent += ticket.ended - ticket.began
+            effort.spent += attempt.ended - attempt.began
             if verdict is Verdict.UNKNOWN:
                 if not operation.repeatable:
-                    return verdict, seen
+                    return Unclear(seen)
                 ticket.in_doubt = True
             error = self.error(operation, seen)
             final = verdict is Verdict.REFUSED or _is_of_another_type(seen)
@@ -304,61 +348,30 @@ class Calls:
             level = logging.WARNING
         logger.log(level, "%s; again in %.1f s", error, pause)
 
-    async def _attempt(self, ticket: Ticket, request: Request) -> Answer | NoAnswer:
-        # A coroutine of its own: what only an attempt needs takes no memory while calls wait.
-        operation = request.operation
-        body = request.body()
-        task = ticket.task = running_task(self._loop)
-        ticket.cancelling = task.cancelling()
-        ticket.readings = self._business.readings
-        ticket.began = self._loop.time()
-        try:
-            seen = await self._exchange.send(
-                task,
-                ticket.cancelling,
-                ticket.began,
-                operation.method,
-                request.path,
-                request.query,
-                body,
-                _decoders[operation.name],
-            )
-        except BaseException:
-            self._ended_unanswered(ticket, body.left)
-            raise
-        if isinstance(seen, NoAnswer):
-            self._ended_unanswered(ticket, seen.left)
-            return seen
-        ticket.ended = self._loop.time()
-        if seen.form is not None:  # a balancer in front may have a clock of its own
-            self._business.saw(seen.headers, ticket.began, ticket.ended)
-        if seen.status != 420:
-            self._scheduler.answered(ticket, seen.headers if operation.limit else _NO_HEADERS)
-        return seen
-
-    def _ended_unanswered(self, ticket: Ticket, left: bool) -> None:
-        ticket.ended = self._loop.time()
+    def _unanswered(self, ticket: Ticket, attempt: Attempt, left: bool) -> None:
         if left:
-            self._scheduler.unanswered(ticket)
+            self._scheduler.unanswered(ticket, attempt)
         else:
             self._scheduler.unsent(ticket)
 
-    async def _refused(self, ticket: Ticket, operation: Operation, answer: Answer) -> None:
+    async def _refused(
+        self, ticket: Ticket, attempt: Attempt, operation: Operation, answer: Answer
+    ) -> None:
         text = answer.body.decode("utf-8", "replace")
         parallel = quota.refused_in_parallel(text)
         if parallel is not None:
-            pause = self._scheduler.refused_in_parallel(ticket, answer.headers, parallel)
+            pause = self._scheduler.refused_in_parallel(ticket, attempt, answer.headers, parallel)
             logger.info("%s: too many requests at once, others send too", operation.name)
             await self._scheduler.pause(ticket, pause)
             return
         if operation.limit is None:
             # The limit of that method alone, which the caller knows.
-            self._scheduler.answered(ticket, _NO_HEADERS)
+            self._scheduler.answered(ticket, attempt, _NO_HEADERS)
             error = self.error(operation, answer)
             error.retry_after = quota.seconds_until(answer.headers)
             raise error
         closed_for = self._scheduler.refused_over_time(
-            ticket, answer.headers, quota.refused_over_time(text)
+            ticket, attempt, answer.headers, quota.refused_over_time(text)
         )
         logger.warning(
             "%s: the Market's limit is used up, by other programs too; nothing more goes out for"
@@ -449,6 +462,7 @@ def _is_of_another_type(seen: Answer | NoAnswer) -> bool:
 
 def cut_short(ticket: Ticket) -> bool:
     """Whether a CancelledError is nobody's but the closing session's; takes it back if so."""
-    if not ticket.cut_short:
-        return False
-    return running_task().uncancel() <= ticket.cancelling
+    attempt = ticket.attempt
+    return (
+        ticket.cut_short and attempt is not None and attempt.task.uncancel() <= attempt.cancelling
+    )

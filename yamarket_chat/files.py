@@ -171,6 +171,7 @@ class FormBody(Leaving, MultipartWriter):
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write to a connection that was made."""
+        self.leave(writer)
         try:
             await super().write_with_length(writer, content_length)
         except Unreadable as error:

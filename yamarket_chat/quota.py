@@ -44,12 +44,13 @@ import math
 import random
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from multidict import istr
 
 from . import operations
+from .attempt import NEVER, Attempt
 from .clock import parse_date
 from .errors import InvalidArgumentError
 from .operations import Operation, Rate
@@ -119,16 +120,6 @@ UNLIMITED = Rate(1_000_000_000, per=1e-3)
 """For methods whose limits are not known here."""
 
 
-class Departure(msgspec.Struct, frozen=True, gc=False):
-    """What was known when a request left; handed back with its answer."""
-
-    number: int  # of the operation's requests
-    place: int  # of all requests
-    taken: int  # places of those that had left and could count, this one included
-    overlapping: int  # others that had left and were not yet answered
-    probe: bool  # left to ask what holds after the moment that the headers named
-
-
 class _Others(msgspec.Struct):
     """What the headers say of the seller's other programs (and of ours before a restart)."""
 
@@ -166,52 +157,49 @@ class Window:
         self._others: _Others | None = None
         self._blind_pause = FIRST_BLIND_PAUSE
 
-    def admits(self, reserve: int = 0) -> bool:
+    def admits(self, now: float, reserve: int = 0) -> bool:
         """Whether a request may leave now and `reserve` places of the window stay free."""
-        return self._has_place(reserve) and (
-            self._drawn > self._granted or self._pace.has_capacity(self._granted + 1 - self._drawn)
+        if reserve >= self.limit:  # as large as what the Market allows: it would stop for ever
+            reserve = self.limit - 1
+        taken = self._taken(now)
+        return (
+            self.limit - taken > reserve
+            and (self._others is None or self._leave_place(self._others, now, taken, reserve))
+            and (
+                self._drawn > self._granted
+                or self._pace.has_capacity(self._granted + 1 - self._drawn)
+            )
         )
 
-    def _has_place(self, reserve: int) -> bool:
-        taken = self._taken()
-        # A reserve as large as what the Market allows would stop its owner for ever.
-        reserve = min(reserve, self.limit - 1)
-        if self.limit - taken <= reserve:
-            return False
-        others = self._others
-        if others is None or others.market_limit - others.most - taken > reserve:
+    def _leave_place(self, others: _Others, now: float, taken: int, reserve: int) -> bool:
+        if others.market_limit - others.most - taken > reserve:
             return True
         # One at a time from here on: the answer to a request that was alone is exact.
         if self._granted or self._under_way:
             return False
-        return self._may_have_place(others, taken, reserve)
-
-    def _may_have_place(self, others: _Others, taken: int, reserve: int) -> bool:
-        """Whether a request that is alone may ask what others hold."""
-        return (
-            others.market_limit - others.least - taken > reserve
-            or self._loop.time() >= others.until
-        )
+        return _may_have_place(others, now, taken, reserve)
 
     def is_closed(self) -> bool:
         """Whether a 420 has closed the window, and its time has not come yet."""
         others = self._others
         return others is not None and others.least == math.inf and self._loop.time() < others.until
 
-    def _taken(self) -> int:
+    def _taken(self, now: float) -> int:
         """How many places are in use by our own requests."""
         free_at = self._free_at
-        if free_at and free_at[0] <= (now := self._loop.time()):
+        if free_at and free_at[0] <= now:
             del free_at[: bisect.bisect_right(free_at, now)]
         return self._granted + self._under_way + len(free_at)
 
     def remaining(self) -> int:
         """How many requests may leave now, as far as is known."""
-        taken = self._taken()
+        now = self._loop.time()
+        taken = self._taken(now)
         free = self.limit - taken
-        if self._others is not None:
-            surely = int(max(self._others.market_limit - self._others.most - taken, -1))
-            free = min(free, surely if surely > 0 else int(self._has_place(0)))
+        others = self._others
+        if others is not None:
+            surely = int(max(others.market_limit - others.most - taken, 0))
+            free = min(free, surely or int(self._leave_place(others, now, taken, 0)))
         return max(free, 0)
 
     def wait(self, ahead: int = 0, reserve: int = 0) -> float:
@@ -221,10 +209,10 @@ class Window:
         """
         now = self._loop.time()
         reserve = min(reserve, self.limit - 1)
-        taken = self._taken()
+        taken = self._taken(now)
         wait = self._wait_for_place(now, taken, ahead + reserve)
         others = self._others
-        if others is not None and not self._may_have_place(others, taken, reserve):
+        if others is not None and not _may_have_place(others, now, taken, reserve):
             # With a place of our own, one more of the Market's becomes free.
             moments = [at for at in (others.until, *self._free_at[:1]) if at > now]
             wait = max(wait, min(moments, default=now) - now)
@@ -260,9 +248,8 @@ class Window:
 
     def idle(self) -> bool:
         """Whether nothing is remembered that a later request would have to respect."""
-        return not self._taken() and (
-            self._others is None or self._others.until <= self._loop.time()
-        )
+        now = self._loop.time()
+        return not self._taken(now) and (self._others is None or self._others.until <= now)
 
     def grant(self) -> None:
         """Set a place aside for a request that is about to leave."""
@@ -272,21 +259,22 @@ class Window:
         """The request did not leave after all."""
         self._granted -= 1
 
-    def depart(self, place: int) -> Departure:
-        """The request leaves."""
+    def depart(self, task: asyncio.Task[Any], now: float) -> Attempt:
+        """A request leaves, carried by this task."""
         if not self._drawn:
             self._drawn = _draw(self._pace, self._at_a_time)
         self._drawn -= 1
         overlapping = self._under_way
         self._under_way += 1
         self._departures += 1
-        others = self._others
-        return Departure(
+        return Attempt(
+            task,
+            task.cancelling(),
+            now,
             self._departures,
-            place,
             self._under_way + len(self._free_at),
             overlapping,
-            others is not None and self._loop.time() >= others.until,
+            self._others is not None and now >= self._others.until,
         )
 
     def unsent(self) -> None:
@@ -295,29 +283,29 @@ class Window:
         if self._all_at_once:  # with a smaller burst, a token kept would make it larger
             self._drawn += 1
 
-    def unanswered(self) -> None:
+    def unanswered(self, attempt: Attempt) -> None:
         """No answer came: the Market may have counted the request until it cut it off."""
         self._under_way -= 1
-        bisect.insort(self._free_at, self._loop.time() + CUT_OFF + self._rate.per)
+        bisect.insort(self._free_at, attempt.ended + CUT_OFF + self._rate.per)
 
-    def answered(self, departure: Departure, headers: Mapping[str, str]) -> None:
+    def answered(self, attempt: Attempt, headers: Mapping[str, str]) -> None:
         """An answer came that is no refusal of this window."""
-        self._ended(headers.get(LIMIT_HEADER))
+        self._ended(attempt, headers.get(LIMIT_HEADER))
         text = headers.get(REMAINING_HEADER)
         others = self._others
         if others is not None:
-            if departure.number < others.as_of:
+            if attempt.number < others.as_of:
                 return  # the answer to a newer request has told more already
-            if departure.probe:
+            if attempt.probe:
                 others = self._others = None
                 self._blind_pause = FIRST_BLIND_PAUSE
         remaining = _number(text)
         if remaining is None:
             return
         market_limit = self._market_limit
-        missing = market_limit - remaining - departure.taken
-        least: float = missing - (self._departures - departure.number)
-        most: float = missing + departure.overlapping
+        missing = market_limit - remaining - attempt.taken
+        least: float = missing - (self._departures - attempt.number)
+        most: float = missing + attempt.overlapping
         if others is None:
             if least <= 0:
                 return  # all that is missing can be our own
@@ -329,30 +317,30 @@ class Window:
             self._others = None
             return
         self._others = _Others(
-            max(least, 0), most, market_limit, self._until(headers), departure.number
+            max(least, 0), most, market_limit, self._until(headers), attempt.number
         )
 
     def refused(
-        self, departure: Departure, headers: Mapping[str, str], named: int | None = None
+        self, attempt: Attempt, headers: Mapping[str, str], named: int | None = None
     ) -> float:
         """A 420 for this window came; `named` is the limit that its text names.
 
         Returns the number of seconds for which nothing goes out.
         """
-        self._ended(headers.get(LIMIT_HEADER, named))
+        self._ended(attempt, headers.get(LIMIT_HEADER, named))
         now = self._loop.time()
         others = self._others
-        if others is not None and others.least == math.inf and departure.number < others.as_of:
+        if others is not None and others.least == math.inf and attempt.number < others.as_of:
             return max(others.until - now, 0.0)  # left before the window was closed: no news
         until = self._until(headers, growing=True)
         # Only a request that leaves from now on can tell that the window is open again.
         self._others = _Others(math.inf, math.inf, self.limit, until, self._departures + 1)
         return until - now
 
-    def _ended(self, market_limit: str | int | None) -> None:
+    def _ended(self, attempt: Attempt, market_limit: str | int | None) -> None:
         self._under_way -= 1
         free_at = self._free_at
-        at = self._loop.time() + self._rate.per
+        at = attempt.ended + self._rate.per
         if not free_at or free_at[-1] <= at:
             free_at.append(at)
         else:
@@ -382,16 +370,15 @@ class Places:
         self._allowed = parallel
         self._held = 0
         self._free_at: list[float] = []  # ascending: of requests that ended without an answer
-        self._departures = 0
-        self._shrunk_at = 0
+        self._shrunk_at = NEVER
         self._clean = 0  # answers in a row without a refusal
         self._in_a_row = 0  # refusals without an answer between them
         self._grow_after = GROW_AFTER
 
-    def free(self) -> bool:
+    def free(self, now: float) -> bool:
         """Whether one more request may be under way."""
         free_at = self._free_at
-        if free_at and free_at[0] <= (now := self._loop.time()):
+        if free_at and free_at[0] <= now:
             del free_at[: bisect.bisect_right(free_at, now)]
         return self._held + len(free_at) < self._allowed
 
@@ -406,27 +393,21 @@ class Places:
 
     def idle(self) -> bool:
         """Whether no place is held."""
-        self.free()
+        self.free(self._loop.time())
         return not (self._held or self._free_at)
 
-    def grant(self) -> None:
-        """Set a place aside for a request that is about to leave."""
+    def take(self) -> None:
+        """A request leaves, or is about to."""
         self._held += 1
 
     def give_back(self) -> None:
         """The request did not leave after all, or never reached the Market."""
         self._held -= 1
 
-    def depart(self) -> int:
-        """The request leaves; its number."""
-        self._held += 1
-        self._departures += 1
-        return self._departures
-
-    def unanswered(self) -> None:
+    def unanswered(self, attempt: Attempt) -> None:
         """No answer came: the Market may be at it until it cuts the request off."""
         self._held -= 1
-        bisect.insort(self._free_at, self._loop.time() + CUT_OFF)
+        bisect.insort(self._free_at, attempt.ended + CUT_OFF)
 
     def answered(self) -> None:
         """An answer came that is no refusal of the places."""
@@ -441,7 +422,7 @@ class Places:
         else:
             self._grow_after = GROW_AFTER
 
-    def refused(self, departure: int, named: int | None) -> float:
+    def refused(self, attempt: Attempt, named: int | None) -> float:
         """A 420 for parallel requests came; `named` is the number that its text names.
 
         Returns for how many seconds its place pauses: the next call would only be refused in its
@@ -451,11 +432,11 @@ class Places:
         self._clean = 0
         if named is not None and named < self._allowed:
             self._allowed = max(named, 1)
-        elif departure > self._shrunk_at:
+        elif attempt.began > self._shrunk_at:
             self._allowed = max(self._allowed - 1, 1)
-        if departure > self._shrunk_at:
+        if attempt.began > self._shrunk_at:
             # Refusals of requests that left before this one came are the same event.
-            self._shrunk_at = self._departures
+            self._shrunk_at = attempt.ended
             if not self._in_a_row:  # those in a row tell of one shortage
                 self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
             self._in_a_row += 1
@@ -507,6 +488,11 @@ def refused_over_time(text: str) -> int | None:
     """The number that a 420 for a resource names; None for any other text."""
     match = _RESOURCE_REFUSAL.search(text)
     return int(match[1]) if match else None
+
+
+def _may_have_place(others: _Others, now: float, taken: int, reserve: int) -> bool:
+    """Whether a request that is alone may ask what others hold."""
+    return others.market_limit - others.least - taken > reserve or now >= others.until
 
 
 def _draw(pace: AsyncLimiter, at_a_time: int) -> int:

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from . import operations
-from .calls import Calls, Effort, Request
+from .calls import Calls, Effort, Question
 from .errors import InvalidArgumentError, UnexpectedAnswerError
 from .models import Item, Message, Page
 from .operations import Operation
@@ -94,7 +94,7 @@ def listing(
         parameters: dict[str, Any] = {**(query or {}), "limit": LARGEST_PAGE[operation.name]}
         if token is not None:
             parameters["pageToken"] = token
-        request = Request(operation, path, urlencode(parameters), content)
+        request = Question(operation, path, urlencode(parameters), content)
         page: Page[Any] = (await calls.ask(request, max_wait, owner, effort)).page()
         return page
 

@@ -19,20 +19,16 @@ import asyncio
 import copy
 import heapq
 import logging
-import math
 from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
-from .clock import NO_READINGS, Readings
+from .attempt import NEVER, Attempt
 from .errors import ChatError, QuotaExceededError
 from .models import QuotaStatus
-from .quota import SHORTEST_WAIT, Departure, Limits, Quota, Window
+from .quota import SHORTEST_WAIT, Limits, Quota, Window
 
 logger = logging.getLogger("yamarket_chat")
-
-NEVER = -math.inf  # before any moment of the loop's clock
 
 SOON = 1.0
 """Seconds after which a call is worth another try where nothing tells how long it has to wait."""
@@ -70,19 +66,9 @@ class Ticket(msgspec.Struct, eq=False):
     future: asyncio.Future[None] | None = None  # while it waits
     ready: bool = False  # stands in its queue
     granted: bool = False  # may leave, but has not left yet
+    attempt: Attempt | None = None  # the latest one
     in_doubt: bool = False  # an attempt may have been carried out, and nothing has told
-    readings: Readings = NO_READINGS  # of the Market's clock, when the attempt began
-    began: float = NEVER  # the latest attempt, on the loop's clock
-    ended: float = NEVER
-    departure: Departure | None = None  # of the attempt that is under way
-    task: asyncio.Task[Any] | None = None  # that carries the attempt
-    cancelling: int = 0  # how often that task had been cancelled before
-    cut_short: bool = False  # the task was cancelled because the session's grace is over
-
-    @property
-    def left(self) -> bool:
-        """Whether an attempt has left."""
-        return self.began != NEVER
+    cut_short: bool = False  # its task was cancelled because the session's grace is over
 
     def __lt__(self, other: Ticket) -> bool:
         return self.number < other.number
@@ -214,8 +200,8 @@ class Scheduler:
                 self._let_go()
             ticket = ticket.before
 
-    async def admit(self, ticket: Ticket, max_wait: float | None = None) -> None:
-        """Return when the next attempt of the call may leave: it leaves now.
+    async def admit(self, ticket: Ticket, max_wait: float | None = None) -> Attempt:
+        """Return the next attempt of the call when it may leave: it leaves now.
 
         Raises QuotaExceededError where that takes longer than `max_wait` seconds, and what
         `end_waiting` is told where its owner closes before.
@@ -244,26 +230,32 @@ class Scheduler:
             raise
         self._end_to_wait(ticket, timer)
         self._ungrant(ticket)
-        self._depart(ticket)
+        return self._depart(ticket, self._loop.time())
 
-    def try_admit(self, ticket: Ticket) -> bool:
-        """Let the next attempt leave now, where nobody waits and all is free."""
+    def try_admit(self, ticket: Ticket) -> Attempt | None:
+        """The next attempt of the call, where nobody waits and all is free: it leaves now."""
+        now = self._loop.time()
         if (
             self._waiting
             or ticket.before is not None
             or ticket.owner.closed_by is not None
             or (self._resting and ticket.line in self._resting)
-            or not self._places.free()
-            or not ticket.queue.window.admits(ticket.reserve or 0)
+            or not self._places.free(now)
+            or not ticket.queue.window.admits(now, ticket.reserve or 0)
         ):
-            return False
-        self._depart(ticket)
-        return True
+            return None
+        return self._depart(ticket, now)
 
-    def _depart(self, ticket: Ticket) -> None:
-        ticket.departure = ticket.queue.window.depart(self._places.depart())
-        ticket.owner.under_way.add(ticket)
-        ticket.owner.make_way()
+    def _depart(self, ticket: Ticket, now: float) -> Attempt:
+        # Naming the running loop saves a system call.
+        task = asyncio.current_task(self._loop)
+        assert task is not None  # noqa: S101 - a coroutine of asyncio's runs in one
+        self._places.take()
+        attempt = ticket.attempt = ticket.queue.window.depart(task, now)
+        owner = ticket.owner
+        owner.under_way.add(ticket)
+        owner.make_way()
+        return attempt
 
     def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> asyncio.TimerHandle | None:
         queue = ticket.queue
@@ -276,7 +268,7 @@ class Scheduler:
                 "%s: the limit is used up, calls wait %.0f s or more%s",
                 queue.operation,
                 least,
-                "" if ticket.left else "; pass max_wait to be refused instead",
+                "" if ticket.attempt is not None else "; pass max_wait to be refused instead",
             )
         ticket.future = self._loop.create_future()
         ticket.owner.waiting.add(ticket)
@@ -406,7 +398,8 @@ class Scheduler:
             before.after = after
         elif after is not None and after.future is not None:
             self._first_in_line(after)
-        ticket.before = ticket.after = None  # the traceback of a kept error would keep all of them
+        if before is not None or after is not None:
+            ticket.before = ticket.after = None  # a kept error's traceback would keep all of them
 
     def _rest(self, line: int, until: float) -> None:
         now = self._loop.time()
@@ -431,7 +424,7 @@ class Scheduler:
     def _grant(self, ticket: Ticket) -> None:
         ticket.granted = True
         ticket.queue.window.grant()
-        self._places.grant()
+        self._places.take()
 
     def _ungrant(self, ticket: Ticket) -> None:
         """Undo `_grant`: the ticket leaves in this very step, or not now."""
@@ -456,12 +449,13 @@ class Scheduler:
             if ticket.future is not None and not ticket.ready and ticket.before is None:
                 self._resting.pop(ticket.line or 0, None)
                 ticket.queue.push(ticket)
-        while self._places.free():
+        now = self._loop.time()
+        while self._places.free(now):
             best: Ticket | None = None
             for queue in self._queues.values():
                 for head in queue.heads():
                     if (best is None or head.goes_before(best)) and queue.window.admits(
-                        head.reserve or 0
+                        now, head.reserve or 0
                     ):
                         best = head
             if best is None:
@@ -504,61 +498,54 @@ class Scheduler:
 
     # What became of an attempt
 
-    def _ended(self, ticket: Ticket) -> tuple[Window, Departure]:
-        departure = ticket.departure
-        assert departure is not None  # noqa: S101 - what ends has left
-        ticket.departure = None
-        self._not_under_way(ticket)
-        return ticket.queue.window, departure
-
     def _not_under_way(self, ticket: Ticket) -> None:
         owner = ticket.owner
         owner.under_way.discard(ticket)
         if owner.nothing_under_way is not None and not owner.under_way:
             _wake(owner.nothing_under_way)
 
-    def answered(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
+    def answered(self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str]) -> None:
         """An answer came that is no refusal over a limit."""
-        window, departure = self._ended(ticket)
-        window.answered(departure, headers)
+        self._not_under_way(ticket)
+        ticket.queue.window.answered(attempt, headers)
         self._places.answered()
         self._let_go(ticket)
 
     def refused_in_parallel(
-        self, ticket: Ticket, headers: Mapping[str, str], named: int | None
+        self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str], named: int | None
     ) -> float:
         """A 420 for parallel requests came; `named` is the number that it names.
 
         Returns for how many seconds the call itself should pause.
         """
-        window, departure = self._ended(ticket)
-        window.answered(departure, headers)
-        pause = self._places.refused(departure.place, named)
+        self._not_under_way(ticket)
+        ticket.queue.window.answered(attempt, headers)
+        pause = self._places.refused(attempt, named)
         self._let_go(ticket)
         return pause
 
     def refused_over_time(
-        self, ticket: Ticket, headers: Mapping[str, str], named: int | None
+        self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str], named: int | None
     ) -> float:
         """A 420 for the resource came. Returns for how many seconds its window is closed."""
-        window, departure = self._ended(ticket)
-        closed_for = window.refused(departure, headers, named)
+        self._not_under_way(ticket)
+        closed_for = ticket.queue.window.refused(attempt, headers, named)
         self._places.answered()
         self._let_go(ticket)
         return closed_for
 
-    def unanswered(self, ticket: Ticket) -> None:
+    def unanswered(self, ticket: Ticket, attempt: Attempt) -> None:
         """No answer came, and the request may have reached the Market."""
-        window, _ = self._ended(ticket)
+        self._not_under_way(ticket)
         ticket.in_doubt = True
-        window.unanswered()
-        self._places.unanswered()
+        ticket.queue.window.unanswered(attempt)
+        self._places.unanswered(attempt)
         self._let_go(ticket)
 
     def unsent(self, ticket: Ticket) -> None:
         """The request surely never reached the Market."""
-        window, _ = self._ended(ticket)
-        window.unsent()
+        self._not_under_way(ticket)
+        ticket.queue.window.unsent()
         self._places.give_back()
         self._let_go(ticket)
 
@@ -579,8 +566,8 @@ class Scheduler:
         """Whether no place becomes free without an answer, and one to this owner is awaited."""
         if self._places.wait() is not None:
             return False
-        for ticket in owner.under_way:  # noqa: SIM110 - any() takes four times as long
-            if ticket.departure is not None:
+        for ticket in owner.under_way:
+            if ticket.attempt is not None and ticket.attempt.is_under_way():
                 return True
         return False
 
@@ -632,9 +619,9 @@ class Scheduler:
 
     def _cut_short(self, owner: Owner) -> None:
         for ticket in owner.under_way:
-            if ticket.task is not None:
+            if ticket.attempt is not None:
                 ticket.cut_short = True
-                ticket.task.cancel()
+                ticket.attempt.task.cancel()
 
 
 def _before_in_line(ticket: Ticket) -> int:
@@ -642,7 +629,7 @@ def _before_in_line(ticket: Ticket) -> int:
     count, before = 0, ticket.before
     while before is not None:
         count += before.queue is ticket.queue and not (
-            before.ready or before.granted or before.left
+            before.ready or before.granted or before.attempt is not None
         )
         before = before.before
     return count

@@ -10,16 +10,20 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from . import operations
 from .arguments import Unknown, check_id, check_text
+from .attempt import Attempt
 from .batch import Batch
 from .business import Business, Delivery
-from .calls import Calls, Effort, Request, Retry, Verdict, closed_error, cut_short
+from .calls import Calls, Effort, Retry, closed_error, cut_short
 from .clock import clock_of
 from .errors import ChatError, DeliveryUnknownError, InvalidArgumentError
-from .exchange import Answer
+from .exchange import Answer, Body, Leaving
 from .files import Upload
 from .models import Content, Message, Outcome, OutgoingMessage, Pending, Receipt, Sender, Stored
+from .operations import Operation
 from .reading import history
 from .scheduler import Owner, Ticket
 from .settling import KNOWN_FOR, Found, content_of_row, content_of_text, find, last_of_shop
@@ -32,15 +36,39 @@ APART = 3.0
 have been carried out: rows and Dates tell whole seconds, and what follows must be told apart."""
 
 
-class _Sent(Effort, kw_only=True, eq=False):
-    """A message on its way, and what it has cost."""
+_encode = msgspec.json.Encoder().encode
 
+
+class _Message(Effort, kw_only=True, eq=False):
+    """A message on its way, as a `Request`, and what it has cost."""
+
+    operation: Operation
+    path: str
     chat_id: int
-    content: str | Content
-    ticket: Ticket
-    doubt: str | None = None  # why it may have arrived, while that is unknown
-    before: Sequence[Delivery] = ()  # to its chat, not long before the doubt
+    carries: str | Upload
+    # While it is unknown whether it arrived
+    doubt: str | None = None  # why it may have
+    attempt: Attempt | None = None  # in which it may have
+    before: Sequence[Delivery] = ()  # what was sent to its chat not long before
     anchor: int | None = None  # a message of the chat from before the first attempt
+
+    def query(self) -> str:
+        """The query, escaped."""
+        return f"chatId={self.chat_id}"
+
+    def body(self) -> Leaving:
+        """A body for one attempt."""
+        carries = self.carries
+        if isinstance(carries, str):
+            return Body(_encode({"message": carries}))
+        return carries.body()
+
+    def content(self) -> str | Content:
+        """What it says, as it is remembered."""
+        carries = self.carries
+        if isinstance(carries, str):
+            return carries
+        return Content(file_name=carries.name, file_size=carries.size)
 
 
 class Sending:
@@ -70,56 +98,54 @@ class Sending:
         reserve: int | None = None,
     ) -> Coroutine[Any, Any, Receipt]:
         """Send a text; see `ChatSession.send_message`."""
-        request = Request(
-            operations.SEND_MESSAGE,
-            self._message_path,
-            f"chatId={check_id('chat_id', chat_id)}",
-            check_text(text),
+        check_id("chat_id", chat_id)
+        message = _Message(
+            self._retry,
+            operation=operations.SEND_MESSAGE,
+            path=self._message_path,
+            chat_id=chat_id,
+            carries=check_text(text),
         )
-        return self._send(
-            chat_id, text, request, owner or self._calls.owner, max_wait, unknown, reserve
-        )
+        return self._send(message, owner or self._calls.owner, max_wait, unknown, reserve)
 
     async def send_file(
         self, chat_id: int, upload: Upload, max_wait: float | None, unknown: Unknown | None
     ) -> Receipt:
         """Send a file; see `ChatSession.send_file`."""
-        request = Request(
-            operations.SEND_FILE,
-            self._file_path,
-            f"chatId={check_id('chat_id', chat_id)}",
-            upload,
+        check_id("chat_id", chat_id)
+        message = _Message(
+            self._retry,
+            operation=operations.SEND_FILE,
+            path=self._file_path,
+            chat_id=chat_id,
+            carries=upload,
         )
-        content = Content(file_name=upload.name, file_size=upload.size)
-        return await self._send(chat_id, content, request, self._calls.owner, max_wait, unknown)
+        return await self._send(message, self._calls.owner, max_wait, unknown)
 
     async def _send(
         self,
-        chat_id: int,
-        content: str | Content,
-        request: Request,
+        message: _Message,
         owner: Owner,
         max_wait: float | None,
         unknown: Unknown | None,
         reserve: int | None = None,
     ) -> Receipt:
-        unknown = unknown or self._retry.unknown
+        chat_id = message.chat_id
         scheduler = self._scheduler
-        ticket = scheduler.hand_over(request.operation.name, owner, line=chat_id, reserve=reserve)
-        message = _Sent(self._retry, chat_id=chat_id, content=content, ticket=ticket)
+        ticket = scheduler.hand_over(message.operation.name, owner, line=chat_id, reserve=reserve)
         try:
             while True:
-                verdict, seen = await self._calls.call(ticket, request, message, max_wait)
-                if verdict is Verdict.DONE:
-                    assert isinstance(seen, Answer)  # noqa: S101 - what is done was answered
-                    self._business.remember(Delivery(chat_id, content, ticket.began, ticket.ended))
-                    return Receipt(chat_id, message.requests, "answer", seen.trace_id)
-                self._doubt(message, str(self._calls.error(request.operation, seen)))
-                if unknown == "raise":
+                answer = await self._calls.call(ticket, message, message, max_wait)
+                if isinstance(answer, Answer):
+                    self._delivered(message, ticket)
+                    return Receipt(chat_id, message.requests, "answer", answer.trace_id)
+                seen = answer.seen
+                self._doubt(message, ticket, str(self._calls.error(message.operation, seen)))
+                if (unknown or self._retry.unknown) == "raise":
                     raise self._unknown(message)
-                if await self._arrived(message):
+                if await self._arrived(message, ticket):
                     return Receipt(chat_id, message.requests, "history", None)
-                error = self._calls.error(request.operation, seen, arrived=False)
+                error = self._calls.error(message.operation, seen, arrived=False)
                 pause = message.next_pause()
                 if pause is None:
                     raise error
@@ -127,7 +153,7 @@ class Sending:
                 await scheduler.pause(ticket, pause)
         except asyncio.CancelledError:
             if message.doubt is None and ticket.in_doubt:
-                self._doubt(message, "the call was ended while its request was under way")
+                self._doubt(message, ticket, "the call was ended while its request was under way")
             if not cut_short(ticket):
                 raise
             ended = closed_error() if message.doubt is None else self._unknown(message)
@@ -135,41 +161,48 @@ class Sending:
             if message.doubt is None:
                 scheduler.leave(ticket)
             else:
-                self._leave_in_doubt(message)
+                self._leave_in_doubt(message, ticket)
         raise ended  # here, so that it does not carry aiohttp's frames, and the key
 
-    def _doubt(self, message: _Sent, why: str) -> None:
-        message.doubt = why
+    def _delivered(self, message: _Message, ticket: Ticket) -> None:
+        attempt = ticket.attempt
+        assert attempt is not None  # noqa: S101 - it was answered
+        delivery = Delivery(message.chat_id, message.content(), attempt.began, attempt.ended)
+        self._business.remember(delivery, attempt.ended)
+
+    def _doubt(self, message: _Message, ticket: Ticket, why: str) -> None:
+        message.doubt, message.attempt = why, ticket.attempt
         # Now: settling may take longer than it is remembered.
         message.before = self._business.delivered_to(message.chat_id)
 
-    def _last_moment(self, message: _Sent) -> float:
-        """The last moment at which the Market can have stored it, on the loop's clock."""
-        return message.ticket.ended + self._retry.settle_after
+    def _delivery(self, message: _Message, *, surely: bool) -> Delivery:
+        """What may have been delivered, until the last moment at which it can have been stored."""
+        attempt = message.attempt
+        assert attempt is not None  # noqa: S101 - there is doubt about one
+        until = attempt.ended + self._retry.settle_after
+        return Delivery(message.chat_id, message.content(), attempt.began, until, surely)
 
-    def _leave_in_doubt(self, message: _Sent) -> None:
+    def _leave_in_doubt(self, message: _Message, ticket: Ticket) -> None:
         """Let the chat rest until the message cannot be stored behind the next one any more."""
-        began, until = message.ticket.began, self._last_moment(message)
-        self._business.remember(
-            Delivery(message.chat_id, message.content, began, until, surely=False)
-        )
-        self._scheduler.leave(message.ticket, max(until + APART - self._loop.time(), 0.0))
+        delivery, now = self._delivery(message, surely=False), self._loop.time()
+        self._business.remember(delivery, now)
+        self._scheduler.leave(ticket, max(delivery.ended + APART - now, 0.0))
 
-    async def _arrived(self, message: _Sent) -> bool:
+    async def _arrived(self, message: _Message, ticket: Ticket) -> bool:
         """Settle an unknown outcome from the chat's history.
 
         Raises DeliveryUnknownError where the history cannot tell.
         """
-        ticket = message.ticket
+        until = self._delivery(message, surely=False).ended
         logger.info(
             "chat %d: %s; its history will tell in %.0f s whether the message arrived",
             message.chat_id,
             message.doubt,
             self._retry.settle_after,
         )
-        self._scheduler.hold(ticket, self._last_moment(message))
+        self._scheduler.hold(ticket, until)
         try:
-            await asyncio.sleep(self._last_moment(message) - self._loop.time())
+            await asyncio.sleep(until - self._loop.time())
             message.spent += self._retry.settle_after
             found, why = await self._look_up(message)
         finally:
@@ -181,7 +214,7 @@ class Sending:
         ticket.in_doubt = False
         return found is Found.YES
 
-    async def _look_up(self, message: _Sent) -> tuple[Found, str]:
+    async def _look_up(self, message: _Message) -> tuple[Found, str]:
         reading = Effort(self._retry)
         reading.spent = message.spent
 
@@ -207,12 +240,14 @@ class Sending:
             self._remember_row(message, last_of_shop(rows, wanted.latest))
         return found, Found.UNCLEAR.value
 
-    def _remember_row(self, message: _Sent, moment: float) -> None:
+    def _remember_row(self, message: _Message, moment: float) -> None:
         # When it was stored is known to the second now: what follows is told apart by that.
         clock = clock_of(self._business.readings)
         assert clock is not None  # noqa: S101 - or it could not have been looked up
         began, ended = moment - clock.most, moment + 1 - clock.least
-        self._business.remember(Delivery(message.chat_id, message.content, began, ended))
+        self._business.remember(
+            Delivery(message.chat_id, message.content(), began, ended), self._loop.time()
+        )
 
     async def _read(
         self,
@@ -243,22 +278,21 @@ class Sending:
                 break
         return list(rows.values())
 
-    def _stored(self, message: _Sent) -> tuple[Stored | None, tuple[Stored, ...]]:
+    def _stored(self, message: _Message) -> tuple[Stored | None, tuple[Stored, ...]]:
         """The message as it would be stored, and what was sent to its chat shortly before."""
         clock = clock_of(self._business.readings)
         if clock is None:
             return None, ()
         # Both clocks have run on since the attempt began, but one may have been set, or the machine
         # have slept: looked for is whatever either of then and now would make of it.
-        clock = clock.or_else(clock_of(message.ticket.readings) or clock)
-        wanted = Delivery(
-            message.chat_id, message.content, message.ticket.began, self._last_moment(message)
-        )
-        return wanted.on(clock), tuple(delivery.on(clock) for delivery in message.before)
+        assert message.attempt is not None  # noqa: S101 - there is doubt about one
+        clock = clock.or_else(clock_of(message.attempt.readings) or clock)
+        wanted = self._delivery(message, surely=True).on(clock)
+        return wanted, tuple(delivery.on(clock) for delivery in message.before)
 
-    def _unknown(self, message: _Sent) -> DeliveryUnknownError:
+    def _unknown(self, message: _Message) -> DeliveryUnknownError:
         wanted, before = self._stored(message)
-        content = message.content
+        content = message.content()
         if isinstance(content, str):
             content = Content(text=content)
         pending = Pending(

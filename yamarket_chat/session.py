@@ -31,7 +31,7 @@ from .arguments import (
     distinct,
 )
 from .business import Business, attach
-from .calls import Calls, Request, Retry, running_task
+from .calls import Calls, Question, Retry, running_task
 from .download import LARGEST_DOWNLOAD, download
 from .errors import InvalidArgumentError, SessionClosedError
 from .exchange import Exchange
@@ -462,7 +462,7 @@ class ChatSession:
         operation = operations.other(
             method, repeatable=method == "GET" if repeatable is None else repeatable
         )
-        request = Request(operation, target.raw_path, target.raw_query_string, body)
+        request = Question(operation, target.raw_path, target.raw_query_string, body)
         return await self._open().calls.ask(request, self._wait(max_wait))
 
     def send_many(
@@ -520,7 +520,7 @@ class ChatSession:
         if "{business_id}" in path:
             path = path.format(business_id=self._business())
         body = b"" if content is None else msgspec.json.encode(content)
-        request = Request(operation, path, query, body)
+        request = Question(operation, path, query, body)
         return await self._open().calls.ask(request, self._wait(max_wait))
 
     def _business(self) -> int:
