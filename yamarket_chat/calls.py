@@ -94,10 +94,6 @@ class Verdict(enum.Enum):
     UNKNOWN = "nothing tells whether it was carried out"
 
 
-# CPython 3.11 looks a member of an Enum up in Python's own time: 1 % of a send.
-_DONE = Verdict.DONE
-
-
 def judge(seen: Answer | NoAnswer) -> Verdict:
     """What an attempt of which this was seen came to.
 
@@ -118,7 +114,7 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
             return Verdict.REFUSED
         return Verdict.UNKNOWN if seen.left else Verdict.NOT_CARRIED_OUT
     if seen.status == 200:
-        return _DONE if _status(seen.form) == "OK" else Verdict.UNKNOWN
+        return Verdict.DONE if is_done(seen) else Verdict.UNKNOWN
     if seen.status == 420 or (seen.status == 503 and seen.form is not None):
         return Verdict.NOT_CARRIED_OUT
     return Verdict.REFUSED if 400 <= seen.status < 500 else Verdict.UNKNOWN
@@ -130,13 +126,15 @@ class Unclear(msgspec.Struct, frozen=True):
     seen: Answer | NoAnswer
 
 
-def _status(form: Any) -> Any:
-    if form is None:
-        return None
+def is_done(answer: Answer) -> bool:
+    """Whether `judge` says so. A member of an Enum is slow to come by: 1 % of a send."""
+    form = answer.form
+    if answer.status != 200 or form is None:
+        return False
     if isinstance(form, msgspec.Struct):
-        return form.status  # type: ignore[attr-defined]
+        return form.status == "OK"  # type: ignore[attr-defined, no-any-return]
     # Methods other than those of the chats are not decoded into a form of ours.
-    return form.get("status", "OK") if isinstance(form, dict) else "OK"
+    return not isinstance(form, dict) or form.get("status", "OK") == "OK"
 
 
 _decoders = {name: decoder(operation.answer) for name, operation in OPERATIONS.items()}
@@ -318,9 +316,9 @@ class Calls:
                 if seen.status != 420:
                     headers = seen.headers if operation.limit else _NO_HEADERS
                     self._scheduler.answered(ticket, attempt, headers)
+                if is_done(seen):
+                    return seen
             verdict = judge(seen)
-            if isinstance(seen, Answer) and verdict is _DONE:
-                return seen
             if isinstance(seen, Answer) and seen.status == 420:
                 await self._refused(ticket, attempt, operation, seen)
                 continue

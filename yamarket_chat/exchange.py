@@ -7,7 +7,6 @@ carry the headers of the request, and so the key.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -41,8 +40,12 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     @property
     def trace_id(self) -> str | None:
         """The id by which the Market finds the request: from `traceparent`, 00-<trace>-…"""
-        parent = self.headers.get(_TRACEPARENT)
-        return parent[3:35] if parent is not None and _TRACE_PARENT.match(parent) else None
+        trace = self.headers.get(_TRACEPARENT, "")[3:35]
+        try:
+            # What is no id is not shown: it may echo the key.
+            return trace if len(bytes.fromhex(trace)) == 16 else None
+        except ValueError:
+            return None
 
 
 class NoAnswer(msgspec.Struct, frozen=True):
@@ -58,7 +61,6 @@ KEPT_FOR = 4.0
 close one. A request that meets a closing connection has an unknown outcome, and costs 15 s."""
 
 _TRACEPARENT = istr("traceparent")
-_TRACE_PARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-")
 
 Decode = Callable[[bytes], Any]
 """Reads a body into a form; None where it has another."""
@@ -141,22 +143,28 @@ class Leaving(payload.Payload):
 
 
 class Body(Leaving):
-    """Some JSON. aiohttp's own BytesPayload takes a step more to write it, 1 % of a send."""
+    """Some JSON.
 
+    aiohttp's own BytesPayload makes headers for each, and takes a step more to write them: 2 % of a
+    send.
+    """
+
+    _value: bytes
+    _headers = CIMultiDict({"Content-Type": "application/json"})
+    _encoding = _filename = None
     _autoclose = True
 
     def __init__(self, content: bytes) -> None:
-        super().__init__(content, content_type="application/json")
+        self._value = content
         self._size = len(content)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Its text."""
-        return str(self._value, encoding, errors)
+        return self._value.decode(encoding, errors)
 
     async def write(self, writer: Any) -> None:
         """Write it."""
-        self.leave(writer)
-        await writer.write(self._value)
+        await self.write_with_length(writer, None)
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write it: its length was told before."""

@@ -291,7 +291,6 @@ class Window:
     def answered(self, attempt: Attempt, headers: Mapping[str, str]) -> None:
         """An answer came that is no refusal of this window."""
         self._ended(attempt, headers.get(LIMIT_HEADER))
-        text = headers.get(REMAINING_HEADER)
         others = self._others
         if others is not None:
             if attempt.number < others.as_of:
@@ -299,17 +298,16 @@ class Window:
             if attempt.probe:
                 others = self._others = None
                 self._blind_pause = FIRST_BLIND_PAUSE
-        remaining = _number(text)
+        remaining = _number(headers.get(REMAINING_HEADER))
         if remaining is None:
             return
         market_limit = self._market_limit
         missing = market_limit - remaining - attempt.taken
         least: float = missing - (self._departures - attempt.number)
+        if others is None and least <= 0:
+            return  # all that is missing can be our own
         most: float = missing + attempt.overlapping
-        if others is None:
-            if least <= 0:
-                return  # all that is missing can be our own
-        elif others.until > self._loop.time():
+        if others is not None and others.until > self._loop.time():
             # What was known still holds: keep the tighter bound where the two agree.
             least = min(max(others.least, least), most)
             most = max(min(others.most, most), least)

@@ -137,7 +137,12 @@ class Sending:
             while True:
                 answer = await self._calls.call(ticket, message, message, max_wait)
                 if isinstance(answer, Answer):
-                    self._delivered(message, ticket)
+                    attempt = ticket.attempt
+                    assert attempt is not None  # noqa: S101 - it was answered
+                    self._business.remember(
+                        Delivery(chat_id, message.content(), attempt.began, attempt.ended),
+                        attempt.ended,
+                    )
                     return Receipt(chat_id, message.requests, "answer", answer.trace_id)
                 seen = answer.seen
                 self._doubt(message, ticket, str(self._calls.error(message.operation, seen)))
@@ -163,12 +168,6 @@ class Sending:
             else:
                 self._leave_in_doubt(message, ticket)
         raise ended  # here, so that it does not carry aiohttp's frames, and the key
-
-    def _delivered(self, message: _Message, ticket: Ticket) -> None:
-        attempt = ticket.attempt
-        assert attempt is not None  # noqa: S101 - it was answered
-        delivery = Delivery(message.chat_id, message.content(), attempt.began, attempt.ended)
-        self._business.remember(delivery, attempt.ended)
 
     def _doubt(self, message: _Message, ticket: Ticket, why: str) -> None:
         message.doubt, message.attempt = why, ticket.attempt

@@ -553,9 +553,12 @@ class ChatSession:
         return self._opened
 
     def _sending(self) -> Sending:
-        opened = self._open()
-        if opened.sending is None:
+        opened = self._opened
+        if self._closed or opened is None or opened.sending is None:
+            opened = self._open()
             opened.sending = Sending(opened.calls, opened.business, self._business(), self._retry)
+        else:
+            opened.calls.check_loop()
         return opened.sending
 
 
