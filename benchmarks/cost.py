@@ -22,10 +22,11 @@ retries. `send_many` has at most 256 messages in hand, whatever may be under way
 Each client has several processes, one after the other, and takes its turn several times in each.
 glibc's allocator is set alike for all (`MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`): by
 itself it decides by chance whether each read costs three system calls, up to a quarter of a
-request, for any client.
+request, for any client. And the server never sleeps while times are taken: on loopback a client
+pays for waking it, up to an eighth of a request by how deep it sleeps, and over a network it does
+not.
 
-Instructions say nothing of the caches, which a client has to share with aiohttp. Those of httpx are
-not counted: it would take half an hour.
+Instructions say nothing of the caches, which a client has to share with aiohttp.
 """
 TARGET = 1.05
 
@@ -52,14 +53,15 @@ SIZES = {
 
 
 def steps(size: Size) -> int:
-    counted = len(size.counted_at) * len(_counted(rivals.available())) if has_callgrind() else 0
+    counted = len(size.counted_at) * len(rivals.available()) if has_callgrind() else 0
     return len(size.at_once) * size.rounds * size.turns + counted
 
 
 def run(size: Size, step: Step) -> Figures:
     names = rivals.available()
-    with server() as url:
+    with server(awake=True) as url:
         times = [row for at_once in size.at_once for row in _times(names, url, at_once, size, step)]
+    with server() as url:
         counts = list(_counts(names, url, size, step)) if has_callgrind() else []
     return {"times": times, "instructions": counts}
 
@@ -87,19 +89,16 @@ def _times(
         }
 
 
-def _counted(names: list[str]) -> list[str]:
-    # valgrind is fifty times slower: the slow ones would take half an hour.
-    return [name for name in names if name not in rivals.SLOW]
-
-
 def _counts(names: list[str], url: str, size: Size, step: Step) -> Iterable[dict[str, object]]:
-    names = _counted(names)
     # Counting does not mind company: valgrind runs one thread at a time.
     with ThreadPoolExecutor(2) as pool:
         for at_once in size.counted_at:
 
             def count(name: str, at_once: int = at_once) -> float:
-                counted = instructions_a_message(name, url, at_once, size.lengths)
+                short, long = size.lengths
+                if name in rivals.SLOW:
+                    short, long = short // 8, long // 8
+                counted = instructions_a_message(name, url, at_once, (short, long))
                 step(f"cost: instructions of {name}")
                 return counted
 

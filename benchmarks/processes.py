@@ -60,9 +60,13 @@ def answer(*arguments: object, bytecode: str | None = None) -> Any:
 
 
 @contextmanager
-def server() -> Iterator[str]:
-    """A lean server in a process of its own; its address."""
-    with _started(python("-m", "benchmarks.server")) as process:
+def server(*, awake: bool = False) -> Iterator[str]:
+    """A lean server in a process of its own; its address.
+
+    One that is awake takes a core for itself. Whoever sends to one that sleeps pays for waking it,
+    by chance up to an eighth of a request, which nobody does over a network.
+    """
+    with _started(python("-m", "benchmarks.server", *(["awake"] if awake else []))) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
 

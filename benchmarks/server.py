@@ -1,6 +1,7 @@
 """The leanest server that answers like the Market: no limits, no state, the same headers.
 
-`python -m benchmarks.server` prints its address and serves until its stdin is closed.
+`python -m benchmarks.server` prints its address and serves until its stdin is closed; with `awake`
+behind it without ever sleeping meanwhile.
 """
 
 from __future__ import annotations
@@ -74,13 +75,21 @@ async def listen(seen: list[bytes] | None = None) -> tuple[asyncio.Server, str]:
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def main() -> None:
+async def _stay_awake() -> None:
+    while True:  # noqa: ASYNC110 - nothing is waited for
+        await asyncio.sleep(0)
+
+
+async def main(*, awake: bool) -> None:
     """Serve until stdin is closed."""
     server, url = await listen()
-    async with server:
+    async with server, asyncio.TaskGroup() as group:
         print(url, flush=True)
+        busy = group.create_task(_stay_awake()) if awake else None
         await asyncio.to_thread(sys.stdin.read)
+        if busy is not None:
+            busy.cancel()
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(main(awake="awake" in sys.argv))

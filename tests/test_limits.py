@@ -237,6 +237,21 @@ async def test_a_place_in_the_window_is_taken_until_its_time_after_the_answer() 
         assert second - first >= 28.0
 
 
+@pytest.mark.parametrize("looks", range(0, 60, 2))
+def test_a_lone_call_leaves_though_its_place_becomes_free_while_it_is_looked_at(looks: int) -> None:
+    async def main() -> None:
+        async with Sandbox() as market:
+            async with session_of(market, limits=limits(1, per=5.0)) as session:
+                await session.send_message(1, "a")
+                answered = now()
+                await asyncio.sleep(5.0 - looks * virtual.CreepingLoop.LOOK)
+                await session.send_message(2, "b", max_wait=1)
+                assert now() - answered < 5.5
+
+    with asyncio.Runner(loop_factory=virtual.CreepingLoop) as runner:
+        runner.run(main())
+
+
 async def test_a_request_without_an_answer_keeps_its_parallel_place_until_its_cut_off() -> None:
     plan = {1: Fault("no_answer")}
     async with Sandbox(faults=plan) as market:

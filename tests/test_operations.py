@@ -1634,6 +1634,27 @@ async def test_no_part_of_the_key_is_left_where_an_excerpt_ends(start: int) -> N
         assert KEY[:12] not in str(error)
 
 
+HEX_KEY = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [HEX_KEY, f"00-{HEX_KEY}-01", f"00-{TRACE[:-1]}g-b7ad6b7169203331-01", f"00-{TRACE}", "00--"],
+)
+async def test_a_header_that_is_no_trace_is_not_shown_as_one(traceparent: str) -> None:
+    def reply(asked: Asked) -> web.Response:
+        return says({"status": "ERROR"}, 400, traceparent=traceparent)
+
+    async with (
+        market_that(reply) as market,
+        ChatSession(HEX_KEY, BUSINESS, base_url=market.url) as session,
+    ):
+        error = await error_of(session.send_message(17, "hi"))
+    assert isinstance(error, ApiError)
+    assert error.trace_id is None
+    assert HEX_KEY[:8] not in str(error)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

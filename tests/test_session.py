@@ -278,6 +278,26 @@ async def test_a_business_id_is_missed_only_by_a_method_that_needs_it(
 # The key
 
 
+async def test_a_middleware_of_the_callers_aiohttp_session_may_look_at_a_message() -> None:
+    seen: list[Any] = []
+
+    async def look(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        body = request.body
+        assert isinstance(body, aiohttp.Payload)
+        shown = {name: getattr(body, name) for name in vars(aiohttp.BytesPayload(b""))}
+        seen.append((await body.as_bytes(), body.decode(), body.size, body.content_type, shown))
+        return await handler(request)
+
+    async with Sandbox() as market, aiohttp.ClientSession(middlewares=[look]) as http:
+        async with session_of(market, http=http) as session:
+            await session.send_message(1, "hello")
+        assert texts(market, 1) == ["hello"]
+    text = '{"message":"hello"}'
+    assert seen[0][:4] == (text.encode(), text, len(text), "application/json")
+
+
 async def secret_places(error: BaseException) -> str:
     """All that a log, a traceback or a tracker of errors would show."""
     shown = []

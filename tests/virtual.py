@@ -78,3 +78,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """asyncio.run() on a virtual clock."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         return runner.run(main)
+
+
+class CreepingLoop(VirtualLoop):
+    """Time passes with each look at the clock, as it does for real, only more of it."""
+
+    LOOK = 1e-4
+
+    def time(self) -> float:
+        self._virtual.now += self.LOOK
+        return self._virtual.now

@@ -308,6 +308,7 @@ class Calls:
             except BaseException:
                 self._unanswered(ticket, attempt, body.left)
                 raise
+            del body  # or it would be kept while the call pauses
             if isinstance(seen, NoAnswer):
                 self._unanswered(ticket, attempt, seen.left)
             else:

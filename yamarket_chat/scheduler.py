@@ -471,16 +471,19 @@ class Scheduler:
     def _arm(self) -> None:
         """Set the timer to the next moment at which time alone lets somebody go."""
         now = self._loop.time()
-        waits = [self._rests_end[0][0] - now] if self._rests_end else []
+        # Time does not stand still while one looks: what was refused a moment ago may be due.
+        waits = [max(self._rests_end[0][0] - now, SHORTEST_WAIT)] if self._rests_end else []
         place = self._places.wait()
-        if place:
+        if place is not None and place > 0:
             waits.append(place)
         elif place is not None:
-            waits += [
-                queue.window.wait(0, head.reserve or 0)
-                for queue in self._queues.values()
-                for head in queue.heads()
-            ]
+            for queue in self._queues.values():
+                for head in queue.heads():
+                    reserve = head.reserve or 0
+                    wait = queue.window.wait(0, reserve)
+                    if wait <= 0 and queue.window.admits(self._loop.time(), reserve):
+                        wait = SHORTEST_WAIT
+                    waits.append(wait)
         # A wait of 0 that was not granted ends with an answer, not with time.
         waits = [wait for wait in waits if wait > 0]
         if not waits:
