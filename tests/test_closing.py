@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from types import SimpleNamespace
@@ -688,6 +689,39 @@ async def test_a_read_is_ended_too(call: Awaiting) -> None:
         await session.close(grace=1.0)
         assert now() < 1.6
         assert isinstance(await reading, CLOSED)
+
+
+def modules_held_by(error: BaseException | None) -> set[str]:
+    """Of the frames that an error keeps alive, with all that is in them."""
+    held = set()
+    while error is not None:
+        held |= {
+            str(frame.f_globals["__name__"]).partition(".")[0]
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        }
+        error = error.__cause__ or error.__context__
+    return held
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda session: session.send_message(CHAT, "hi"), UNKNOWN),
+        (lambda session: session.get_chat(CHAT), CLOSED),
+    ],
+)
+async def test_what_closing_raises_holds_nothing_of_a_request_with_the_key(
+    call: Awaiting, kind: type[Exception]
+) -> None:
+    async with a_market(latency=8.0) as market:
+        session = session_of(market)
+        calling = asyncio.create_task(outcome_of(call(session)))
+        await asyncio.sleep(0.5)
+        await session.close(grace=1.0)
+        error = await calling
+        assert isinstance(error, kind)
+        assert "yamarket_chat" in modules_held_by(error)
+        assert "aiohttp" not in modules_held_by(error)
 
 
 async def test_a_request_whose_closing_was_cut_off_ends_in_its_time() -> None:

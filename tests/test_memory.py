@@ -17,8 +17,16 @@ import pytest
 import yamarket_chat
 from tests import virtual
 from tests.helpers import HOUR, RAISE_UNKNOWN, outcome_of, session_of
-from yamarket_chat import ChatSession, Limits, OutgoingMessage, Rate, SessionClosedError
+from yamarket_chat import (
+    ChatError,
+    ChatSession,
+    Limits,
+    OutgoingMessage,
+    Rate,
+    SessionClosedError,
+)
 from yamarket_chat.sandbox import Fault, Sandbox
+from yamarket_chat.scheduler import Ticket
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -211,6 +219,21 @@ async def test_cancelled_calls_leave_nothing_behind_while_others_wait(traced: No
         await start_and_cancel()
         assert (memory() - before) / 4000 < 10
         await end(session, blocked)
+
+
+async def test_an_error_that_is_kept_keeps_no_other_call_of_its_chat() -> None:
+    async with Sandbox(faults={1: Fault("status", status=400)}) as market:
+        async with session_of(market) as session:
+            calls = [
+                asyncio.create_task(outcome_of(session.send_message(1, f"{i}"))) for i in range(50)
+            ]
+            error, *receipts = await asyncio.gather(*calls)
+            assert isinstance(error, ChatError)
+            assert len(receipts) == 49
+            del calls, receipts
+            gc.collect()
+            kept = [thing for thing in gc.get_objects() if type(thing) is Ticket]
+            assert len(kept) <= 1  # the error's own
 
 
 def imported_by(statement: str) -> set[str]:

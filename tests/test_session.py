@@ -43,6 +43,7 @@ from yamarket_chat import (
     ConnectionFailedError,
     DeliveryUnknownError,
     ErrorDetail,
+    File,
     ForbiddenError,
     InvalidArgumentError,
     LimitExceededError,
@@ -658,7 +659,10 @@ tUxC1U/thdmkk96vUNcTzFUCmWlZBRxE0PMiCUai
 """
 
 
-async def test_a_certificate_that_does_not_hold_is_raised_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["message", "file of a chat"])
+async def test_a_certificate_that_does_not_hold_is_raised_at_once(
+    what: str, tmp_path: Path
+) -> None:
     (tmp_path / "both.pem").write_text(CERTIFICATE)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "both.pem")
@@ -668,7 +672,10 @@ async def test_a_certificate_that_does_not_hold_is_raised_at_once(tmp_path: Path
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     began = now()
     async with ChatSession(KEY, 1, base_url=url) as session:
-        error = await error_of(session.send_message(1, "a"))
+        if what == "message":
+            error = await error_of(session.send_message(1, "a"))
+        else:
+            error = await error_of(session.download(File(name="x", url=f"{url}/x", size=1)))
     server.close()
     assert isinstance(error, ConnectionFailedError)
     assert error.sent is False
