@@ -40,14 +40,14 @@ class Size:
     """In each turn, at least: short turns, and many, or a neighbour's burst hits one client."""
     turns: int
     rounds: int
-    """Of fresh processes: what chance gave one of them, up to 10 % at 512 at once, stays for as long
-    as it lives."""
+    """Of fresh processes: what chance gave one of them, up to a tenth, stays for as long as it
+    lives."""
     counted_at: tuple[int, ...]
     lengths: tuple[int, int] = (200, 1200)
 
 
 SIZES = {
-    "full": Size((1, 4, 64, 512), messages=1024, turns=3, rounds=14, counted_at=(1, 64)),
+    "full": Size((1, 4, 64, 512), messages=1024, turns=4, rounds=9, counted_at=(1, 64)),
     "quick": Size((1, 4, 64, 512), messages=256, turns=3, rounds=2, counted_at=(1,)),
     "tiny": Size((4,), messages=8, turns=1, rounds=1, counted_at=()),
 }

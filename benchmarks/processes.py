@@ -119,6 +119,8 @@ def taking_turns(
             )
             for name in names
         }
+        for worker in workers.values():
+            worker.send(at_once)  # so that all of them have started before the first turn
         for turn in range(turns):
             first = turn % len(names)
             took = {
