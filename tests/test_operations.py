@@ -1615,6 +1615,7 @@ async def test_a_page_of_html_is_told_in_short(status: int) -> None:
     assert cast(Any, error).status == status
     # What a balancer says does not tell what the Market did.
     assert error.sent is (False if status == 404 else None)
+    assert cast(Any, error).retry_after == (None if status == 404 else 60.0)
     assert title in str(error)
     assert len(str(error)) < 1000
     assert str(error).isprintable()

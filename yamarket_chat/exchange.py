@@ -153,6 +153,7 @@ class Body(Leaving):
     """
 
     _value: bytes
+    # Those of all bodies, so that nobody may change them.
     _headers: Any = CIMultiDictProxy(CIMultiDict({"Content-Type": "application/json"}))
     _encoding = _filename = None
     _autoclose = True
