@@ -15,7 +15,7 @@ from yamarket_chat.sandbox import Sandbox
 
 HOUR = 3600.0
 KEY = "ACMA:kept-secret:0123456789"
-RAISE_UNKNOWN = Retry(unknown="raise")
+RAISE_UNKNOWN = Retry(on_unknown="raise")
 
 
 def now() -> float:

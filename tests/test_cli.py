@@ -280,7 +280,7 @@ async def test_ctrl_c_between_attempts_says_that_nothing_was_sent() -> None:
 def test_an_unknown_outcome_says_that_it_may_have_arrived(
     monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]
 ) -> None:
-    pending = Pending(business_id=1, chat_id=7, text="hello", attempts=1, seen="a reset")
+    pending = Pending(business_id=1, chat_id=7, text="hello", requests=1, seen="a reset")
 
     async def nobody_knows(self: ChatSession, chat_id: int, text: str) -> None:
         raise DeliveryUnknownError("chat 7: nothing tells", pending=pending)

@@ -31,10 +31,10 @@ from tests.test_cli import (
 from yamarket_chat import (
     ChatSession,
     DeliveryUnknownError,
-    Outcome,
     OutgoingMessage,
     QuotaStatus,
     Rate,
+    Unknown,
 )
 from yamarket_chat.cli.progress import seconds_to_go
 from yamarket_chat.cli.records import BadFile, Format, Record, read
@@ -191,8 +191,8 @@ async def what_is_unknown_is_settled_by_resume(tmp_path: Path) -> None:
                 for record in read(Path(file).read_bytes(), file):
                     message = OutgoingMessage(record.chat_id, record.text)
                     with pytest.raises(DeliveryUnknownError) as caught:
-                        await session.send_message(*messages[record.number - 1], unknown="raise")
-                    writing.add(line_of(record, Outcome(message, error=caught.value)))
+                        await session.send_message(*messages[record.number - 1], on_unknown="raise")
+                    writing.add(line_of(record, Unknown(message, caught.value)))
         assert {line["status"] for line in lines_of(report)} == {"unknown"}
         resumed = await start_and_end(
             "send-many", file, "--resume", str(report), **variables_of(market)

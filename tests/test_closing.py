@@ -171,7 +171,7 @@ async def test_a_message_of_a_task_that_was_cancelled_before() -> None:
         task = asyncio.create_task(says_goodbye(session))
         await asyncio.sleep(1.0)
         task.cancel()
-        assert (await task).attempts == 2
+        assert (await task).requests == 2
         assert texts(market, CHAT) == ["goodbye"]
 
 
@@ -344,7 +344,7 @@ async def test_settling_a_pending_one_gets_the_grace() -> None:
     async with a_market(None, AFTER) as market:
         session = session_of(market)
         await session.send_message(OTHER_CHAT, "tells the time")
-        outcome = await outcome_of(session.send_message(CHAT, "hi", unknown="raise"))
+        outcome = await outcome_of(session.send_message(CHAT, "hi", on_unknown="raise"))
         assert isinstance(outcome, UNKNOWN)
         await asyncio.sleep(60.0)
         settling = asyncio.create_task(session.settle(outcome.pending))
@@ -358,7 +358,7 @@ async def test_settling_a_pending_one_that_waits_ends_with_the_session(grace: fl
     async with a_market(None, AFTER) as market:
         session = session_of(market)
         await session.send_message(OTHER_CHAT, "tells the time")
-        outcome = await outcome_of(session.send_message(CHAT, "hi", unknown="raise"))
+        outcome = await outcome_of(session.send_message(CHAT, "hi", on_unknown="raise"))
         assert isinstance(outcome, UNKNOWN)
         settling = asyncio.create_task(outcome_of(session.settle(outcome.pending)))  # type: ignore[arg-type]
         await asyncio.sleep(5.0)  # the Market may yet be at it
@@ -467,7 +467,7 @@ async def test_whoever_takes_outcomes_is_told_that_the_session_was_closed(
         # Not as if the messages had come to their end.
         with pytest.raises(CLOSED):
             await taking
-        delivered = {o.message.text for o in outcomes if o.receipt}
+        delivered = {o.message.text for o in outcomes if o.status == "delivered"}
         assert {m.text for c in market.chat_ids for m in market.messages(c)} == delivered
 
 
@@ -502,7 +502,7 @@ async def test_the_session_may_be_closed_while_outcomes_are_taken() -> None:
                     await session.close()
         except CLOSED:
             pass
-        delivered = [outcome.message.text for outcome in outcomes if outcome.receipt]
+        delivered = [outcome.message.text for outcome in outcomes if outcome.status == "delivered"]
         stored = {m.text for c in market.chat_ids for m in market.messages(c)}
         assert len(delivered) == len(set(delivered))
         assert set(delivered) == stored

@@ -574,12 +574,12 @@ def odd_answers(draw: st.DrawFn) -> tuple[int | None, bytes]:
 
 
 FIRST = datetime(1970, 1, 1, tzinfo=UTC)
-PENDING = Pending(business_id=BUSINESS, chat_id=17, text="hi", attempts=1, seen="", since=FIRST)
+PENDING = Pending(business_id=BUSINESS, chat_id=17, text="hi", requests=1, seen="", since=FIRST)
 
 EVERY_METHOD: dict[str, Callable[[ChatSession, str, Path], Awaitable[Any]]] = {
     "send_message": lambda session, url, folder: session.send_message(17, "hi"),
     "send_message, raise": lambda session, url, folder: session.send_message(
-        17, "hi", unknown="raise"
+        17, "hi", on_unknown="raise"
     ),
     "send_file": lambda session, url, folder: session.send_file(17, b"hi", filename="hi.txt"),
     "send_many": lambda session, url, folder: listed(

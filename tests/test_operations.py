@@ -36,8 +36,8 @@ from yamarket_chat import (
     LimitExceededError,
     Limits,
     LockedError,
+    MaxWaitExceededError,
     NotFoundError,
-    QuotaExceededError,
     Rate,
     Receipt,
     Retry,
@@ -182,12 +182,12 @@ async def test_creating_a_chat_is_repeated_and_makes_one() -> None:
         lambda session: session.create_chat(order_id=1, return_id=1),
         lambda session: session.create_chat(order_id=0),
         lambda session: session.create_chat(order_id=2**63),
-        lambda session: session.create_chat(return_id="5"),
+        lambda session: session.create_chat(return_id="R5"),
         lambda session: session.create_chat(order_id=True),
         lambda session: session.get_chat(0),
         lambda session: session.get_chat(None),
         lambda session: session.get_message(17, -1),
-        lambda session: session.get_message("17", 1),
+        lambda session: session.get_message("17.0", 1),
         lambda session: listed(session.history(0)),
         lambda session: listed(session.history(17, message_id_from=0)),
         lambda session: listed(session.chats(statuses=[])),
@@ -201,7 +201,7 @@ async def test_creating_a_chat_is_repeated_and_makes_one() -> None:
         lambda session: listed(session.chats(statuses=ChatStatus.NEW)),
         lambda session: listed(session.chats(order_ids=55)),
         lambda session: listed(session.chats(order_ids=[0])),
-        lambda session: listed(session.chats(return_ids=["55"])),
+        lambda session: listed(session.chats(return_ids=["fifty"])),
         lambda session: session.token(max_wait=-1),
         lambda session: session.get_chat(17, max_wait="soon"),
     ],
@@ -562,7 +562,7 @@ async def test_a_file_is_sent_from_wherever_it_is(tmp_path: Path) -> None:
         async with Sandbox() as market, session_of(market) as session:
             for source, name in sources:
                 receipt = await session.send_file(17, source, filename=name)
-                assert (receipt.chat_id, receipt.attempts) == (17, 1)
+                assert (receipt.chat_id, receipt.requests) == (17, 1)
                 assert receipt.confirmed_by == "answer"
                 assert await content_of(session, market) == CONTENT
             assert set(stored_files(market)) == {("накладная.pdf", len(CONTENT))}
@@ -647,7 +647,7 @@ async def test_a_stream_that_cannot_be_wound_back_is_sent_whole_and_again() -> N
         receipt = await session.send_file(
             17, cast(BinaryIO, io.BufferedReader(Pipe(CONTENT))), filename="x.bin"
         )
-        assert receipt.attempts == 2
+        assert receipt.requests == 2
         assert await content_of(session, market) == CONTENT
 
 
@@ -757,7 +757,7 @@ async def test_a_file_that_could_not_go_can_be_sent_later_from_where_it_stood(
         async with Sandbox() as market, session_of(market, limits=limits) as session:
             await session.send_file(18, b"x", filename="x")
             error = await error_of(session.send_file(17, file, max_wait=1))
-            assert isinstance(error, QuotaExceededError)
+            assert isinstance(error, MaxWaitExceededError)
             assert isinstance(await error_of(session.send_file(0, file)), InvalidArgumentError)
             await session.send_file(17, file)
             assert await content_of(session, market) == CONTENT
@@ -786,7 +786,7 @@ async def test_a_file_is_read_in_pieces_and_once_for_each_attempt() -> None:
         for attempts in (1, 2):
             file = Counted(content)
             receipt = await session.send_file(17, file, filename="x.bin")
-            assert receipt.attempts == attempts
+            assert receipt.requests == attempts
             assert file.delivered == attempts * len(content)
             assert file.largest <= 2**17
             assert await content_of(session, market) == content
@@ -836,7 +836,7 @@ async def test_a_file_of_unknown_outcome_arrives_once(when: Any, tmp_path: Path)
         assert stored_files(market) == [("накладная.pdf", len(CONTENT))]
         assert await content_of(session, market) == CONTENT
         assert receipt.confirmed_by == ("history" if when == "after" else "answer")
-        assert receipt.attempts == (1 if when == "after" else 2)
+        assert receipt.requests == (1 if when == "after" else 2)
 
 
 async def test_files_and_texts_of_a_chat_keep_their_order() -> None:
@@ -1685,7 +1685,7 @@ async def test_a_broken_answer_that_echoes_the_key_does_not_show_it(
         file = File(name="x", url=f"{url}/f", size=1)
         calls: list[Callable[[], Awaitable[Any]]] = [
             lambda: session.get_chat(17),
-            lambda: session.send_message(17, "hi", unknown="raise"),
+            lambda: session.send_message(17, "hi", on_unknown="raise"),
             lambda: session.send_message(18, "hi"),
             lambda: session.request("GET", "/v2/x"),
             lambda: session.download(file, tmp_path / "x"),

@@ -16,7 +16,7 @@ import pytest
 
 from tests.sandbox_client import seller_of
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Sandbox
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.sandbox_client import Answer, Seller, seller_of
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Refusals, Sandbox
 from yamarket_chat.sandbox.limits import FixedWindow, RollingWindow
 

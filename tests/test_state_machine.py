@@ -174,7 +174,7 @@ class Delivery(RuleBasedStateMachine):
 
     async def carry_out(self, message: Message, session: ChatSession, raises: bool) -> None:
         unknown: Literal["raise", "settle"] = "raise" if raises else "settle"
-        sending = session.send_message(message.chat_id, message.text, unknown=unknown)
+        sending = session.send_message(message.chat_id, message.text, on_unknown=unknown)
         [outcome] = await asyncio.gather(sending, return_exceptions=True)
         message.ended = self.loop.time()
         if isinstance(outcome, DeliveryUnknownError):

@@ -16,10 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from yamarket_chat.calls import Retry
-from yamarket_chat.models import Outcome, OutgoingMessage
-from yamarket_chat.operations import Rate
-from yamarket_chat.quota import Limits
+from yamarket_chat.limits import Limits, Rate
+from yamarket_chat.receipts import OutgoingMessage, Refused, Unknown
+from yamarket_chat.retry import Retry
 from yamarket_chat.sandbox import Fault, Sandbox, StoredMessage, numbered_faults
 from yamarket_chat.sandbox.faults import FaultPlan
 from yamarket_chat.session import ChatSession
@@ -156,9 +155,9 @@ def _somewhere(faults: Sequence[Fault]) -> FaultPlan:
     return numbered_faults(dict(zip(numbers, faults, strict=True)), operation="send_message")
 
 
-async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Outcome]:
+async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Refused | Unknown]:
     """Send everything; the outcomes of what was not delivered. Counts how the rest was settled."""
-    failed = []
+    failed: list[Refused | Unknown] = []
     progress = Progress(
         TextColumn("Sending"),
         BarColumn(),
@@ -179,11 +178,11 @@ async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Outc
         async with session:
             async for outcome in session.send_many(plan.messages()):
                 progress.advance(bar)
-                if outcome.receipt is None:
+                if outcome.status != "delivered":
                     failed.append(outcome)
                 elif outcome.receipt.confirmed_by == "history":
                     settled["history"] += 1
-                elif outcome.receipt.attempts > 1:
+                elif outcome.receipt.requests > 1:
                     settled["again"] += 1
     return failed
 
@@ -205,10 +204,10 @@ def _read(plan: Plan, market: Sandbox) -> Books:
     )
 
 
-def _problems(plan: Plan, books: Books, failed: list[Outcome]) -> list[str]:
+def _problems(plan: Plan, books: Books, failed: list[Refused | Unknown]) -> list[str]:
     """Where the books say something else than what was promised, a line each."""
     problems = []
-    errors = [console.describe(outcome.error) for outcome in failed if outcome.error]
+    errors = [console.describe(outcome.error) for outcome in failed]
     if errors:
         problems.append(f"not known to be delivered: {len(errors)}, the first: {errors[0]}")
     missing: list[str] = []

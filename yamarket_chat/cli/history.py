@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from yamarket_chat.arguments import BASE_URL
-from yamarket_chat.models import Message, Page
+from yamarket_chat.listing import Page
+from yamarket_chat.models import Message
 
 from . import console, options, waiting
 from .conversation import show

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from yamarket_chat.calls import Retry
 from yamarket_chat.errors import InvalidArgumentError
+from yamarket_chat.retry import Retry
 from yamarket_chat.session import ChatSession
 
 from . import console, environment

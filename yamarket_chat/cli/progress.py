@@ -9,8 +9,7 @@ from datetime import timedelta
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from yamarket_chat.models import QuotaStatus
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import QuotaStatus, Rate
 
 from . import console
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from yamarket_chat._http.operations import OPERATIONS
 from yamarket_chat.arguments import BASE_URL
-from yamarket_chat.operations import OPERATIONS
 from yamarket_chat.session import ChatSession
 
 from . import console, options, waiting

@@ -20,10 +20,11 @@ from yamarket_chat.errors import (
     ChatError,
     DeliveryUnknownError,
     InvalidArgumentError,
-    QuotaExceededError,
+    MaxWaitExceededError,
     SessionClosedError,
 )
-from yamarket_chat.models import Outcome, Pending
+from yamarket_chat.pending import Pending
+from yamarket_chat.receipts import Outcome
 
 from . import console
 from .records import BadFile, Record
@@ -57,7 +58,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 def line_of(record: Record, outcome: Outcome) -> Line:
     """The line that tells how a message ended."""
-    receipt, error = outcome.receipt, outcome.error
+    receipt = outcome.receipt if outcome.status == "delivered" else None
+    error = None if outcome.status == "delivered" else outcome.error
     pending = error.pending if isinstance(error, DeliveryUnknownError) else None
     return Line(
         number=record.number,
@@ -65,7 +67,7 @@ def line_of(record: Record, outcome: Outcome) -> Line:
         chat_id=record.chat_id,
         text_sha256=digest(record.text),
         status=outcome.status,
-        attempts=receipt.attempts if receipt else _attempts(error),
+        attempts=receipt.requests if receipt else _attempts(error),
         confirmed_by=receipt.confirmed_by if receipt else None,
         trace_id=receipt.trace_id if receipt else getattr(error, "trace_id", None),
         error=console.describe(error) if error else None,
@@ -75,8 +77,8 @@ def line_of(record: Record, outcome: Outcome) -> Line:
 
 def _attempts(error: ChatError | None) -> int | None:
     if isinstance(error, DeliveryUnknownError):
-        return error.pending.attempts
-    if isinstance(error, InvalidArgumentError | QuotaExceededError | SessionClosedError):
+        return error.pending.requests
+    if isinstance(error, InvalidArgumentError | MaxWaitExceededError | SessionClosedError):
         return 0
     return None  # the others do not tell
 

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from yamarket_chat.operations import Rate
-from yamarket_chat.quota import Limits
+from yamarket_chat.limits import Limits, Rate
 from yamarket_chat.sandbox import Sandbox, random_faults
 
 from . import console

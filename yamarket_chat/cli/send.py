@@ -12,7 +12,7 @@ import typer
 
 from yamarket_chat.arguments import BASE_URL
 from yamarket_chat.errors import ChatError, InvalidArgumentError, SessionClosedError
-from yamarket_chat.models import Receipt
+from yamarket_chat.receipts import Receipt
 from yamarket_chat.session import ChatSession
 
 from . import console, options, waiting
@@ -159,7 +159,7 @@ def _tell(receipt: Receipt, json: bool) -> None:
     if json:
         console.data(receipt)
         return
-    attempts = console.number(receipt.attempts, "attempt")
+    attempts = console.number(receipt.requests, "attempt")
     proof = (
         f"trace id {receipt.trace_id or 'not given'}"
         if receipt.confirmed_by == "answer"

@@ -13,17 +13,17 @@ from typing import Annotated
 import msgspec
 import typer
 
+from yamarket_chat._delivery.batch import READ_AHEAD
 from yamarket_chat.arguments import BASE_URL
-from yamarket_chat.batch import READ_AHEAD
 from yamarket_chat.errors import (
     ChatError,
     DeliveryUnknownError,
     InvalidArgumentError,
     SessionClosedError,
 )
-from yamarket_chat.models import Outcome, OutgoingMessage, Pending
-from yamarket_chat.operations import Rate
-from yamarket_chat.quota import Limits
+from yamarket_chat.limits import Limits, Rate
+from yamarket_chat.pending import Pending
+from yamarket_chat.receipts import Delivered, Outcome, OutgoingMessage, Unknown
 from yamarket_chat.session import ChatSession
 
 from . import console, options
@@ -286,7 +286,7 @@ class Mailing:
                     business_id=self._business_id,
                     chat_id=record.chat_id,
                     text=record.text,
-                    attempts=0,
+                    requests=0,
                     seen="the program was ended while the message may have been under way",
                 )
             else:
@@ -310,11 +310,11 @@ class Mailing:
                     raise receipt
                 if receipt.__context__ is None:  # else the history could not be read
                     self._never_told.append(record.chat_id)
-                self._note(record, Outcome(message, error=receipt))
+                self._note(record, Unknown(message, receipt))
             elif isinstance(receipt, BaseException):
                 raise receipt
             else:
-                self._note(record, Outcome(message, receipt=receipt))
+                self._note(record, Delivered(message, receipt))
         return absent
 
     async def _send(self, records: Sequence[Record]) -> None:
@@ -330,7 +330,9 @@ class Mailing:
             showing = asyncio.create_task(self._keep_showing(progress))
             try:
                 async for outcome in self._session.send_many(messages()):
-                    if isinstance(outcome.error, SessionClosedError):
+                    if outcome.status == "refused" and isinstance(
+                        outcome.error, SessionClosedError
+                    ):
                         continue  # interrupted before it left
                     progress.one_ended(now())
                     self._note(outcome.message.ref, outcome)
@@ -364,7 +366,7 @@ class Mailing:
                 console.data(line)
             except console.OutputError as error:
                 self._stop(error)
-        elif outcome.error is not None:
+        elif outcome.status != "delivered":
             self._failures += 1
             if self._failures <= SINGLY:
                 why = console.describe(outcome.error)

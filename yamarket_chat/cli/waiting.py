@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from yamarket_chat._http.operations import OPERATIONS
 from yamarket_chat.errors import ConnectionFailedError
-from yamarket_chat.models import Item, Page
-from yamarket_chat.operations import OPERATIONS
-from yamarket_chat.reading import Listing
+from yamarket_chat.listing import Item, Listing, Page
 from yamarket_chat.session import ChatSession
 
 from . import console

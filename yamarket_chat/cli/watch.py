@@ -10,8 +10,8 @@ import msgspec
 import typer
 
 from yamarket_chat.arguments import BASE_URL
+from yamarket_chat.limits import Limits
 from yamarket_chat.models import Chat, ChatStatus, Message, Sender
-from yamarket_chat.quota import Limits
 from yamarket_chat.session import ChatSession
 
 from . import console, options, waiting

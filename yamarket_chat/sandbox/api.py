@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 from . import wire
 from .state import ChatRecord, State, StoredMessage

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 WindowKind = Literal["rolling", "fixed"]
 

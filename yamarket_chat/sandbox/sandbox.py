@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 from .api import Api, Seller, check_operation
 from .books import Arrival, Books, Refusals

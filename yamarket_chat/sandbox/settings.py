@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 from .api import check_operation
 from .faults import Fault, FaultPlan
