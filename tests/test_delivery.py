@@ -396,12 +396,13 @@ async def test_a_connection_that_was_seen_to_close_has_sent_nothing(
 ) -> None:
     """The connection closes between its choice and the first byte: no reason to look it up."""
     chosen = aiohttp.TCPConnector.connect
-    closed = []
+    closed: list[object] = []
 
     async def connect(self: Any, *args: Any, **keywords: Any) -> Any:
         connection = await chosen(self, *args, **keywords)
         if not closed:
             closed.append(connection)
+            assert connection.transport is not None
             connection.transport.close()
         return connection
 
@@ -428,7 +429,7 @@ async def test_a_read_is_repeated_by_us_alone_or_the_limits_do_not_hold() -> Non
 # All of them mixed
 
 
-LIMITS = {"send_message": Rate(150, per=600), "history": Rate(400, per=600)}
+LIMITS: dict[str, Any] = {"send_message": Rate(150, per=600), "history": Rate(400, per=600)}
 
 
 def mixed(market: Sandbox, seed: int) -> list[OutgoingMessage]:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import pickle
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -51,7 +51,7 @@ def _the_same_every_time() -> Iterator[None]:
         yield
 
 
-def sends_fail(*faults: Fault | None) -> Any:
+def sends_fail(*faults: Fault | None) -> Callable[[RequestInfo], Fault | None]:
     """Faults for the messages and files in the order of their arrival; the rest succeeds."""
     coming = iter(faults)
 
@@ -610,7 +610,7 @@ async def test_a_call_may_ask_for_settling_where_the_session_raises() -> None:
         receipt = await session.send_message(CHAT, "hi", unknown="settle")
         assert receipt.confirmed_by == "history"
         with pytest.raises(InvalidArgumentError):
-            await session.send_message(CHAT, "hi", unknown="guess")  # type: ignore[arg-type]
+            await session.send_message(CHAT, "hi", unknown="guess")  # type: ignore[arg-type]  # on purpose
 
 
 async def test_what_follows_a_raised_one_leaves_when_the_market_must_have_ended_it() -> None:
