@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from .report import DOCS, Report, circumstances, stored, write
@@ -38,8 +38,8 @@ def main() -> None:
         with _progress(console) as progress:
             task = progress.add_task(name, total=benchmark.steps(benchmark.SIZES[size]))
 
-            def step(what: str, progress: Progress = progress, task: object = task) -> None:
-                progress.update(task, advance=1, description=what)  # type: ignore[arg-type]
+            def step(what: str, progress: Progress = progress, task: TaskID = task) -> None:
+                progress.update(task, advance=1, description=what)
 
             before = circumstances()
             figures = benchmark.run(benchmark.SIZES[size], step)

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from yamarket_chat import operations
+from yamarket_chat._http import operations
 
 from .processes import spread
 from .report import Figures, Report, Step, Table, shown

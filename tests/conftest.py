@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
+from tests import market_api
 from tests.virtual import VirtualLoop
 
 
@@ -15,3 +17,9 @@ def pytest_asyncio_loop_factories(
     if item.get_closest_marker("real_time"):
         return {"real": asyncio.new_event_loop}
     return {"virtual": VirtualLoop}
+
+
+@pytest.fixture(scope="session")
+def description() -> Any:
+    """What the Market's API is, in our own words."""
+    return market_api.ours()

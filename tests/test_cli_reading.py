@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -379,7 +380,7 @@ def test_a_dotenv_file_never_overrides_the_environment(
 ) -> None:
     (tmp_path / ".env").write_text(content, encoding="utf-8")
     variables = dict(already)
-    monkeypatch.setattr(dotenv.os, "environ", variables)
+    monkeypatch.setattr(os, "environ", variables)
     dotenv.load(tmp_path / ".env")
     assert variables == after
 

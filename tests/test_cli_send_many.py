@@ -376,7 +376,7 @@ async def test_a_reader_that_leaves_ends_it_with_nothing_lost(tmp_path: Path) ->
         )
         assert process.stdout is not None
         await process.stdout.readline()
-        process.stdout._transport.close()  # type: ignore[attr-defined]
+        process.stdout._transport.close()  # type: ignore[attr-defined]  # no other way
         assert process.stderr is not None
         err = (await process.stderr.read()).decode()
         assert await process.wait() == 1

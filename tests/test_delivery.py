@@ -396,12 +396,13 @@ async def test_a_connection_that_was_seen_to_close_has_sent_nothing(
 ) -> None:
     """The connection closes between its choice and the first byte: no reason to look it up."""
     chosen = aiohttp.TCPConnector.connect
-    closed = []
+    closed: list[object] = []
 
     async def connect(self: Any, *args: Any, **keywords: Any) -> Any:
         connection = await chosen(self, *args, **keywords)
         if not closed:
             closed.append(connection)
+            assert connection.transport is not None
             connection.transport.close()
         return connection
 
@@ -428,7 +429,7 @@ async def test_a_read_is_repeated_by_us_alone_or_the_limits_do_not_hold() -> Non
 # All of them mixed
 
 
-LIMITS = {"send_message": Rate(150, per=600), "history": Rate(400, per=600)}
+LIMITS: dict[str, Any] = {"send_message": Rate(150, per=600), "history": Rate(400, per=600)}
 
 
 def mixed(market: Sandbox, seed: int) -> list[OutgoingMessage]:
@@ -475,7 +476,7 @@ async def test_nothing_is_lost_or_doubled_when_everything_fails(seed: int) -> No
         assert len(outcomes) == len(messages)
         expected: dict[int, list[str]] = {}
         for message in messages:
-            expected.setdefault(message.chat_id, []).append(message.text.strip())
+            expected.setdefault(int(message.chat_id), []).append(message.text.strip())
         assert {chat: texts(market, chat) for chat in market.chat_ids} == expected
         assert_no_limit_was_broken(market)
         assert market.requests("send_message") > len(messages) * (1 + probability / 4)

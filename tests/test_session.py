@@ -9,7 +9,7 @@ import logging
 import pickle
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,8 @@ async def test_a_session_of_another_event_loop_sends_nothing() -> None:
             async def on_another_loop() -> None:
                 for call in (
                     session.send_message(1, "second"),
-                    outcome_of(anext(aiter(history))),  # type: ignore[arg-type]
-                    outcome_of(anext(bulk)),  # type: ignore[arg-type]
+                    outcome_of(anext(aiter(history))),
+                    outcome_of(anext(bulk)),
                     session.close(),
                 ):
                     with pytest.raises(InvalidArgumentError, match="event loop"):
@@ -239,8 +239,9 @@ def test_settings_that_make_no_sense_are_refused(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("YAMARKET_API_KEY", raising=False)
+    defaults: dict[str, Any] = {"api_key": KEY, "business_id": 1}
     with pytest.raises(InvalidArgumentError):
-        ChatSession(**({"api_key": KEY, "business_id": 1} | settings))
+        ChatSession(**defaults | settings)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_https_and_loopback_need_no_permission(url: str) -> None:
     [
         lambda: Rate(0, per=1),
         lambda: Rate(True, per=1),
-        lambda: Rate(1.5, per=1),  # type: ignore[arg-type]
+        lambda: Rate(1.5, per=1),  # type: ignore[arg-type]  # on purpose
         lambda: Rate(1, per=0),
         lambda: Rate(1, per=float("nan")),
         lambda: Rate(1, per=float("inf")),
@@ -265,7 +266,7 @@ def test_https_and_loopback_need_no_permission(url: str) -> None:
         lambda: Rate(5, per=1, burst=6),
         lambda: Limits(parallel=0),
         lambda: Limits(parallel=True),
-        lambda: Limits(send_message=1000),  # type: ignore[arg-type]
+        lambda: Limits(send_message=1000),  # type: ignore[arg-type]  # on purpose
         lambda: Retry(attempts=0),
         lambda: Retry(give_up_after=-1),
         lambda: Retry(give_up_after=float("nan")),
@@ -385,13 +386,14 @@ def test_a_key_in_the_wrong_place_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
     """Such as the two variables of the environment swapped."""
     monkeypatch.setenv("YAMARKET_API_KEY", "12345")
     monkeypatch.setenv("YAMARKET_BUSINESS_ID", KEY)
-    for make in (
+    makes: list[Callable[[], object]] = [
         ChatSession,
-        lambda: ChatSession("12345", KEY),  # type: ignore[arg-type]
-        lambda: ChatSession(12345, KEY),  # type: ignore[arg-type]
+        lambda: ChatSession("12345", KEY),
+        lambda: ChatSession(12345, KEY),  # type: ignore[arg-type]  # on purpose
         lambda: ChatSession(f"{KEY}\n", 1),
         lambda: ChatSession(f"Bearer {KEY}", 1),
-    ):
+    ]
+    for make in makes:
         with pytest.raises(InvalidArgumentError) as caught:
             make()
         assert KEY not in str(caught.value) + repr(caught.value)
@@ -783,6 +785,7 @@ async def test_max_wait_refuses_at_once_what_surely_takes_longer() -> None:
         assert now() - began < 0.1
         assert isinstance(error, MaxWaitExceededError)
         assert error.sent is False
+        assert error.retry_after is not None
         assert error.retry_after == pytest.approx(70, abs=0.1)
         after = session.quota_status("send_message")
         assert (after.remaining, after.waiting) == (before.remaining, 0)
@@ -833,6 +836,7 @@ async def test_max_wait_refuses_at_once_while_the_message_before_it_is_being_set
             error = await error_of(session.send_message(1, "b", max_wait=3))
             assert now() - began < 0.1
             assert isinstance(error, MaxWaitExceededError)
+            assert error.retry_after is not None
             assert error.retry_after == pytest.approx(10, abs=0.5)  # settled after 15 s
             await session.send_message(2, "another chat", max_wait=0)
             await session.send_message(1, "b", max_wait=error.retry_after + 1)
@@ -948,7 +952,7 @@ async def test_settling_that_may_not_wait_leaves_the_outcome_unknown() -> None:
             await asyncio.sleep(20)
             assert [message async for message in session.history(1)]  # uses the limit up
             began = now()
-            again = await error_of(session.settle(error.pending, max_wait=5))  # type: ignore[arg-type]
+            again = await error_of(session.settle(error.pending, max_wait=5))
             assert now() - began < 0.1
             assert isinstance(again, DeliveryUnknownError)
             assert again.sent is None
@@ -1157,7 +1161,7 @@ async def test_one_message_that_fails_is_an_outcome() -> None:
     ]
     async with Sandbox(faults=plan) as market:
         async with session_of(market, retry=RAISE_UNKNOWN) as session:
-            outcomes = await outcomes_of(session.send_many(messages))  # type: ignore[arg-type]
+            outcomes = await outcomes_of(session.send_many(messages))  # type: ignore[arg-type]  # on purpose
         found = {
             getattr(outcome.message, "chat_id", 6): (
                 outcome.status,
@@ -1416,7 +1420,7 @@ async def test_a_reserve_that_makes_no_sense_is_refused(reserve: Any) -> None:
         with pytest.raises(InvalidArgumentError):
             session.send_many([], reserve=reserve)
         with pytest.raises(InvalidArgumentError):
-            session.send_many(5)  # type: ignore[arg-type]
+            session.send_many(5)  # type: ignore[arg-type]  # on purpose
 
 
 async def test_closing_the_session_ends_a_send_many_that_another_task_runs() -> None:

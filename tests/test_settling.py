@@ -6,7 +6,7 @@ import asyncio
 import math
 import pickle
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import formatdate
@@ -52,7 +52,7 @@ def _the_same_every_time() -> Iterator[None]:
         yield
 
 
-def sends_fail(*faults: Fault | None) -> Any:
+def sends_fail(*faults: Fault | None) -> Callable[[RequestInfo], Fault | None]:
     """Faults for the messages and files in the order of their arrival; the rest succeeds."""
     coming = iter(faults)
 

@@ -330,7 +330,7 @@ def test_what_was_stored_is_what_was_handed_over_less_what_was_not_sent() -> Non
     with pytest.MonkeyPatch.context() as patch:
         clock = SimpleNamespace(time=lambda: 1_790_000_000.25)
         patch.setattr("yamarket_chat.sandbox.clock.time", clock)
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             Delivery,
             settings=settings(
                 derandomize=True,
