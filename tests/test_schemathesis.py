@@ -23,7 +23,7 @@ import pytest
 from yamarket_chat import Rate
 from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.sandbox.api import OPERATIONS, Api, Call
-from yamarket_chat.sandbox.front import _OTHER_ROUTES
+from yamarket_chat.sandbox.server import _OTHER_ROUTES
 
 DESCRIPTION = Path(__file__).parents[2] / "shared/market-api/openapi-chats.json"
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "12"))
