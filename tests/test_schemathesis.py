@@ -111,7 +111,7 @@ async def test_faults_would_be_found(
         return right(self, call).replace(b"COMMUNICATION", b"TELEPATHY")
 
     monkeypatch.setitem(
-        OPERATIONS, "token", msgspec.structs.replace(OPERATIONS["token"], carry_out=wrong)
+        OPERATIONS, "token", msgspec.structs.replace(OPERATIONS["token"], execute=wrong)
     )
     monkeypatch.setitem(_OTHER_ROUTES["/v2/auth/token"], "POST", OPERATIONS["token"])
     status, output = await look_for_faults(market, tmp_path, "--phases", "fuzzing", examples=2)
