@@ -59,7 +59,8 @@ def chats(
             metavar="WHAT",
             parser=_one_of(ContextType),
             autocompletion=_completion(ContextType),
-            help=f"Only chats about this; can be repeated. One of: {', '.join(ContextType)}.",
+            help="Only chats with this subject; can be repeated. One of:"
+            f" {', '.join(ContextType)}.",
         ),
     ] = None,
     order: Annotated[

@@ -31,8 +31,8 @@ def seconds_to_go(
     are the times at which the latest messages ended, ascending. Each of these leaves the window
     `rate.per` seconds later.
     """
-    behind = left - under_way - status.remaining
-    if behind <= 0:
+    blocked = left - under_way - status.remaining
+    if blocked <= 0:
         return left / pace if pace > 0 else 0.0
     limit = max(status.limit, 1)
     used = max(limit - status.remaining, 0)
@@ -44,7 +44,7 @@ def seconds_to_go(
     if others and status.resets_in and (not own or own[0] > status.resets_in):
         others = [status.resets_in] * len(others)
     free_in = sorted(own + others) + [rate.per] * (status.remaining + under_way)
-    rounds, index = divmod(behind - 1, limit)
+    rounds, index = divmod(blocked - 1, limit)
     return max(free_in[index] + rounds * rate.per, status.resets_in, 0.0)
 
 

@@ -33,7 +33,7 @@ def sandbox(
     ] = DOCUMENTED.send_message.requests,
     per: Annotated[
         float,
-        typer.Option(min=0.1, metavar="SECONDS", help="The window of --requests."),
+        typer.Option(min=0.1, metavar="SECONDS", help="The length of the window of --requests."),
     ] = DOCUMENTED.send_message.per,
     parallel: Annotated[
         int, typer.Option(min=1, help="The limit of parallel requests.")

@@ -81,7 +81,7 @@ def send_many(
     ] = DOCUMENTED.requests,
     per: Annotated[
         float,
-        typer.Option(min=0.1, metavar="SECONDS", help="The window of --requests."),
+        typer.Option(min=0.1, metavar="SECONDS", help="The length of the window of --requests."),
     ] = DOCUMENTED.per,
     json: options.Json = False,
     api_key: options.ApiKey = None,

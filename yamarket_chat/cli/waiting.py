@@ -132,7 +132,7 @@ def read(
                     sent=None,
                 ) from None
             except asyncio.CancelledError:
-                await session.close(grace=0)  # nothing was sent, so no outcome is lost
+                await session.close(grace=0)  # no message was sent, so no outcome is lost
                 raise
 
     console.show_log(logging.INFO)  # shows why the command waits

@@ -59,7 +59,7 @@ def _print_token(token: Token) -> None:
 
 
 def _table(shops: list[Campaign]) -> Table:
-    table = console.new_table("Business id", "Business", "Shop id", "Shop", "Placement", "API")
+    table = console.new_table("Business id", "Business", "Shop id", "Shop", "Model", "API")
     for shop in shops:
         business = shop.business
         table.add_row(

@@ -130,7 +130,7 @@ EVERY_FAULT: tuple[Fault, ...] = (
     Fault("rate_limit", delay=30.0),
     Fault("parallel_limit"),
 )
-"""All failures that a client must handle differently, "before" and "after" where both are possible.
+"""All failures that a client must handle differently, "before" and "after" if both are possible.
 
 A 503 in the API's format is never "after", because with it the Market says that it has not executed
 the request.
