@@ -44,7 +44,7 @@ class Refusals(msgspec.Struct):
         fault: Requests that a fault of kind "rate_limit" or "parallel_limit" refused.
 
     Example:
-        assert market.refusals == Refusals(rate=0, parallel=0, fault=0)
+        assert market.refusals.total == market.refused
     """
 
     rate: int = 0

@@ -80,10 +80,10 @@ class Sandbox(Settings):
         OSError: The sandbox cannot listen on this host and port (raised when the block is entered).
 
     Example:
-        async with Sandbox(latency=0.1) as market:
-            async with ChatSession(market.api_key, market.business_id, base_url=market.url) as chat:
-                await chat.send_message(17, "Ваш заказ в пути")
-            assert [message.text for message in market.messages(17)] == ["Ваш заказ в пути"]
+        async with Sandbox(latency=0.1) as box:
+            async with ChatSession(box.api_key, box.business_id, base_url=box.url) as chats:
+                await chats.send_message(17, "Ваш заказ в пути")
+            assert [message.text for message in box.messages(17)] == ["Ваш заказ в пути"]
     """
 
     def __post_init__(self) -> None:
@@ -122,8 +122,8 @@ class Sandbox(Settings):
         """The base URL of the API, for example "http://127.0.0.1:54321".
 
         Example:
-            async with ChatSession("ACMA:sandbox:key", 12345, base_url=market.url) as session:
-                await session.send_message(17, "Ваш заказ в пути")
+            async with ChatSession("ACMA:sandbox:key", 12345, base_url=market.url) as chats:
+                await chats.send_message(17, "Ваш заказ в пути")
         """
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self._server.listener.port}"
@@ -192,7 +192,8 @@ class Sandbox(Settings):
             InvalidArgumentError: There is no such operation.
 
         Example:
-            assert market.requests("history") == 0
+            await session.send_message(chat_id, "Ваш заказ в пути")
+            assert market.requests("send_message") >= 1
         """
         check_operation(operation)
         return self._recorder.requests[operation]
@@ -398,7 +399,7 @@ class Sandbox(Settings):
             InvalidArgumentError: There is no such operation.
 
         Example:
-            market.other_programs_use("send_message", 900)
+            market.other_programs_use("send_file", 900)
         """
         check_operation(operation)
         self._server.windows[operation].take(self._clock_now(), requests)
@@ -428,7 +429,7 @@ class Sandbox(Settings):
             InvalidArgumentError: There is no such operation, or `rate` is not a Rate.
 
         Example:
-            market.set_limit("send_message", Rate(500, per=3600))
+            market.set_limit("history", Rate(500, per=3600))
         """
         check_rates({operation: rate})
         self._server.windows[operation].rate = rate
