@@ -155,7 +155,7 @@ async def test_a_key_on_the_command_line_is_warned_about(market: Sandbox) -> Non
         YAMARKET_BASE_URL=market.url,
     )  # fmt: skip
     assert finished.status == 0
-    assert finished.err.startswith("Warning: --api-key shows in the list of processes")
+    assert finished.err.startswith("Warning: --api-key is visible in the list of processes")
     assert finished.err.count("\n") == 1
     assert market.api_key not in finished.err + finished.out
 
@@ -252,7 +252,7 @@ async def test_a_second_ctrl_c_leaves_at_once() -> None:
         assert process.stderr is not None
         await until(lambda: market.arrivals)
         process.send_signal(signal.SIGINT)
-        assert b"Ctrl-C again leaves" in await process.stderr.readline()
+        assert b"Press Ctrl-C again" in await process.stderr.readline()
         await asyncio.sleep(0.3)  # a person is no faster
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(3):
@@ -289,7 +289,8 @@ def test_an_unknown_outcome_says_that_it_may_have_arrived(
     finished = in_process("send", "7", "hello", "--api-key", "key", "--business-id", "1")
     assert finished.status == 1
     assert finished.out == ""
-    assert "Error: the message to chat 7 may have arrived: nothing tells (a reset)." in finished.err
+    told = "Error: it is unknown whether the message to chat 7 was delivered (a reset)."
+    assert told in finished.err
 
 
 # sandbox
@@ -390,7 +391,7 @@ async def demo_delivers_everything(*options: str) -> None:
     assert number(r"Arrived +(\d+) of (\d+) messages, in (\d+) chats") == [total, total, plan.chats]
     assert number(r"In order +(\d+) of (\d+) chats") == [plan.chats, plan.chats]
     assert number(r"Refused +(\d+) requests") == [0]
-    most, allowed = number(r"Busiest moment +(\d+) requests at once, of (\d+)")
+    most, allowed = number(r"Busiest moment +(\d+) parallel requests, of (\d+)")
     assert most == allowed == 4
     fullest, allowed = number(r"Fullest window +(\d+) requests in 2 s, of (\d+)")
     # Requests without an answer keep their places, so the window may not get full.
@@ -405,11 +406,11 @@ async def demo_delivers_everything(*options: str) -> None:
         assert failed - 2 <= found + again <= failed
         assert "10 s later" in finished.out
     a_second, seconds, least = number(
-        r"Rate +(\d+) a second, all in ([\d.]+) s; the limit alone takes ([\d.]+) s"
+        r"Rate +(\d+) per second, ([\d.]+) s in total; the limit requires ([\d.]+) s"
     )
     assert seconds >= least
     assert a_second == pytest.approx(total / seconds, rel=0.02)
-    left, limit = number(r"Left of the quota +(\d+) of (\d+) requests")
+    left, limit = number(r"Left of the limit +(\d+) of (\d+) requests")
     assert 0 <= left < limit
     assert re.findall(r"\d\d:\d\d:\d\d +(Update .*\S)", finished.out) == plan.texts
     assert "Everything arrived once, in order and within the limits." in finished.out
@@ -499,8 +500,8 @@ SMALL = demo.Plan(
         (Mixing, "chats out of order: 1, the first: chat 102"),
         (Elsewhere, "messages stored more often than sent: 1, the first: 'Where is my order?'"),
         (Refusing, "requests refused: 1"),
-        (Breaking, "not known to be delivered: 1, the first: send_message: HTTP 400"),
-        (Crowded, "requests at once: 5, allowed: 4"),
+        (Breaking, "not delivered or unknown: 1, the first: send_message: HTTP 400"),
+        (Crowded, "parallel requests: 5, allowed: 4"),
         (Flooded, "requests in 2 s: 101, allowed: 100"),
     ],
 )
@@ -616,7 +617,7 @@ def test_the_address_of_a_file_gets_no_key_of_the_command_line(
     (tmp_path / ".env").write_text(dotenv)
     finished = in_process("send", "17", "x", "--api-key", "key")
     assert asked == [BASE_URL]
-    assert "YAMARKET_BASE_URL of the file .env is ignored" in finished.err
+    assert "YAMARKET_BASE_URL from the file .env is ignored" in finished.err
 
 
 async def test_a_nul_in_a_file_of_variables_is_one_line(tmp_path: Path) -> None:
@@ -665,7 +666,7 @@ async def test_without_the_extra_one_line_says_how_to_get_it(missing: str) -> No
         "from yamarket_chat.cli import main; sys.exit(main())"
     )
     assert finished == Finished(
-        1, "", f"Error: the command needs {missing}: pip install 'yamarket-chat[cli]'\n"
+        1, "", f"Error: {missing} is not installed; run: pip install 'yamarket-chat[cli]'\n"
     )
 
 

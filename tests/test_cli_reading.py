@@ -90,7 +90,7 @@ def test_whoami_tells_what_the_key_may_do_and_the_business_id(
     assert plain.status == 0, plain.err
     key, scopes, may, _, first, second = plain.out.splitlines()
     assert (key, scopes) == ("Key: Sandbox", "Scopes: PRICING")
-    assert may == "It may not chat: that takes COMMUNICATION or ALL_METHODS"
+    assert may == ("Chat: not allowed; the key needs the scope COMMUNICATION or ALL_METHODS")
     assert first.split()[0] == second.split()[0] == "12345"
     token, *shops = map(json.loads, programs.out.splitlines())
     assert token == {"name": "Sandbox", "authScopes": ["PRICING"]}
@@ -110,7 +110,7 @@ def test_the_quota_tells_what_reading_can_find_out(in_process: Runs) -> None:  #
     }
     assert (rows["chats"]["limit"], rows["chats"]["remaining"]) == (4000, 3999)
     assert rows["get_message"]["remaining"] == 999
-    assert "not told without sending" in plain.out
+    assert "unknown before a request is sent" in plain.out
 
 
 def test_the_quota_of_reading_chats_takes_a_chat_to_ask_about(
@@ -118,11 +118,11 @@ def test_the_quota_of_reading_chats_takes_a_chat_to_ask_about(
     in_process: Runs,  # noqa: F811
 ) -> None:
     rows = in_process("quota").out.splitlines()
-    without = {line.split()[0] for line in rows if "no chat to ask about" in line}
+    without = {line.split()[0] for line in rows if "unknown, no chat to read" in line}
     assert without == {"get_chat", "history", "get_message"}
     market.add_chat(7, order_id=55)
     [message] = [line for line in in_process("quota").out.splitlines() if "get_message" in line]
-    assert "no message to ask about" in message
+    assert "unknown, no message to read" in message
 
 
 def test_chats_are_a_table_with_filters(
@@ -147,7 +147,7 @@ def test_chats_are_a_table_with_filters(
     assert [line.split()[0] for line in waiting.out.splitlines()[1:]] == ["7"]
     assert "order 55" in about.out.splitlines()[1]
     assert [json.loads(line)["chatId"] for line in programs.out.splitlines()] == [7, 8, 9]
-    assert few.err == "There are more than 1: see --limit\n"
+    assert few.err == "Only 1 chat shown; there are more, see --limit\n"
     assert (none.status, none.out, none.err) == (0, "", "No chat matches\n")
     assert wrong.status == 2
 
@@ -258,7 +258,7 @@ async def test_watch_tells_when_the_market_falls_silent_later() -> None:
         assert process.stderr is not None
         lines = [(await asyncio.wait_for(process.stderr.readline(), 15)) for _ in range(2)]
         assert lines[0].startswith(b"Watching every")
-        assert lines[1].startswith(b"No answer from the Market yet")
+        assert lines[1].startswith(b"No response from the Market yet")
         process.send_signal(signal.SIGINT)
         assert (await end(process)).status == 130
 
@@ -271,7 +271,7 @@ def test_a_slow_market_is_told_about_once(in_process: Runs) -> None:  # noqa: F8
         assert market.requests("chats") == 3
     assert finished.status == 0
     assert len(finished.out.splitlines()) == 42
-    assert finished.err.count("No answer") == 1
+    assert finished.err.count("No response") == 1
 
 
 @pytest.fixture
@@ -288,9 +288,9 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("chats", "no answer from the Market in 0.5 s"),
-        ("new-chat --order 5", "no answer from the Market in 0.5 s"),
-        ("send 17 hi", "the message to chat 17 may have arrived"),
+        ("chats", "no response from the Market within 0.5 s"),
+        ("new-chat --order 5", "no response from the Market within 0.5 s"),
+        ("send 17 hi", "it is unknown whether the message to chat 17 was delivered"),
     ],
 )
 def test_a_silent_server_is_given_up_in_time(
@@ -326,7 +326,7 @@ def test_new_chat_tells_its_number(
     assert order.out == f"Chat {of_order} is about order 55\n"
     assert json.loads(back.out) == {"chat_id": of_return}
     assert wrong.status == 2
-    assert wrong.err == "Error: a chat is about --order or --return, one of the two\n"
+    assert wrong.err == "Error: pass either --order or --return\n"
 
 
 def test_a_file_and_a_text_from_standard_input_are_sent(
@@ -391,7 +391,7 @@ async def test_a_dotenv_file_serves_a_command(market: Sandbox, tmp_path: Path) -
     process = await asyncio.create_subprocess_exec(
         *(COMMAND, "whoami"), cwd=tmp_path, stdout=PIPE, stderr=PIPE, env=environment()
     )
-    assert "It may chat" in (await end(process)).out
+    assert "Chat: allowed" in (await end(process)).out
 
 
 async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> None:
@@ -403,7 +403,7 @@ async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> Non
         )  # fmt: skip
         assert slow.stderr is not None
         told = (await asyncio.wait_for(slow.stderr.readline(), 6)).decode()
-        assert told.startswith("No answer from the Market yet")
+        assert told.startswith("No response from the Market yet")
         slow.send_signal(signal.SIGINT)
         assert (await asyncio.wait_for(end(slow), 3)).status == 130
         finished = await end(gone)

@@ -119,7 +119,7 @@ async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
             process.send_signal(signal.SIGINT)
             stopped = await end_of(process)
             assert stopped.status == 130
-            assert "Interrupted: nothing more is sent" in stopped.err
+            assert "Interrupted; no more messages are sent" in stopped.err
             assert f"--resume {report}" in stopped.err.replace("\n", " ")
             delivered = sum(line["status"] == "delivered" for line in lines_of(report))
             assert 200 <= delivered < 500
@@ -187,7 +187,7 @@ async def what_is_unknown_is_settled_by_resume(tmp_path: Path) -> None:
     async with Sandbox(faults=numbered_faults(faults, operation="send_message")) as market:
         async with ChatSession(market.api_key, market.business_id, base_url=market.url) as session:
             await session.send_message(3, "so that the Market's clock is known")
-            with Report.begin(report) as writing:
+            with Report.create(report) as writing:
                 for record in read(Path(file).read_bytes(), file):
                     message = OutgoingMessage(record.chat_id, record.text)
                     with pytest.raises(DeliveryUnknownError) as caught:
@@ -213,13 +213,13 @@ async def test_all_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path) -> No
             assert finished.status == 2
             assert finished.out == ""
             assert finished.err.splitlines() == [
-                "Error: line 3, column chat_id: 'x' is no chat number, such as 17",
+                "Error: line 3, column chat_id: 'x' is not a chat id; use a number such as 17",
                 "Error: line 4, column text: the text is empty: the Market takes at least one"
                 " character",
-                "Error: line 5: 3 cells, where the header has 2: put a text that has ',' in it in"
-                " quotes",
-                "Error: line 7, column chat_id: '0' is no chat number, such as 17",
-                "Error: 4 lines to mend; nothing was sent",
+                "Error: line 5: 3 cells, but the header has 2; put quotes around a text that"
+                " contains ','",
+                "Error: line 7, column chat_id: '0' is not a chat id; use a number such as 17",
+                "Error: 4 errors; nothing was sent",
             ]
         assert market.arrivals == []
 
@@ -277,9 +277,9 @@ def test_lines_with_wrong_quotes_or_too_few_cells_hide_no_other_ones() -> None:
     with pytest.raises(BadFile) as caught:
         read('chat_id,text\n17,"Заказ" готов\n18,ok\n19\nx,y\n'.encode(), "a.csv")
     assert [problem.partition(" (")[0] for problem in caught.value.problems] == [
-        "line 2, column text: put the whole cell in quotes, and each quote within it twice",
-        "line 4: 1 cell, where the header has 2: text is missing",
-        "line 5, column chat_id: 'x' is no chat number, such as 17",
+        "line 2, column text: put quotes around the whole cell and double each quote inside it",
+        "line 4: 1 cell, but the header has 2; text is missing",
+        "line 5, column chat_id: 'x' is not a chat id; use a number such as 17",
     ]
 
 
@@ -291,9 +291,9 @@ def test_the_first_line_that_excel_writes_tells_the_delimiter() -> None:
     ("content", "told"),
     [
         (b"", "line 1: the file is empty"),
-        (b'chat_id,text\n1,"open\n', "line 2: this is no CSV from here on"),
+        (b'chat_id,text\n1,"open\n', "line 2: this and the following lines are not valid CSV"),
         (b"chat_id,text,text\n1,a,b\n", "line 1, column text"),
-        (b"chat_id,text\n1,a\x98\n", "no text in UTF-8, UTF-16 or Windows-1251"),
+        (b"chat_id,text\n1,a\x98\n", "not text in UTF-8, UTF-16 or Windows-1251"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told(content: bytes, told: str) -> None:
@@ -338,7 +338,7 @@ async def test_what_is_refused_is_told_and_sent_again_by_resume(tmp_path: Path) 
         other = write(tmp_path / "other.csv", [(1, "a"), (404, "changed"), (1, "c")])
         changed = await run("send-many", other, "--resume", str(report), **variables_of(market))
         assert changed.status == 2
-        assert "message 2 is another one in the file" in changed.err
+        assert "message 2 is different in the file" in changed.err
 
 
 async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: Path) -> None:
@@ -347,7 +347,9 @@ async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: P
         first = await start("send-many", file, "--report", str(report), **variables_of(market))
         await until(lambda: market.arrivals)
         second = await run("send-many", file, "--resume", str(report), **variables_of(market))
-        assert second == Finished(2, "", "Error: another run is writing this report\n")
+        assert second == Finished(
+            2, "", "Error: another run is writing this report; wait until it ends\n"
+        )
         assert (await end(first)).status == 0
         assert texts(market, 1) == ["a"]
 
@@ -361,8 +363,8 @@ async def test_what_no_history_can_tell_is_left_to_a_person(tmp_path: Path) -> N
         for _ in range(2):
             resumed = await run("send-many", file, "--resume", str(report), **variables_of(market))
             assert resumed.status == 1
-            assert "look at chat 7" in resumed.err
-            assert "To go on" not in resumed.err
+            assert "check chat 7" in resumed.err
+            assert "To continue" not in resumed.err
     [line, _] = lines_of(report)
     assert "settle" not in line["error"]
 
@@ -381,7 +383,7 @@ async def test_a_reader_that_leaves_ends_it_with_nothing_lost(tmp_path: Path) ->
         err = (await process.stderr.read()).decode()
         assert await process.wait() == 1
         assert "Traceback" not in err
-        assert "Error: cannot write the output: Broken pipe; nothing more is sent" in err
+        assert "Error: cannot write the output: Broken pipe; no more messages are sent" in err
         assert len(lines_of(report)) == market.messages_stored < 100
 
 
@@ -392,7 +394,7 @@ async def test_a_market_that_never_answers_is_told_soon(tmp_path: Path) -> None:
         assert process.stderr is not None
         await process.stderr.readline()  # Sending ...
         async with asyncio.timeout(4):
-            assert b"No answer from the Market yet" in await process.stderr.readline()
+            assert b"No response from the Market yet" in await process.stderr.readline()
         process.kill()
         await process.communicate()
 
@@ -409,7 +411,7 @@ def test_a_dry_run_needs_no_key_and_says_what_it_takes(
     finished = in_process("send-many", file, "--dry-run")
     assert finished == Finished(
         0,
-        "2,500 messages to 50 chats; the limit of 1000 in 3600 s makes them take 2:00:00 or more;"
+        "2,500 messages to 50 chats; the limit is 1,000 in 3600 s, so this takes at least 2:00:00;"
         " nothing was sent\n",
         "",
     )

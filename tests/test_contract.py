@@ -35,6 +35,7 @@ from yamarket_chat import (
 )
 from yamarket_chat._delivery import reading
 from yamarket_chat._http import operations
+from yamarket_chat.limits import Limits
 from yamarket_chat.sandbox import Fault, Sandbox
 
 MARKET = "https://api.partner.market.yandex.ru"

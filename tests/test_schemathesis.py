@@ -24,7 +24,7 @@ from tests import market_api
 from yamarket_chat import Rate
 from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.sandbox.api import OPERATIONS, Api, Call
-from yamarket_chat.sandbox.front import _OTHER_ROUTES
+from yamarket_chat.sandbox.server import _OTHER_ROUTES
 
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "12"))
 SEED = int(os.environ.get("SCHEMATHESIS_SEED", "1"))
@@ -105,7 +105,7 @@ async def test_faults_would_be_found(
         return right(self, call).replace(b"COMMUNICATION", b"TELEPATHY")
 
     monkeypatch.setitem(
-        OPERATIONS, "token", msgspec.structs.replace(OPERATIONS["token"], carry_out=wrong)
+        OPERATIONS, "token", msgspec.structs.replace(OPERATIONS["token"], execute=wrong)
     )
     monkeypatch.setitem(_OTHER_ROUTES["/v2/auth/token"], "POST", OPERATIONS["token"])
     status, output = await look_for_faults(market, tmp_path, "--phases", "fuzzing", examples=2)
