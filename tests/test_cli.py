@@ -175,7 +175,7 @@ async def test_a_wrong_key_is_told_and_not_shown(market: Sandbox) -> None:
     ("arguments", "changed", "told"),
     [
         (["7", "hello"], {"YAMARKET_API_KEY": ""}, "--api-key is missing"),
-        (["7", "hello"], {"YAMARKET_API_KEY": "кключ"}, "--api-key cannot stand in a header"),
+        (["7", "hello"], {"YAMARKET_API_KEY": "кключ"}, "--api-key cannot be sent in a header"),
         (["7", "hello"], {"YAMARKET_BUSINESS_ID": ""}, "--business-id is missing"),
         (["7", "hello"], {"YAMARKET_BUSINESS_ID": "mine"}, "YAMARKET_BUSINESS_ID"),
         (["7", "hello"], {"YAMARKET_BASE_URL": "http://example.org"}, "pass --insecure-http"),
@@ -230,7 +230,7 @@ async def test_a_market_out_of_reach_is_tried_again_and_told() -> None:
     )
     assert finished.status == 1
     again, *_, error = finished.err.splitlines()
-    assert "again in" in again
+    assert "retry in" in again
     assert error.startswith("Error: ")
 
 
@@ -269,7 +269,7 @@ async def test_ctrl_c_between_attempts_says_that_nothing_was_sent() -> None:
         YAMARKET_BASE_URL=NOBODY_LISTENS,
     )
     assert process.stderr is not None
-    assert b"again in" in await process.stderr.readline()
+    assert b"retry in" in await process.stderr.readline()
     process.send_signal(signal.SIGINT)
     finished = await end(process)
     assert finished.status == 130
@@ -320,7 +320,7 @@ async def test_the_sandbox_keeps_the_limit_that_it_is_given() -> None:
     second = await start("send", "7", "second", **variables)
     assert second.stderr is not None
     told = (await second.stderr.readline()).decode()
-    assert told.startswith("Warning: send_message: the Market's limit is used up")
+    assert told.startswith("Warning: send_message: the Market's rate limit is used up")
     second.send_signal(signal.SIGINT)
     interrupted = await end(second)
     assert interrupted.status == 130

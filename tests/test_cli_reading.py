@@ -409,7 +409,7 @@ async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> Non
         finished = await end(gone)
         assert finished.status == 1
         again, *_, error = finished.err.splitlines()
-        assert "again in" in again
+        assert "retry in" in again
         assert error.startswith("Error: chats: ")
 
 

@@ -214,7 +214,7 @@ async def test_all_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path) -> No
             assert finished.out == ""
             assert finished.err.splitlines() == [
                 "Error: line 3, column chat_id: 'x' is not a chat id; use a number such as 17",
-                "Error: line 4, column text: the text is empty: the Market takes at least one"
+                "Error: line 4, column text: the text is empty: the Market needs at least one"
                 " character",
                 "Error: line 5: 3 cells, but the header has 2; put quotes around a text that"
                 " contains ','",
