@@ -10,13 +10,16 @@ import ipaddress
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from yarl import URL
 
 from .errors import InvalidArgumentError
 from .models import File
+from .version import __version__
 
 _T = TypeVar("_T")
 
@@ -30,12 +33,16 @@ LARGEST_BODY = 512 * 1024
 LONGEST_ID = 19
 """The most digits of an int64."""
 
+INTEGRATION = f"yamarket-chat/{__version__}"
+
 OnUnknown = Literal["settle", "raise"]
+Wait = float | UnsetType | None
+"""How a `max_wait` is passed: seconds, None for as long as needed, or nothing at all."""
 
 
-def check_on_unknown(on_unknown: object) -> OnUnknown:
-    """Check what is to be done about an unknown outcome."""
-    if on_unknown == "settle" or on_unknown == "raise":
+def check_on_unknown(on_unknown: object) -> OnUnknown | None:
+    """Check what is to be done about an unknown outcome; None if that is not said."""
+    if on_unknown is None or on_unknown == "settle" or on_unknown == "raise":
         return on_unknown
     raise InvalidArgumentError('on_unknown is "settle" or "raise"')
 
@@ -211,8 +218,10 @@ def chat_context(order_id: object, return_id: object) -> dict[str, Any]:
     return {"type": "RETURN", "id": check_id("return_id", return_id)}
 
 
-def check_file(file: object, max_bytes: object, *, insecure_http: bool) -> None:
-    """Check a file that is to be downloaded."""
+def check_download(
+    file: object, to: object, max_bytes: object, *, insecure_http: bool
+) -> Path | None:
+    """Check a file that is to be downloaded; return the path to write to, if there is one."""
     file = check_type("file", file, File)
     if type(max_bytes) is not int or max_bytes < 1:
         raise InvalidArgumentError("max_bytes is a whole number of at least 1")
@@ -221,10 +230,18 @@ def check_file(file: object, max_bytes: object, *, insecure_http: bool) -> None:
             f"{file.name!r} has {file.size} bytes: pass max_bytes to allow so many"
         )
     check_address("the file's address", file.url, insecure_http=insecure_http)
+    if to is not None and not isinstance(to, (str, os.PathLike)):
+        raise InvalidArgumentError("to is a path")
+    return None if to is None else Path(to)
 
 
-def check_path(path: object, params: Any, json: object) -> tuple[URL, bytes]:
-    """Check the path, the query and the JSON of any request; return its target and its body."""
+def check_request(
+    method: object, path: object, params: Any, json: object
+) -> tuple[str, URL, bytes]:
+    """Check any request; return its method, its target and its body."""
+    method = check_type("method", method, str).upper()
+    if not method.isascii() or not method.isalpha():
+        raise InvalidArgumentError("method is one of HTTP, such as GET")
     path = check_type("path", path, str)
     if not path.startswith("/") or path.startswith("//") or "#" in path:
         raise InvalidArgumentError(
@@ -232,14 +249,14 @@ def check_path(path: object, params: Any, json: object) -> tuple[URL, bytes]:
         )
     try:
         target = URL(path).update_query(params or {})
-        body = b"" if json is msgspec.UNSET else msgspec.json.encode(json)
+        body = b"" if json is UNSET else msgspec.json.encode(json)
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"params or json cannot be sent: {error}") from None
     if len(body) > LARGEST_BODY:
         raise InvalidArgumentError(
             f"the body has {len(body)} bytes, and the Market accepts {LARGEST_BODY}"
         )
-    return target, body
+    return method, target, body
 
 
 def check_max_wait(max_wait: object) -> float | None:

@@ -54,7 +54,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
                 f"Retry.settle_after is a number of seconds, {CUT_OFF:g} or more: until then the"
                 " Market may still carry the request out"
             )
-        check_on_unknown(self.on_unknown)
+        if check_on_unknown(self.on_unknown) is None:
+            raise InvalidArgumentError('Retry.on_unknown is "settle" or "raise"')
 
 
 class Budget(msgspec.Struct, eq=False):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self, overload
 
 import aiohttp
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from ._delivery import reading
-from ._delivery.calls import Query
 from ._delivery.engine import Engine
 from ._delivery.sending import Sending
 from ._http import operations
@@ -22,19 +20,22 @@ from ._http.download import LARGEST_DOWNLOAD
 from ._http.operations import Operation
 from ._http.uploads import Upload
 from .arguments import (
+    INTEGRATION,
     OnUnknown,
+    Wait,
     chat_context,
     chat_filters,
     check_base_url,
     check_business,
-    check_file,
+    check_download,
     check_id,
     check_integration,
     check_key,
     check_max_wait,
     check_on_unknown,
-    check_path,
+    check_request,
     check_seconds,
+    check_text,
     check_type,
 )
 from .errors import InvalidArgumentError, SessionClosedError
@@ -44,9 +45,6 @@ from .models import Campaign, Chat, ChatStatus, ChatType, ContextType, File, Mes
 from .pending import Pending
 from .receipts import Outcome, OutgoingMessage, Receipt
 from .retry import Retry
-from .version import __version__
-
-INTEGRATION = f"yamarket-chat/{__version__}"
 
 
 class ChatSession:
@@ -112,12 +110,7 @@ class ChatSession:
         self._open()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self, grace: float = 30.0) -> None:
@@ -127,8 +120,7 @@ class ChatSession:
         fail with DeliveryUnknownError, and all other calls with SessionClosedError.
 
         Args:
-            grace: Seconds for calls under way to end, 0 or more. A second `close` waits for the
-                first one as long.
+            grace: Seconds for calls under way to end, 0 or more.
 
         Raises:
             InvalidArgumentError: `grace` makes no sense, or the event loop is another one.
@@ -145,10 +137,10 @@ class ChatSession:
         chat_id: int | str,
         text: str,
         *,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
         on_unknown: OnUnknown | None = None,
     ) -> Receipt:
-        """Send a text to a chat, and return when it has arrived.
+        """Send a text to a chat, and return the proof that it arrived.
 
         The messages of one chat are sent one after another, in the order of the calls.
 
@@ -158,28 +150,21 @@ class ChatSession:
             max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
             on_unknown: "settle" or "raise"; see `Retry.on_unknown`. Default: that of the session.
 
-        Returns:
-            The proof that the message arrived.
-
         Raises:
-            InvalidArgumentError: An argument makes no sense. Nothing was sent.
+            InvalidArgumentError: An argument makes no sense.
             MaxWaitExceededError: The call would have waited longer than `max_wait`.
             SessionClosedError: The session was closed before the message was sent.
             ConnectionFailedError: The Market could not be reached.
             ApiError: The Market refused the message.
-            UnexpectedAnswerError: The Market's answers were not documented ones, and the history
-                has told that the message did not arrive.
+            UnexpectedAnswerError: The Market gave undocumented answers. Nothing was sent.
             DeliveryUnknownError: Nothing tells whether the message arrived.
 
         Example:
             receipt = await session.send_message(17, "Ваш заказ в пути", max_wait=5)
         """
-        return await self._sending().send_text(
-            chat_id,
-            text,
-            self._wait(max_wait),
-            None if on_unknown is None else check_on_unknown(on_unknown),
-        )
+        chat_id, text = check_id("chat_id", chat_id), check_text(text)
+        wait, on_unknown = self._wait(max_wait), check_on_unknown(on_unknown)
+        return await self._sending().send(chat_id, text, wait, on_unknown)
 
     async def send_file(
         self,
@@ -187,10 +172,10 @@ class ChatSession:
         file: str | os.PathLike[str] | bytes | BinaryIO,
         *,
         filename: str | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
         on_unknown: OnUnknown | None = None,
     ) -> Receipt:
-        """Send a file to a chat, and return when it has arrived.
+        """Send a file to a chat, and return the proof that it arrived.
 
         Args:
             chat_id: The chat, at least 1. A decimal string is accepted as well.
@@ -200,23 +185,16 @@ class ChatSession:
             max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
             on_unknown: "settle" or "raise"; see `Retry.on_unknown`. Default: that of the session.
 
-        Returns:
-            The proof that the file arrived.
-
         Raises:
-            InvalidArgumentError: The file is missing, empty or too large, or another argument
-                makes no sense. Nothing was sent.
+            InvalidArgumentError: The file is missing, empty or too large.
             ChatError: As `send_message`.
 
         Example:
             await session.send_file(17, b"...", filename="накладная.pdf")
         """
-        return await self._sending().send_file(
-            chat_id,
-            Upload(file, filename),
-            self._wait(max_wait),
-            None if on_unknown is None else check_on_unknown(on_unknown),
-        )
+        chat_id, upload = check_id("chat_id", chat_id), Upload(file, filename)
+        wait, on_unknown = self._wait(max_wait), check_on_unknown(on_unknown)
+        return await self._sending().send(chat_id, upload, wait, on_unknown)
 
     def send_many(
         self,
@@ -235,8 +213,7 @@ class ChatSession:
 
         Args:
             messages: The messages; an async iterable as well.
-            reserve: How many requests of the rate limit's window are left to single calls, which
-                go first anyway.
+            reserve: How many requests of each period are left to single calls, which go first.
 
         Yields:
             Delivered, Refused or Unknown, one for each message.
@@ -244,7 +221,7 @@ class ChatSession:
         Raises:
             InvalidArgumentError: An argument makes no sense.
             SessionClosedError: The session was closed before all messages were sent.
-            Exception: Whatever the iterable raised, after the messages before have ended.
+            Exception: What the iterable raised, after the messages before have ended.
 
         Example:
             messages = [OutgoingMessage(1, "Мы открыты"), OutgoingMessage(2, "Мы открыты")]
@@ -253,15 +230,13 @@ class ChatSession:
         """
         return self._sending().send_many(messages, reserve)
 
-    async def settle(
-        self, pending: Pending, *, max_wait: float | UnsetType | None = UNSET
-    ) -> Receipt | None:
+    async def settle(self, pending: Pending, *, max_wait: Wait = UNSET) -> Receipt | None:
         """Find out from the chat's history whether a message of unknown outcome arrived.
 
         If the Market may still carry the message out, this waits until it cannot.
 
         Args:
-            pending: What `DeliveryUnknownError.pending` holds.
+            pending: The `pending` of a DeliveryUnknownError.
             max_wait: Seconds to wait at most before each page is requested; see `ChatSession`.
 
         Returns:
@@ -269,8 +244,7 @@ class ChatSession:
 
         Raises:
             InvalidArgumentError: An argument makes no sense, or the message is another business's.
-            DeliveryUnknownError: The history does not tell, or cannot be read (in `max_wait`).
-            SessionClosedError: The session is closed.
+            DeliveryUnknownError: The history does not tell, or cannot be read.
 
         Example:
             try:
@@ -286,20 +260,17 @@ class ChatSession:
         *,
         order_id: int | str | None = None,
         return_id: int | str | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> int:
-        """Open a chat about an order or a return.
+        """Open a chat about an order or a return, and return its id, also if it existed before.
 
         Args:
             order_id: The order. Pass this or `return_id`.
             return_id: The return.
             max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
 
-        Returns:
-            The id of the chat, also if it existed before.
-
         Raises:
-            InvalidArgumentError: Not exactly one id was passed, or it makes no sense.
+            InvalidArgumentError: Not exactly one id was passed, or the id makes no sense.
             NotFoundError: There is no such order or return.
             ChatError: The other errors of a call.
 
@@ -310,9 +281,7 @@ class ChatSession:
         created: CreatedChat = await self._ask(operations.CREATE_CHAT, max_wait, content=content)
         return created.chat_id
 
-    async def get_chat(
-        self, chat_id: int | str, *, max_wait: float | UnsetType | None = UNSET
-    ) -> Chat:
+    async def get_chat(self, chat_id: int | str, *, max_wait: Wait = UNSET) -> Chat:
         """Get a chat: what it is about, and who is expected to write next.
 
         Args:
@@ -336,7 +305,7 @@ class ChatSession:
         chat_id: int | str,
         message_id: int | str,
         *,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> Message:
         """Get one message of a chat.
 
@@ -368,7 +337,7 @@ class ChatSession:
         order_ids: Iterable[int | str] | None = None,
         return_ids: Iterable[int | str] | None = None,
         page_token: str | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> Listing[Chat]:
         """List the chats of the business, or those that match every filter.
 
@@ -406,7 +375,7 @@ class ChatSession:
         *,
         message_id_from: int | str | None = None,
         page_token: str | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> Listing[Message]:
         """List the messages of a chat.
 
@@ -439,7 +408,7 @@ class ChatSession:
         )
 
     def campaigns(
-        self, *, page_token: str | None = None, max_wait: float | UnsetType | None = UNSET
+        self, *, page_token: str | None = None, max_wait: Wait = UNSET
     ) -> Listing[Campaign]:
         """List the shops that the key can see. `campaign.business.id` is their business id.
 
@@ -464,7 +433,7 @@ class ChatSession:
             max_wait=self._wait(max_wait),
         )
 
-    async def token(self, *, max_wait: float | UnsetType | None = UNSET) -> Token:
+    async def token(self, *, max_wait: Wait = UNSET) -> Token:
         """Get the name of the key and its scopes. COMMUNICATION and ALL_METHODS may chat.
 
         No business id is needed.
@@ -497,20 +466,15 @@ class ChatSession:
         *,
         max_bytes: int = LARGEST_DOWNLOAD,
     ) -> bytes | Path:
-        """Download a file of a message. Network failures and 5xx are retried.
-
-        Only the Market's own host gets the key.
+        """Download a file of a message. Only the Market's own host gets the key.
 
         Args:
             file: A file of `Message.payload`.
-            to: The path to write to. The file appears there when it is complete.
+            to: The path to write to, which is then returned. Default: the bytes are returned.
             max_bytes: The largest size that is accepted; by default 64 MiB.
 
-        Returns:
-            The bytes, or the path if `to` was passed.
-
         Raises:
-            InvalidArgumentError: The address is not https, or the file is larger than `max_bytes`.
+            InvalidArgumentError: The address is not https, or `file.size` is above `max_bytes`.
             UnexpectedAnswerError: The file turned out larger than `max_bytes`.
             SessionClosedError: The session was closed during the download.
             OSError: The path cannot be written.
@@ -521,10 +485,8 @@ class ChatSession:
                 for file in message.payload or ():
                     content = await session.download(file)
         """
-        check_file(file, max_bytes, insecure_http=self._insecure_http)
-        if to is not None and not isinstance(to, (str, os.PathLike)):
-            raise InvalidArgumentError("to is a path")
-        return await self._open().download(file, None if to is None else Path(to), max_bytes)
+        path = check_download(file, to, max_bytes, insecure_http=self._insecure_http)
+        return await self._open().download(file, path, max_bytes)
 
     async def request(
         self,
@@ -534,9 +496,9 @@ class ChatSession:
         params: Mapping[str, str | int] | None = None,
         json: object = UNSET,
         repeatable: bool | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> Any:
-        """Call another method of the Market's API that answers 200 and JSON.
+        """Call another method of the Market's API, and return its decoded JSON.
 
         It takes one of the parallel requests of the business. Its rate limit is not known here.
 
@@ -544,13 +506,10 @@ class ChatSession:
             method: The HTTP method.
             path: The path, beginning with a slash.
             params: The query.
-            json: What is sent as JSON, at most 512 KB, as documented.
-            repeatable: True if carrying the request out twice does no harm. It is then retried
-                after network failures and 5xx. Default: True for GET only.
+            json: The body, at most 512 KB, as documented.
+            repeatable: True retries the request after network failures and 5xx: carrying it out
+                twice must do no harm. Default: True for GET only.
             max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
-
-        Returns:
-            The decoded answer.
 
         Raises:
             InvalidArgumentError: An argument makes no sense.
@@ -560,21 +519,22 @@ class ChatSession:
         Example:
             campaigns = await session.request("GET", "/v2/campaigns", params={"limit": 5})
         """
-        method = check_type("method", method, str).upper()
-        if not method.isascii() or not method.isalpha():
-            raise InvalidArgumentError("method is one of HTTP, such as GET")
-        target, body = check_path(path, params, json)
+        method, target, body = check_request(method, path, params, json)
         operation = operations.other(
             method, repeatable=method == "GET" if repeatable is None else repeatable
         )
-        request = Query(operation, target.raw_path, target.raw_query_string, body)
-        return await self._open().calls.ask(request, self._wait(max_wait))
+        return await self._open().calls.ask(
+            operation,
+            target.raw_path,
+            target.raw_query_string,
+            body,
+            max_wait=self._wait(max_wait),
+        )
 
     def quota_status(self, operation: str) -> QuotaStatus:
         """Return how much of the rate limit of a method is left. Call it on the event loop.
 
-        It counts all sessions of the business on this event loop, and what the Market's headers
-        said about other programs.
+        All sessions of the business on this loop count, and other programs as far as headers tell.
 
         Args:
             operation: The name of a method of this session that is a field of `Limits`.
@@ -590,13 +550,13 @@ class ChatSession:
             raise InvalidArgumentError(f"operation is one of {', '.join(names)}")
         return self._open().scheduler.status(operation)
 
-    def _wait(self, max_wait: float | UnsetType | None) -> float | None:
+    def _wait(self, max_wait: Wait) -> float | None:
         return self._max_wait if max_wait is UNSET else check_max_wait(max_wait)
 
     async def _ask(
         self,
         operation: Operation,
-        max_wait: float | UnsetType | None,
+        max_wait: Wait,
         *,
         query: str = "",
         content: object = None,
@@ -605,8 +565,8 @@ class ChatSession:
         if "{business_id}" in path:
             path = path.format(business_id=self._business())
         body = b"" if content is None else msgspec.json.encode(content)
-        request = Query(operation, path, query, body)
-        return await self._open().calls.ask(request, self._wait(max_wait))
+        wait = self._wait(max_wait)
+        return await self._open().calls.ask(operation, path, query, body, max_wait=wait)
 
     def _business(self) -> int:
         if self._business_id is None:

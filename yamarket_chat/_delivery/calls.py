@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -40,41 +42,6 @@ class Doubt(msgspec.Struct, frozen=True):
     seen: Answer | NoAnswer
     attempt: Attempt
     readings: Readings  # of the Market's clock, when the attempt began
-
-
-class Request(Protocol):
-    """What a call sends."""
-
-    @property
-    def operation(self) -> Operation:
-        """The operation."""
-
-    @property
-    def path(self) -> str:
-        """The path, escaped."""
-
-    def query(self) -> str:
-        """Return the query, escaped."""
-
-    def body(self) -> RequestBody:
-        """Return a body for one attempt."""
-
-
-class Query(msgspec.Struct, frozen=True, gc=False):
-    """A request that sends nothing to a chat."""
-
-    operation: Operation
-    path: str
-    parameters: str = ""
-    content: bytes = b""  # JSON
-
-    def query(self) -> str:
-        """Return the query, escaped."""
-        return self.parameters
-
-    def body(self) -> RequestBody:
-        """Return a body for one attempt."""
-        return JsonBody(self.content)
 
 
 class Calls:
@@ -119,19 +86,24 @@ class Calls:
 
     async def ask(
         self,
-        request: Query,
+        operation: Operation,
+        path: str,
+        query: str = "",
+        content: bytes = b"",
+        *,
         max_wait: float | None = None,
         group: CallGroup | None = None,
         budget: Budget | None = None,
     ) -> Any:
         """Carry out a call that sends nothing to a chat, and return its decoded result.
 
-        Raises the ChatError that it ended with.
+        `content` is JSON. Raises the ChatError that the call ended with.
         """
         self.check_loop()
-        operation = request.operation
         ticket = self._scheduler.ticket(operation.name, group or self.group)
-        answer = await self.call(ticket, request, budget or Budget(self._retry), max_wait)
+        body = partial(JsonBody, content)
+        budget = budget or Budget(self._retry)
+        answer = await self.call(ticket, operation, path, query, body, budget, max_wait)
         if isinstance(answer, Doubt):
             if isinstance(answer.seen, NoAnswer) and answer.seen.cancelled is not None:
                 raise answer.seen.cancelled
@@ -146,14 +118,20 @@ class Calls:
         return result
 
     async def call(
-        self, ticket: Ticket, request: Request, budget: Budget, max_wait: float | None
+        self,
+        ticket: Ticket,
+        operation: Operation,
+        path: str,
+        query: str,
+        make_body: Callable[[], RequestBody],
+        budget: Budget,
+        max_wait: float | None,
     ) -> Answer | Doubt:
         """Try until the call is done, or until its outcome is unknown and it may not be repeated.
 
         Raises the ChatError of an attempt that was refused for good, and that of the last one if
         the budget is used up.
         """
-        operation = request.operation
         doubtful = False  # an earlier attempt may have been carried out
         try:
             while True:
@@ -163,15 +141,11 @@ class Calls:
                 max_wait = None  # it bounds the wait before the first request
                 readings = self._shared.clock.readings
                 budget.requests += 1
-                body = request.body()
+                body = make_body()
                 try:
+                    decode = _decoders[operation.name]
                     seen = await self._exchange.send(
-                        attempt,
-                        operation.method,
-                        request.path,
-                        request.query(),
-                        body,
-                        _decoders[operation.name],
+                        attempt, operation.method, path, query, body, decode
                     )
                 except BaseException:
                     self._unanswered(ticket, attempt, body.sent)

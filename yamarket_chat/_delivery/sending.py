@@ -18,7 +18,6 @@ import msgspec
 from .._http import operations
 from .._http.answers import Answer, NoAnswer
 from .._http.bodies import JsonBody, RequestBody
-from .._http.operations import Operation
 from .._http.uploads import Upload
 from .._limits.tickets import CallGroup, Ticket
 from ..arguments import OnUnknown, check_id, check_text
@@ -44,24 +43,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Turn(Budget, kw_only=True, eq=False):
-    """A message, and its turn in the chat. It is the request of its calls as well, and the budget.
+    """A message, and its turn in the chat. It is the budget of its calls as well.
 
     Leaving the context ends the turn: the next message of the chat may go, after a rest if this one
     may still arrive.
     """
 
     sending: Sending
-    operation: Operation
-    path: str
     chat_id: int
     carries: str | Upload
     ticket: Ticket
     suspect: Suspect | None = None  # while it is unknown whether the message arrived
     cut_short: bool = False  # the closing session ended the turn
-
-    def query(self) -> str:
-        """Return the query, escaped."""
-        return f"chatId={self.chat_id}"
 
     def body(self) -> RequestBody:
         """Return a body for one attempt."""
@@ -116,69 +109,30 @@ class Sending:
         self._batches: dict[Batch, None] = {}
         self.scheduler = shared.scheduler
 
-    def send_text(
+    async def send(
         self,
-        chat_id: int | str,
-        text: str,
+        chat_id: int,
+        carries: str | Upload,
         max_wait: float | None = None,
         on_unknown: OnUnknown | None = None,
         *,
         group: CallGroup | None = None,
         reserve: int | None = None,
-    ) -> Coroutine[Any, Any, Receipt]:
-        """Send a text; see `ChatSession.send_message`."""
-        chat_id = check_id("chat_id", chat_id)
-        return self._send(
-            operations.SEND_MESSAGE,
-            self._message_path,
-            chat_id,
-            check_text(text),
-            max_wait,
-            on_unknown,
-            group or self._calls.group,
-            reserve,
-        )
-
-    async def send_file(
-        self,
-        chat_id: int | str,
-        upload: Upload,
-        max_wait: float | None,
-        on_unknown: OnUnknown | None,
     ) -> Receipt:
-        """Send a file; see `ChatSession.send_file`."""
-        return await self._send(
-            operations.SEND_FILE,
-            self._file_path,
-            check_id("chat_id", chat_id),
-            upload,
-            max_wait,
-            on_unknown,
-            self._calls.group,
-        )
-
-    async def _send(
-        self,
-        operation: Operation,
-        path: str,
-        chat_id: int,
-        carries: str | Upload,
-        max_wait: float | None,
-        on_unknown: OnUnknown | None,
-        group: CallGroup,
-        reserve: int | None = None,
-    ) -> Receipt:
+        """Send a text or a file; see `ChatSession.send_message`."""
+        if isinstance(carries, str):
+            operation, path = operations.SEND_MESSAGE, self._message_path
+        else:
+            operation, path = operations.SEND_FILE, self._file_path
+        group = group or self._calls.group
+        ticket = self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve)
         with _Turn(
-            self._retry,
-            sending=self,
-            operation=operation,
-            path=path,
-            chat_id=chat_id,
-            carries=carries,
-            ticket=self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve),
+            self._retry, sending=self, chat_id=chat_id, carries=carries, ticket=ticket
         ) as turn:
             while True:
-                answer = await self._calls.call(turn.ticket, turn, turn, max_wait)
+                answer = await self._calls.call(
+                    ticket, operation, path, f"chatId={chat_id}", turn.body, turn, max_wait
+                )
                 if isinstance(answer, Answer):
                     self._deliveries.remember(
                         Delivery(chat_id, turn.content(), answer.began, answer.ended), answer.ended
@@ -190,7 +144,7 @@ class Sending:
                 if await self._arrived(turn, turn.suspect):
                     return Receipt(chat_id, turn.requests, "history", None)
                 error = self._failures.error(operation.name, answer.seen, arrived=False)
-                await self._calls.pause(turn.ticket, turn, error)
+                await self._calls.pause(ticket, turn, error)
                 max_wait = None  # it bounds the wait before the first request
         raise self._unknown(turn)  # cut short
 
@@ -291,7 +245,8 @@ class Sending:
         self._calls.group.check_open()
 
         def send(group: CallGroup, message: OutgoingMessage) -> Coroutine[Any, Any, Receipt]:
-            return self.send_text(message.chat_id, message.text, group=group, reserve=reserve)
+            chat_id, text = check_id("chat_id", message.chat_id), check_text(message.text)
+            return self.send(chat_id, text, group=group, reserve=reserve)
 
         batch = Batch(self.scheduler, send, messages)
         self._batches[batch] = None

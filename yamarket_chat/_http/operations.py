@@ -28,103 +28,39 @@ class Operation(msgspec.Struct, frozen=True):
     operation_id: str  # the Market's name
     method: str
     path: str  # with a place for the business id
-    repeatable: bool  # carrying it out twice does no more than carrying it out once
     answer: Any  # the form of its answer
+    repeatable: bool = True  # carrying it out twice does no more than carrying it out once
     limited: bool = True  # `Limits` has its rate limit
 
 
 _CHATS = "/v2/businesses/{business_id}/chats"
 
 SEND_MESSAGE = Operation(
-    "send_message",
-    "sendMessageToChat",
-    "POST",
-    f"{_CHATS}/message",
-    repeatable=False,
-    answer=Envelope,
+    "send_message", "sendMessageToChat", "POST", f"{_CHATS}/message", Envelope, repeatable=False
 )
 SEND_FILE = Operation(
-    "send_file",
-    "sendFileToChat",
-    "POST",
-    f"{_CHATS}/file/send",
-    repeatable=False,
-    answer=Envelope,
+    "send_file", "sendFileToChat", "POST", f"{_CHATS}/file/send", Envelope, repeatable=False
 )
 # Repeatable: if the chat exists already, the Market answers its id.
-CREATE_CHAT = Operation(
-    "create_chat",
-    "createChat",
-    "POST",
-    f"{_CHATS}/new",
-    repeatable=True,
-    answer=Answered[CreatedChat],
-)
+CREATE_CHAT = Operation("create_chat", "createChat", "POST", f"{_CHATS}/new", Answered[CreatedChat])
 GET_CHAT = Operation(
-    "get_chat",
-    "getChat",
-    "GET",
-    "/v2/businesses/{business_id}/chat",
-    repeatable=True,
-    answer=Answered[Chat],
+    "get_chat", "getChat", "GET", "/v2/businesses/{business_id}/chat", Answered[Chat]
 )
-CHATS = Operation(
-    "chats",
-    "getChats",
-    "POST",
-    _CHATS,
-    repeatable=True,
-    answer=Answered[ChatList],
-)
-HISTORY = Operation(
-    "history",
-    "getChatHistory",
-    "POST",
-    f"{_CHATS}/history",
-    repeatable=True,
-    answer=Answered[MessageList],
-)
+CHATS = Operation("chats", "getChats", "POST", _CHATS, Answered[ChatList])
+HISTORY = Operation("history", "getChatHistory", "POST", f"{_CHATS}/history", Answered[MessageList])
 GET_MESSAGE = Operation(
-    "get_message",
-    "getChatMessage",
-    "GET",
-    f"{_CHATS}/message",
-    repeatable=True,
-    answer=Answered[Message],
+    "get_message", "getChatMessage", "GET", f"{_CHATS}/message", Answered[Message]
 )
-CAMPAIGNS = Operation(
-    "campaigns",
-    "getCampaigns",
-    "GET",
-    "/v2/campaigns",
-    repeatable=True,
-    answer=CampaignList,
-)
-TOKEN = Operation(
-    "token",
-    "getAuthTokenInfo",
-    "POST",
-    "/v2/auth/token",
-    repeatable=True,
-    answer=Answered[TokenInfo],
-)
+CAMPAIGNS = Operation("campaigns", "getCampaigns", "GET", "/v2/campaigns", CampaignList)
+TOKEN = Operation("token", "getAuthTokenInfo", "POST", "/v2/auth/token", Answered[TokenInfo])
 
-OPERATIONS = {
-    operation.name: operation
-    for operation in (
-        SEND_MESSAGE,
-        SEND_FILE,
-        CREATE_CHAT,
-        GET_CHAT,
-        CHATS,
-        HISTORY,
-        GET_MESSAGE,
-        CAMPAIGNS,
-        TOKEN,
-    )
-}
+_ALL = (
+    *(SEND_MESSAGE, SEND_FILE, CREATE_CHAT, GET_CHAT, CHATS),
+    *(HISTORY, GET_MESSAGE, CAMPAIGNS, TOKEN),
+)
+OPERATIONS = {operation.name: operation for operation in _ALL}
 
 
 def other(method: str, *, repeatable: bool) -> Operation:
     """Return any other method of the Market's API, whose rate limit is not known here."""
-    return Operation("request", "", method, "", repeatable, answer=Any, limited=False)
+    return Operation("request", "", method, "", Any, repeatable, limited=False)
