@@ -1,4 +1,4 @@
-"""The command `yamarket-chat`, as its users meet it: mostly as a process of its own."""
+"""The command `yamarket-chat`. Most tests run it in a separate process, as users do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Finished(NamedTuple):
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without what would change the command's output."""
+    """Return this process's environment without the variables that change the output."""
     unwanted = ("YAMARKET_", "FORCE_COLOR", "PY_COLORS", "TTY_", "GITHUB_ACTIONS", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return kept | {"COLUMNS": "80"} | variables
@@ -99,7 +99,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C reaches the command even where the test run itself was started to ignore it."""
+    """Let Ctrl-C reach the command, even if the test run was started with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -115,7 +115,7 @@ async def market() -> AsyncIterator[Sandbox]:
 def in_process(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Finished]]:
-    """Run the command in this process, where it can be tampered with."""
+    """Return a function that runs the command in this process, so that tests can patch it."""
 
     def run_here(*arguments: str) -> Finished:
         monkeypatch.setattr(sys, "argv", ["yamarket-chat", *arguments])
@@ -253,7 +253,7 @@ async def test_a_second_ctrl_c_leaves_at_once() -> None:
         await until(lambda: market.arrivals)
         process.send_signal(signal.SIGINT)
         assert b"Press Ctrl-C again" in await process.stderr.readline()
-        await asyncio.sleep(0.3)  # a person is no faster
+        await asyncio.sleep(0.3)  # a person does not press it faster
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(3):
             finished = await end(process)
@@ -394,7 +394,8 @@ async def demo_delivers_everything(*options: str) -> None:
     most, allowed = number(r"Busiest moment +(\d+) parallel requests, of (\d+)")
     assert most == allowed == 4
     fullest, allowed = number(r"Fullest window +(\d+) requests in 2 s, of (\d+)")
-    # Requests without an answer keep their places, so the window may not get full.
+    # A request without a response keeps its parallel slot until the Market has aborted it, so the
+    # window may not get full.
     assert fullest == 100 or (options and fullest > 50)
     assert allowed == 100
     if options:
@@ -402,7 +403,7 @@ async def demo_delivers_everything(*options: str) -> None:
             r"Failed requests +(\d+); found in the chat's history (\d+), sent again (\d+)"
         )
         assert failed == len(demo.FAULTS)
-        # A request that is sent again may fail in its turn.
+        # A request that is sent again may fail again.
         assert failed - 2 <= found + again <= failed
         assert "10 s later" in finished.out
     a_second, seconds, least = number(
@@ -426,14 +427,14 @@ async def test_ctrl_c_ends_the_demo() -> None:
 
 
 class Lossy(Sandbox):
-    """The books lack a message."""
+    """A sandbox whose record lacks a message."""
 
     def messages(self, chat_id: int) -> list[StoredMessage]:
         return super().messages(chat_id)[chat_id == 102 :]
 
 
 class Doubling(Sandbox):
-    """The books hold a message twice."""
+    """A sandbox whose record has a message twice."""
 
     def messages(self, chat_id: int) -> list[StoredMessage]:
         messages = super().messages(chat_id)
@@ -441,14 +442,14 @@ class Doubling(Sandbox):
 
 
 class Mixing(Sandbox):
-    """A chat of the books is out of order."""
+    """A sandbox whose record has a chat out of order."""
 
     def messages(self, chat_id: int) -> list[StoredMessage]:
         return super().messages(chat_id)[:: -1 if chat_id == 102 else 1]
 
 
 class Elsewhere(Sandbox):
-    """The books hold a message in a chat to which none was sent."""
+    """A sandbox whose record has a message in a chat to which the demo sent none."""
 
     async def __aenter__(self) -> Elsewhere:
         await super().__aenter__()
@@ -457,7 +458,7 @@ class Elsewhere(Sandbox):
 
 
 class Refusing(Sandbox):
-    """A request is refused."""
+    """A sandbox that answers one request with 420, so that the session retries it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -465,7 +466,7 @@ class Refusing(Sandbox):
 
 
 class Breaking(Sandbox):
-    """A message is refused for good."""
+    """A sandbox that answers one message with 400, so that it is never delivered."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -473,7 +474,7 @@ class Breaking(Sandbox):
 
 
 class Crowded(Sandbox):
-    """More requests were under way at once than allowed."""
+    """A sandbox whose record has more parallel requests than allowed."""
 
     @property
     def busiest(self) -> int:
@@ -481,7 +482,7 @@ class Crowded(Sandbox):
 
 
 class Flooded(Sandbox):
-    """A window saw more requests than allowed."""
+    """A sandbox whose record has more requests in a window than allowed."""
 
     def busiest_window(self, operation: str, per: float | None = None) -> int:
         return 101
@@ -612,7 +613,7 @@ def test_the_address_of_a_file_gets_no_key_of_the_command_line(
     monkeypatch.setattr(options, "ChatSession", no_session)
     monkeypatch.chdir(tmp_path)
     for name in environment_file.NAMES:
-        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     (tmp_path / ".env").write_text(dotenv)
     finished = in_process("send", "17", "x", "--api-key", "key")

@@ -1,4 +1,4 @@
-"""The commands that look at chats, keys and limits, and those that send one thing."""
+"""The commands that read chats, keys and limits, and those that send one message or file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run_all(in_process: Runs, *commands: str) -> list[Finished]:  # noqa: F811
 
 @contextmanager
 def served(**settings: Any) -> Iterator[Sandbox]:
-    """A sandbox in a thread of its own, beside commands that run in this process."""
+    """Run a sandbox in a separate thread, for commands that block the thread of the test."""
     holder: list[tuple[Sandbox, asyncio.AbstractEventLoop]] = []
     ready, ending = threading.Event(), asyncio.Event()
 
@@ -233,7 +233,8 @@ async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
     process = await start("watch", "--every", "1", **variables_of(market))
     assert process.stderr is not None
     told = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
-    assert told == "Watching every 4 s, until Ctrl-C\n"  # a fifth of the limit
+    # Not every 1 s, because watch uses at most a fifth of the rate limit.
+    assert told == "Watching every 4 s, until Ctrl-C\n"
     market.buyer_says(8, "new")
     market.shop_says(9, "ours")
     market.buyer_says(9, "in a chat that is new")
@@ -249,7 +250,7 @@ async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
     finished = await end(process)
     assert finished.status == 130
     assert finished.out == ""
-    assert finished.err == ""  # nothing to be told of a Market that answers
+    assert finished.err == ""  # no notice, because the Market responds
 
 
 async def test_watch_tells_when_the_market_falls_silent_later() -> None:
@@ -276,7 +277,7 @@ def test_a_slow_market_is_told_about_once(in_process: Runs) -> None:  # noqa: F8
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server that takes connections and never says anything."""
+    """Let the command use a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("YAMARKET_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("YAMARKET_API_KEY", "ACMA:1")

@@ -1,4 +1,4 @@
-"""`yamarket-chat send-many`: a file's messages, each once and in order, whatever fails."""
+"""`yamarket-chat send-many`: it delivers each message once and in order in spite of faults."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def lines_of(report: Path) -> list[dict[str, Any]]:
 
 
 def assert_all_arrived(market: Sandbox, messages: Messages, report: Path) -> None:
-    """Every message stands in its chat once, in order, and the report says the same."""
+    """Check that each message is in its chat once and in order, and that the report says so."""
     for chat in {chat for chat, _ in messages}:
         assert texts(market, chat) == [text for to, text in messages if to == chat]
     last = {line["number"]: line for line in lines_of(report)}
@@ -153,7 +153,7 @@ async def start_and_end(*arguments: str, **variables: str) -> Finished:
 
 
 async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> None:
-    # Each text once in its chat: what the killed run had in hand can be told from the history.
+    # No chat gets a text twice. Otherwise --resume could not tell which messages are missing.
     messages = messages_of(chats=8, each=10)
     file, report = write(tmp_path / "few.csv", messages), tmp_path / "report.jsonl"
     async with Sandbox(latency=0.1) as market:
@@ -162,7 +162,7 @@ async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> No
         process.kill()
         await process.communicate()
         market.latency = 0.0
-        # The last line was cut off while it was written.
+        # Simulate that the run was killed while it wrote the last line.
         content = report.read_bytes()
         report.write_bytes(content[:-30])
         assert report.with_name("report.jsonl.running").exists()
@@ -173,7 +173,7 @@ async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> No
         assert sorted(stored) == sorted(messages)
         last = {line["number"]: line["status"] for line in lines_of(report)}
         assert len(last) == len(messages)
-        # What stood there may be an older message with the same text: that is said, not guessed.
+        # A text that the chat already has may be from an earlier run, so its message stays unknown.
         unknown = sum(status == "unknown" for status in last.values())
         assert 1 <= unknown <= 5
         assert resumed.status == 1
@@ -357,7 +357,7 @@ async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: P
 async def test_what_no_history_can_tell_is_left_to_a_person(tmp_path: Path) -> None:
     file, report = write(tmp_path / "m.csv", [(7, "the same")]), tmp_path / "r.jsonl"
     report.touch()
-    report.with_name("r.jsonl.running").touch()  # as a killed run leaves it
+    report.with_name("r.jsonl.running").touch()  # a killed run leaves this file
     async with Sandbox(latency=0.0) as market:
         await run("send", "7", "the same", **variables_of(market))
         for _ in range(2):
@@ -378,7 +378,8 @@ async def test_a_reader_that_leaves_ends_it_with_nothing_lost(tmp_path: Path) ->
         )
         assert process.stdout is not None
         await process.stdout.readline()
-        process.stdout._transport.close()  # type: ignore[attr-defined]  # no other way
+        # A StreamReader has no public method that closes it.
+        process.stdout._transport.close()  # type: ignore[attr-defined]
         assert process.stderr is not None
         err = (await process.stderr.read()).decode()
         assert await process.wait() == 1
@@ -441,12 +442,12 @@ HOUR = Rate(1000, per=3600)
 @pytest.mark.parametrize(
     ("left", "remaining", "resets_in", "ended", "expected"),
     [
-        (100, 1000, 0, [], 20),  # the limit lets all go: the pace tells
-        (1500, 1000, 0, [], 3600),  # the rest goes when the first of them are forgotten
+        (100, 1000, 0, [], 20),  # the limit allows all of them, so the pace decides
+        (1500, 1000, 0, [], 3600),  # the last 500 wait until the first ones leave the window
         (3000, 1000, 0, [], 7200),
-        (1, 0, 600, [-3000.0] * 1000, 600),  # exactly when the first own one is forgotten
+        (1, 0, 600, [-3000.0] * 1000, 600),  # when the first own request leaves the window
         (1001, 0, 600, [-3000.0] * 1000, 4200),
-        (1, 0, 900, [], 900),  # others hold everything
+        (1, 0, 900, [], 900),  # other programs have used the whole limit
     ],
 )
 def test_the_time_to_go_is_that_of_the_limit(
