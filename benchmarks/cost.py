@@ -20,8 +20,8 @@ to 1,000 chats in turn.
 *Bare aiohttp* is the reference: one ClientSession with the default headers, connector settings,
 cookie jar and timeout of a ChatSession's own session, which sends the same bytes, names no headers
 in a request and reads the response without looking at it. yamarket_chat saves two things that such
-a client pays for: aiohttp's timer for each request (5 to 6 % of the instructions) and parsing each
-address (3 to 4 %).
+a client pays for: aiohttp's timer for each request (5 to 6 % of the instructions at 4 in parallel)
+and parsing each address (3 %).
 
 *aiohttp by hand* adds AsyncLimiter, a semaphore and retries. *ya-market-api* has neither limits nor
 retries. `send_many` holds at most 256 messages at a time, however many requests may run in
