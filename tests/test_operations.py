@@ -1738,7 +1738,7 @@ async def test_a_wrong_key_is_in_no_error(operation: str) -> None:
         assert isinstance(error, UnauthorizedError)
         assert not [text for text in every_text(error) if KEY in text]
         assert KEY not in repr(session)
-        assert KEY not in repr(vars(session).get("_opened"))
+        assert KEY not in repr(vars(session).get("_engine"))
 
 
 @pytest.mark.parametrize("status", [409, 503])

@@ -28,6 +28,8 @@ LONGEST_TEXT = 4096
 """The most characters of a message, as documented."""
 LONGEST_INTEGRATION = 100
 """The most characters of X-Market-Integration, as documented."""
+LARGEST_DOWNLOAD = 64 * 2**20
+"""The most bytes of a download, unless the caller names another bound."""
 LARGEST_BODY = 512 * 1024
 """The most bytes of a request without a file, as documented."""
 LONGEST_ID = 19

@@ -5,22 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, overload
 
 import aiohttp
-import msgspec
 from msgspec import UNSET
 
-from ._delivery import reading
-from ._delivery.engine import Engine
-from ._delivery.sending import Sending
-from ._http import operations
-from ._http.answers import CreatedChat, TokenInfo
-from ._http.download import LARGEST_DOWNLOAD
-from ._http.operations import Operation
-from ._http.uploads import Upload
 from .arguments import (
     INTEGRATION,
+    LARGEST_DOWNLOAD,
     OnUnknown,
     Wait,
     chat_context,
@@ -45,6 +37,11 @@ from .models import Campaign, Chat, ChatStatus, ChatType, ContextType, File, Mes
 from .pending import Pending
 from .receipts import Outcome, OutgoingMessage, Receipt
 from .retry import Retry
+
+if TYPE_CHECKING:
+    from ._delivery.engine import Engine
+    from ._delivery.sending import Sending
+    from ._http.answers import CreatedChat, TokenInfo
 
 
 class ChatSession:
@@ -127,7 +124,7 @@ class ChatSession:
         """
         grace = check_seconds("grace", grace, at_least_0=True)
         if self._engine is not None:
-            self._engine.calls.check_loop()
+            self._engine.check_loop()
         self._closed = True
         if self._engine is not None:
             await self._engine.close(grace)
@@ -162,9 +159,12 @@ class ChatSession:
         Example:
             receipt = await session.send_message(17, "Ваш заказ в пути", max_wait=5)
         """
-        chat_id, text = check_id("chat_id", chat_id), check_text(text)
-        wait, on_unknown = self._wait(max_wait), check_on_unknown(on_unknown)
-        return await self._sending().send(chat_id, text, wait, on_unknown)
+        return await self._sending().send(
+            check_id("chat_id", chat_id),
+            check_text(text),
+            self._wait(max_wait),
+            check_on_unknown(on_unknown),
+        )
 
     async def send_file(
         self,
@@ -192,9 +192,13 @@ class ChatSession:
         Example:
             await session.send_file(17, b"...", filename="накладная.pdf")
         """
-        chat_id, upload = check_id("chat_id", chat_id), Upload(file, filename)
-        wait, on_unknown = self._wait(max_wait), check_on_unknown(on_unknown)
-        return await self._sending().send(chat_id, upload, wait, on_unknown)
+        return await self._sending().send_file(
+            check_id("chat_id", chat_id),
+            file,
+            filename,
+            self._wait(max_wait),
+            check_on_unknown(on_unknown),
+        )
 
     def send_many(
         self,
@@ -278,7 +282,9 @@ class ChatSession:
             chat_id = await session.create_chat(order_id=55)
         """
         content = {"context": chat_context(order_id, return_id)}
-        created: CreatedChat = await self._ask(operations.CREATE_CHAT, max_wait, content=content)
+        created: CreatedChat = await self._open().ask(
+            "create_chat", self._wait(max_wait), content=content
+        )
         return created.chat_id
 
     async def get_chat(self, chat_id: int | str, *, max_wait: Wait = UNSET) -> Chat:
@@ -297,7 +303,7 @@ class ChatSession:
             chat = await session.get_chat(17)
         """
         query = f"chatId={check_id('chat_id', chat_id)}"
-        chat: Chat = await self._ask(operations.GET_CHAT, max_wait, query=query)
+        chat: Chat = await self._open().ask("get_chat", self._wait(max_wait), query=query)
         return chat
 
     async def get_message(
@@ -325,7 +331,7 @@ class ChatSession:
         """
         query = f"chatId={check_id('chat_id', chat_id)}"
         query += f"&messageId={check_id('message_id', message_id)}"
-        message: Message = await self._ask(operations.GET_MESSAGE, max_wait, query=query)
+        message: Message = await self._open().ask("get_message", self._wait(max_wait), query=query)
         return message
 
     def chats(
@@ -360,10 +366,8 @@ class ChatSession:
             async for chat in session.chats(statuses=[ChatStatus.WAITING_FOR_PARTNER]):
                 print(chat.chat_id, chat.context.order_id)
         """
-        return reading.listing(
-            self._open().calls,
-            operations.CHATS,
-            operations.CHATS.path.format(business_id=self._business()),
+        return self._open().listing(
+            "chats",
             body=chat_filters(statuses, types, context_types, order_ids, return_ids),
             page_token=page_token,
             max_wait=self._wait(max_wait),
@@ -398,9 +402,7 @@ class ChatSession:
         """
         if message_id_from is not None:
             message_id_from = check_id("message_id_from", message_id_from)
-        return reading.history(
-            self._open().calls,
-            self._business(),
+        return self._open().history(
             check_id("chat_id", chat_id),
             message_id_from=message_id_from,
             page_token=page_token,
@@ -425,12 +427,8 @@ class ChatSession:
             async for campaign in session.campaigns():
                 print(campaign.domain, campaign.business and campaign.business.id)
         """
-        return reading.listing(
-            self._open().calls,
-            operations.CAMPAIGNS,
-            operations.CAMPAIGNS.path,
-            page_token=page_token,
-            max_wait=self._wait(max_wait),
+        return self._open().listing(
+            "campaigns", page_token=page_token, max_wait=self._wait(max_wait)
         )
 
     async def token(self, *, max_wait: Wait = UNSET) -> Token:
@@ -448,7 +446,7 @@ class ChatSession:
         Example:
             token = await session.token()
         """
-        info: TokenInfo = await self._ask(operations.TOKEN, max_wait)
+        info: TokenInfo = await self._open().ask("token", self._wait(max_wait))
         return info.api_key
 
     @overload
@@ -520,14 +518,11 @@ class ChatSession:
             campaigns = await session.request("GET", "/v2/campaigns", params={"limit": 5})
         """
         method, target, body = check_request(method, path, params, json)
-        operation = operations.other(
-            method, repeatable=method == "GET" if repeatable is None else repeatable
-        )
-        return await self._open().calls.ask(
-            operation,
-            target.raw_path,
-            target.raw_query_string,
+        return await self._open().request(
+            method,
+            target,
             body,
+            repeatable=method == "GET" if repeatable is None else repeatable,
             max_wait=self._wait(max_wait),
         )
 
@@ -548,32 +543,10 @@ class ChatSession:
         names = self._limits.rates()
         if operation not in names:
             raise InvalidArgumentError(f"operation is one of {', '.join(names)}")
-        return self._open().scheduler.status(operation)
+        return self._open().status(operation)
 
     def _wait(self, max_wait: Wait) -> float | None:
         return self._max_wait if max_wait is UNSET else check_max_wait(max_wait)
-
-    async def _ask(
-        self,
-        operation: Operation,
-        max_wait: Wait,
-        *,
-        query: str = "",
-        content: object = None,
-    ) -> Any:
-        path = operation.path
-        if "{business_id}" in path:
-            path = path.format(business_id=self._business())
-        body = b"" if content is None else msgspec.json.encode(content)
-        wait = self._wait(max_wait)
-        return await self._open().calls.ask(operation, path, query, body, max_wait=wait)
-
-    def _business(self) -> int:
-        if self._business_id is None:
-            raise InvalidArgumentError(
-                "business_id is missing: pass it or set YAMARKET_BUSINESS_ID; campaigns() lists it"
-            )
-        return self._business_id
 
     def _open(self) -> Engine:
         if self._closed:
@@ -581,6 +554,9 @@ class ChatSession:
                 "this session is closed: make a new one, or call it inside its `async with`"
             )
         if self._engine is None:
+            # Imported late: it is two thirds of what `import yamarket_chat` would cost.
+            from ._delivery.engine import Engine
+
             self._engine = Engine(
                 self._api_key,
                 self._business_id,
@@ -592,8 +568,8 @@ class ChatSession:
                 integration=self._integration,
             )
         else:
-            self._engine.calls.check_loop()
+            self._engine.check_loop()
         return self._engine
 
     def _sending(self) -> Sending:
-        return self._open().sending(self._business())
+        return self._open().sending()

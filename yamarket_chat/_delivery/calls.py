@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from functools import partial
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -42,6 +40,36 @@ class Doubt(msgspec.Struct, frozen=True):
     seen: Answer | NoAnswer
     attempt: Attempt
     readings: Readings  # of the Market's clock, when the attempt began
+
+
+class Request(Protocol):
+    """What a call sends. Query and body are made for an attempt, not while the call waits."""
+
+    operation: Operation
+    path: str  # escaped
+
+    def query(self) -> str:
+        """Return the query, escaped."""
+
+    def body(self) -> RequestBody:
+        """Return a body for one attempt."""
+
+
+class Query(msgspec.Struct, gc=False):
+    """A request that sends nothing to a chat."""
+
+    operation: Operation
+    path: str
+    parameters: str = ""
+    content: bytes = b""  # JSON
+
+    def query(self) -> str:
+        """Return the query, escaped."""
+        return self.parameters
+
+    def body(self) -> RequestBody:
+        """Return a body for one attempt."""
+        return JsonBody(self.content)
 
 
 class Calls:
@@ -86,10 +114,7 @@ class Calls:
 
     async def ask(
         self,
-        operation: Operation,
-        path: str,
-        query: str = "",
-        content: bytes = b"",
+        request: Query,
         *,
         max_wait: float | None = None,
         group: CallGroup | None = None,
@@ -97,13 +122,12 @@ class Calls:
     ) -> Any:
         """Carry out a call that sends nothing to a chat, and return its decoded result.
 
-        `content` is JSON. Raises the ChatError that the call ended with.
+        Raises the ChatError that the call ended with.
         """
         self.check_loop()
+        operation = request.operation
         ticket = self._scheduler.ticket(operation.name, group or self.group)
-        body = partial(JsonBody, content)
-        budget = budget or Budget(self._retry)
-        answer = await self.call(ticket, operation, path, query, body, budget, max_wait)
+        answer = await self.call(ticket, request, budget or Budget(self._retry), max_wait)
         if isinstance(answer, Doubt):
             if isinstance(answer.seen, NoAnswer) and answer.seen.cancelled is not None:
                 raise answer.seen.cancelled
@@ -118,20 +142,14 @@ class Calls:
         return result
 
     async def call(
-        self,
-        ticket: Ticket,
-        operation: Operation,
-        path: str,
-        query: str,
-        make_body: Callable[[], RequestBody],
-        budget: Budget,
-        max_wait: float | None,
+        self, ticket: Ticket, request: Request, budget: Budget, max_wait: float | None
     ) -> Answer | Doubt:
         """Try until the call is done, or until its outcome is unknown and it may not be repeated.
 
         Raises the ChatError of an attempt that was refused for good, and that of the last one if
         the budget is used up.
         """
+        operation = request.operation
         doubtful = False  # an earlier attempt may have been carried out
         try:
             while True:
@@ -141,11 +159,15 @@ class Calls:
                 max_wait = None  # it bounds the wait before the first request
                 readings = self._shared.clock.readings
                 budget.requests += 1
-                body = make_body()
+                body = request.body()
                 try:
-                    decode = _decoders[operation.name]
                     seen = await self._exchange.send(
-                        attempt, operation.method, path, query, body, decode
+                        attempt,
+                        operation.method,
+                        request.path,
+                        request.query(),
+                        body,
+                        _decoders[operation.name],
                     )
                 except BaseException:
                     self._unanswered(ticket, attempt, body.sent)
@@ -163,19 +185,19 @@ class Calls:
                     if seen.status == 420:
                         await self._refused(ticket, attempt, operation, seen)
                         continue
-                    headers = seen.headers if operation.limited else _NO_HEADERS
-                    self._scheduler.answered(ticket, attempt, headers)
+                    self._scheduler.answered(
+                        ticket, attempt, seen.headers if operation.limited else _NO_HEADERS
+                    )
                     if is_done(seen):
                         return seen
                 budget.attempts += 1
                 budget.spent += attempt.ended - attempt.began
-                verdict = judge(seen)
-                if verdict is Verdict.UNKNOWN:
+                if judge(seen) is Verdict.UNKNOWN:
                     if not operation.repeatable:
                         return Doubt(seen, attempt, readings)
                     doubtful = True
                 error = self._failures.error(operation.name, seen)
-                if verdict is Verdict.REFUSED or is_of_another_form(seen):
+                if judge(seen) is Verdict.REFUSED or is_of_another_form(seen):
                     raise error
                 await self.pause(ticket, budget, error)
         except ChatError as error:

@@ -15,7 +15,7 @@ from ..errors import InvalidArgumentError
 from ..listing import Listing, Page
 from ..models import Message
 from ..retry import Budget
-from .calls import Calls
+from .calls import Calls, Query
 
 LARGEST_PAGE = {"chats": 20, "history": 100, "campaigns": 100}
 """The most items of a page, as documented for each operation."""
@@ -45,16 +45,9 @@ def listing(
         parameters: dict[str, Any] = {**(query or {}), "limit": LARGEST_PAGE[operation.name]}
         if token is not None:
             parameters["pageToken"] = token
-        asked = await calls.ask(
-            operation,
-            path,
-            urlencode(parameters),
-            content,
-            max_wait=max_wait,
-            group=group,
-            budget=budget,
-        )
-        page: Page[Any] = asked.page()
+        request = Query(operation, path, urlencode(parameters), content)
+        answer = await calls.ask(request, max_wait=max_wait, group=group, budget=budget)
+        page: Page[Any] = answer.page()
         return page
 
     return Listing(operation.name, fetch, page_token)

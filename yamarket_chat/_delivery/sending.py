@@ -18,6 +18,7 @@ import msgspec
 from .._http import operations
 from .._http.answers import Answer, NoAnswer
 from .._http.bodies import JsonBody, RequestBody
+from .._http.operations import Operation
 from .._http.uploads import Upload
 from .._limits.tickets import CallGroup, Ticket
 from ..arguments import OnUnknown, check_id, check_text
@@ -43,18 +44,23 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Turn(Budget, kw_only=True, eq=False):
-    """A message, and its turn in the chat. It is the budget of its calls as well.
+    """A message, and its turn in the chat. It is the request and the budget of its calls as well.
 
     Leaving the context ends the turn: the next message of the chat may go, after a rest if this one
     may still arrive.
     """
 
     sending: Sending
+    operation: Operation
+    path: str
     chat_id: int
     carries: str | Upload
     ticket: Ticket
     suspect: Suspect | None = None  # while it is unknown whether the message arrived
-    cut_short: bool = False  # the closing session ended the turn
+
+    def query(self) -> str:
+        """Return the query, escaped."""
+        return f"chatId={self.chat_id}"
 
     def body(self) -> RequestBody:
         """Return a body for one attempt."""
@@ -84,9 +90,8 @@ class _Turn(Budget, kw_only=True, eq=False):
             self.sending.scheduler.leave(self.ticket)
             return False
         self.sending.leave_suspect(self.ticket, suspect)
-        if kind is asyncio.CancelledError:
-            self.cut_short = suspect.doubt.attempt.cancelled_by() == "closing"
-        return self.cut_short
+        # A closing session cancels what is being settled: then `send` raises the error.
+        return kind is asyncio.CancelledError and suspect.doubt.attempt.cancelled_by() == "closing"
 
 
 class Sending:
@@ -109,7 +114,7 @@ class Sending:
         self._batches: dict[Batch, None] = {}
         self.scheduler = shared.scheduler
 
-    async def send(
+    def send(
         self,
         chat_id: int,
         carries: str | Upload,
@@ -118,35 +123,59 @@ class Sending:
         *,
         group: CallGroup | None = None,
         reserve: int | None = None,
-    ) -> Receipt:
+    ) -> Coroutine[Any, Any, Receipt]:
         """Send a text or a file; see `ChatSession.send_message`."""
-        if isinstance(carries, str):
-            operation, path = operations.SEND_MESSAGE, self._message_path
-        else:
-            operation, path = operations.SEND_FILE, self._file_path
+        is_text = isinstance(carries, str)
+        operation = operations.SEND_MESSAGE if is_text else operations.SEND_FILE
         group = group or self._calls.group
-        ticket = self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve)
-        with _Turn(
-            self._retry, sending=self, chat_id=chat_id, carries=carries, ticket=ticket
-        ) as turn:
+        turn = _Turn(
+            self._retry,
+            sending=self,
+            operation=operation,
+            path=self._message_path if is_text else self._file_path,
+            chat_id=chat_id,
+            carries=carries,
+            ticket=self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve),
+        )
+        return self._send(turn, max_wait, on_unknown)
+
+    async def send_file(
+        self,
+        chat_id: int,
+        file: object,
+        filename: str | None,
+        max_wait: float | None,
+        on_unknown: OnUnknown | None,
+    ) -> Receipt:
+        """Send a file; see `ChatSession.send_file`."""
+        return await self.send(chat_id, Upload(file, filename), max_wait, on_unknown)
+
+    # A hundred thousand of these may wait, so each has few variables.
+    async def _send(
+        self, turn: _Turn, max_wait: float | None, on_unknown: OnUnknown | None
+    ) -> Receipt:
+        with turn:
             while True:
-                answer = await self._calls.call(
-                    ticket, operation, path, f"chatId={chat_id}", turn.body, turn, max_wait
-                )
+                answer = await self._calls.call(turn.ticket, turn, turn, max_wait)
                 if isinstance(answer, Answer):
                     self._deliveries.remember(
-                        Delivery(chat_id, turn.content(), answer.began, answer.ended), answer.ended
+                        Delivery(turn.chat_id, turn.content(), answer.began, answer.ended),
+                        answer.ended,
                     )
-                    return Receipt(chat_id, turn.requests, "answer", answer.trace_id)
-                why = self._failures.reason(operation.name, answer.seen)
-                turn.suspect = self._settler.suspect(chat_id, turn.content(), answer, why)
+                    return Receipt(turn.chat_id, turn.requests, "answer", answer.trace_id)
+                turn.suspect = self._settler.suspect(
+                    turn.chat_id,
+                    turn.content(),
+                    answer,
+                    self._failures.reason(turn.operation.name, answer.seen),
+                )
                 self._raise_if_ended(turn, answer, on_unknown or self._retry.on_unknown)
                 if await self._arrived(turn, turn.suspect):
-                    return Receipt(chat_id, turn.requests, "history", None)
-                error = self._failures.error(operation.name, answer.seen, arrived=False)
-                await self._calls.pause(ticket, turn, error)
+                    return Receipt(turn.chat_id, turn.requests, "history", None)
+                error = self._failures.error(turn.operation.name, answer.seen, arrived=False)
+                await self._calls.pause(turn.ticket, turn, error)
                 max_wait = None  # it bounds the wait before the first request
-        raise self._unknown(turn)  # cut short
+        raise self._unknown(turn)  # the session was closed, and its grace was over
 
     def _raise_if_ended(self, turn: _Turn, doubt: Doubt, on_unknown: OnUnknown) -> None:
         """Raise if a message of unknown outcome is not to be settled now."""

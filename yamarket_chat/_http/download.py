@@ -17,9 +17,6 @@ from .exchange import Exchange, FetchFailed
 
 logger = logging.getLogger("yamarket_chat")
 
-LARGEST_DOWNLOAD = 64 * 2**20
-"""The most bytes of a download, unless the caller names another bound."""
-
 
 async def download(
     exchange: Exchange, file: File, to: Path | None, max_bytes: int, retry: Retry
