@@ -10,6 +10,7 @@ import ipaddress
 import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -84,7 +85,12 @@ def check_text(text: object) -> str:
             raise InvalidArgumentError(
                 "the text has half of a surrogate pair, which cannot be encoded"
             ) from None
-    return text
+    return exact(text)
+
+
+def exact(text: str) -> str:
+    """Return a text as a `str`. Subclasses of templates and arrays cannot be encoded as JSON."""
+    return text if type(text) is str else str.__str__(text)
 
 
 def check_key(key: object) -> str:
@@ -155,14 +161,14 @@ def check_type(name: str, value: object, kind: type[_T]) -> _T:
 
 def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> float:
     """Check a finite number of seconds."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (0 < value < math.inf or (at_least_0 and value == 0))
-    ):
+    seconds = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            seconds = float(value)
+    if not (0 < seconds < math.inf or (at_least_0 and seconds == 0)):
         least = "0 or more" if at_least_0 else "above 0"
         raise InvalidArgumentError(f"{name} is a number of seconds, {least}")
-    return float(value)
+    return seconds
 
 
 def chat_filters(
@@ -192,7 +198,7 @@ def chat_filters(
             listed = _listed(name, values)
             # Each once, as the Market's description demands.
             filters[field] = list(
-                dict.fromkeys(check_type(f"each of {name}", value, str) for value in listed)
+                dict.fromkeys(exact(check_type(f"each of {name}", value, str)) for value in listed)
             )
     arguments = {"contexts": "order_ids or return_ids", "contextTypes": "context_types"}
     for field, filtered in filters.items():

@@ -202,26 +202,35 @@ class ServerError(ApiError):
 NOT_THE_API = "NOT_THE_API"
 """The code of an ErrorDetail that holds an excerpt of a body that is not in the API's form."""
 
-# What the caller can do, by status. The causes are those that the Market documents.
-_ADVICE: dict[int, tuple[type[ApiError], str]] = {
-    400: (BadRequestError, "check what was passed: ids, text, filters"),
+SERVER_TROUBLE = 60.0
+MIGRATION = 3600.0
+
+# By status: the class, what the caller can do, and after how many seconds the trouble may have
+# passed by itself (guesses: the Market does not say). The causes are those that it documents.
+_STATUSES: dict[int, tuple[type[ApiError], str, float | None]] = {
+    400: (BadRequestError, "check what was passed: ids, text, filters", None),
     401: (
         UnauthorizedError,
         "check the Api-Key: it may be mistyped or revoked; the seller's cabinet makes a new one",
+        None,
     ),
     403: (
         ForbiddenError,
         "the key needs the scope communication or all-methods, the business id must be the key's"
         " own, and the business active",
+        None,
     ),
     404: (
         NotFoundError,
         "check the id: this business has nothing of that number. Or check the path of request()"
         " or of base_url",
+        None,
     ),
-    420: (LimitExceededError, "wait until the rate limit allows more"),
-    423: (LockedError, "the business is being migrated: try again in some hours"),
+    420: (LimitExceededError, "wait until the rate limit allows more", None),
+    423: (LockedError, "the business is being migrated: try again in some hours", MIGRATION),
 }
+_OTHER_4XX = (ApiError, "the Market refuses it: change what it names before you retry", None)
+_5XX = (ServerError, "the Market failed; try again later", SERVER_TROUBLE)
 
 
 def api_error(
@@ -231,17 +240,13 @@ def api_error(
     operation: str,
     trace_id: str | None,
     sent: bool | None = False,
+    advice: str | None = None,
 ) -> ApiError:
     """Return the error for a status, with a text that says what to do next."""
-    cls: type[ApiError]
-    if status >= 500:
-        cls, advice = ServerError, "the Market failed; try again later"
-    else:
-        cls, advice = _ADVICE.get(
-            status, (ApiError, "the Market refuses it: change what it names before you retry")
-        )
-        if status != 401 and errors and errors[0].code == NOT_THE_API:
-            advice = "this is no answer of the API: check base_url, and the proxy if there is one"
+    cls, usual, retry_after = _STATUSES.get(status, _5XX if status >= 500 else _OTHER_4XX)
+    advice = advice or usual
+    if status < 500 and status != 401 and errors and errors[0].code == NOT_THE_API:
+        advice = "this is no answer of the API: check base_url, and the proxy if there is one"
     said = "; ".join(str(error) for error in errors) or "no explanation given"
     trace = f" (trace id {trace_id})" if trace_id else ""
     return cls(
@@ -251,4 +256,5 @@ def api_error(
         operation=operation,
         trace_id=trace_id,
         sent=sent,
+        retry_after=retry_after,
     )

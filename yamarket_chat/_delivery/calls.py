@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from ..errors import ChatError, InvalidArgumentError
 from ..retry import Budget, Retry
 from .failures import Failures, closed_error, cut_short_error
 from .shared import Shared
-from .verdict import Verdict, is_done, is_of_another_form, judge
+from .verdict import Verdict, is_done, is_unknown_form_of_ok, judge
 
 logger = logging.getLogger("yamarket_chat")
 
@@ -107,7 +108,7 @@ class Calls:
 
     async def close(self, grace: float) -> None:
         """End all calls: those that wait at once, those under way after `grace` seconds."""
-        self.group.close(closed_error())
+        self.group.fail_waiting(closed_error())
         await self.group.end_under_way(grace)
         while self.group.waiting:  # noqa: ASYNC110 - closed above, each needs one pass
             await asyncio.sleep(0)
@@ -159,8 +160,9 @@ class Calls:
                 max_wait = None  # it bounds the wait before the first request
                 readings = self._shared.clock.readings
                 budget.requests += 1
-                body = request.body()
+                body = None
                 try:
+                    body = request.body()
                     seen = await self._exchange.send(
                         attempt,
                         operation.method,
@@ -170,7 +172,7 @@ class Calls:
                         _decoders[operation.name],
                     )
                 except BaseException:
-                    self._unanswered(ticket, attempt, body.sent)
+                    self._unanswered(ticket, attempt, body is not None and body.sent)
                     raise
                 del body  # or it would be kept while the call pauses
                 if isinstance(seen, NoAnswer):
@@ -182,12 +184,12 @@ class Calls:
                 else:
                     if seen.decoded is not None:  # a balancer in front may have another clock
                         self._shared.clock.read(seen.headers, seen.began, seen.ended)
+                    # The limit of another method does not bound the others.
+                    headers = seen.headers if operation.limited else _NO_HEADERS
                     if seen.status == 420:
-                        await self._refused(ticket, attempt, operation, seen)
+                        await self._refused(ticket, attempt, operation, seen, headers)
                         continue
-                    self._scheduler.answered(
-                        ticket, attempt, seen.headers if operation.limited else _NO_HEADERS
-                    )
+                    self._scheduler.answered(ticket, attempt, headers)
                     if is_done(seen):
                         return seen
                 budget.attempts += 1
@@ -197,7 +199,7 @@ class Calls:
                         return Doubt(seen, attempt, readings)
                     doubtful = True
                 error = self._failures.error(operation.name, seen)
-                if judge(seen) is Verdict.REFUSED or is_of_another_form(seen):
+                if judge(seen) is Verdict.REFUSED or is_unknown_form_of_ok(seen):
                     raise error
                 await self.pause(ticket, budget, error)
         except ChatError as error:
@@ -227,13 +229,18 @@ class Calls:
             self._scheduler.unsent(ticket, attempt)
 
     async def _refused(
-        self, ticket: Ticket, attempt: Attempt, operation: Operation, answer: Answer
+        self,
+        ticket: Ticket,
+        attempt: Attempt,
+        operation: Operation,
+        answer: Answer,
+        headers: Mapping[str, str],
     ) -> None:
         """Handle a 420: wait until the call may be sent again."""
         text = answer.body.decode("utf-8", "replace")
         parallel = refused_in_parallel(text)
         if parallel is not None:
-            pause = self._scheduler.refused_in_parallel(ticket, attempt, answer.headers, parallel)
+            pause = self._scheduler.refused_in_parallel(ticket, attempt, headers, parallel)
             logger.info(
                 "%s: too many parallel requests, other programs send as well", operation.name
             )
@@ -241,12 +248,12 @@ class Calls:
             return
         if not operation.limited:
             # The limit of that method alone, which the caller knows.
-            self._scheduler.answered(ticket, attempt, _NO_HEADERS)
+            self._scheduler.answered(ticket, attempt, headers)
             error = self._failures.error(operation.name, answer)
             error.retry_after = seconds_until(answer.headers)
             raise error
         closed_for = self._scheduler.refused_over_time(
-            ticket, attempt, answer.headers, refused_over_time(text)
+            ticket, attempt, headers, refused_over_time(text)
         )
         logger.warning(
             "%s: the Market's rate limit is used up, by other programs as well; nothing more is"

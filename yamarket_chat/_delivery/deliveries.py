@@ -12,7 +12,7 @@ from ..pending import Content, Stored
 from .settling import content_of_text
 
 REMEMBERED = 75.0
-"""Seconds for which a delivered message is remembered: more than a minute. `attempts_take` adds
+"""Seconds for which a delivered message is remembered: more than a minute. `note_timeout` adds
 the time of an attempt, which may begin a minute after it."""
 
 
@@ -41,8 +41,8 @@ class Deliveries:
         self._remembered = REMEMBERED
         self._deliveries: deque[Delivery] = deque()
 
-    def attempts_take(self, seconds: float) -> None:
-        """Note how long an attempt takes at most. Sessions may differ."""
+    def note_timeout(self, seconds: float) -> None:
+        """Note the timeout of a session: an attempt takes so many seconds at most."""
         self._remembered = max(self._remembered, REMEMBERED + seconds)
 
     def remember(self, delivery: Delivery, now: float) -> None:

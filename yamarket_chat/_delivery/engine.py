@@ -13,7 +13,7 @@ import msgspec
 from yarl import URL
 
 from .._http import operations
-from .._http.attempt import running_task
+from .._http.attempt import running_task, unlimited_attempt
 from .._http.download import download
 from .._http.exchange import Exchange
 from .._http.operations import OPERATIONS, Operation
@@ -45,14 +45,13 @@ class Engine:
         integration: str,
     ) -> None:
         self._shared = attach(str(URL(base_url).origin()), business_id, limits)
-        self._shared.deliveries.attempts_take(timeout)
+        self._shared.deliveries.note_timeout(timeout)
         self._exchange = Exchange(
             base_url, api_key, integration=integration, timeout=timeout, http=http
         )
         self._business_id = business_id
         self._retry = retry
         self._failures = Failures(api_key)
-        self._downloads: dict[asyncio.Task[Any], None] = {}
         self._closed: asyncio.Event | None = None
         self._sending: Sending | None = None
         self._calls = Calls(self._exchange, self._shared, self._failures, retry)
@@ -123,19 +122,20 @@ class Engine:
 
     async def download(self, file: File, path: Path | None, max_bytes: int) -> bytes | Path:
         """Download a file; see `ChatSession.download`."""
-        task = running_task()
-        cancelling = task.cancelling()
-        self._downloads[task] = None
+        # It needs no place, but it is under way like a call: closing waits for it, or cancels it.
+        group = self._calls.group
+        attempt = unlimited_attempt(running_task(), asyncio.get_running_loop().time())
+        group.under_way[attempt] = None
         try:
             return await download(self._exchange, file, path, max_bytes, self._retry)
         except asyncio.CancelledError:
-            if self._closed is not None and task.uncancel() <= cancelling:
-                raise SessionClosedError(
-                    f"{file.name!r}: the session was closed; download it again in a new one"
-                ) from None
-            raise
+            if attempt.take_back_cancels() == "caller":
+                raise
         finally:
-            del self._downloads[task]
+            group.attempt_ended(attempt)
+        raise SessionClosedError(
+            f"{file.name!r}: the session was closed: download it again in a new one"
+        )
 
     async def close(self, grace: float) -> None:
         """End all calls and the connections; see `ChatSession.close`."""
@@ -148,8 +148,6 @@ class Engine:
         try:
             await (self._sending or self._calls).close(grace)
         finally:
-            for task in self._downloads:
-                task.cancel()
             self._shared.sessions -= 1
             try:
                 await self._exchange.close()

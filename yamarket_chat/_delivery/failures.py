@@ -17,10 +17,7 @@ from ..errors import (
 )
 from ..pending import Pending
 from ..retry import LONGEST_PAUSE
-from .verdict import Verdict, is_of_another_form, judge
-
-MIGRATION = 3600.0
-"""Seconds after which to retry while a business is being migrated: a guess."""
+from .verdict import Verdict, is_unknown_form_of_ok, judge
 
 EXCERPT = 200
 """The characters of a response that an error shows."""
@@ -55,14 +52,9 @@ class Failures:
         if 400 <= seen.status < 600:
             if seen.decoded is None and (excerpt := self._excerpt(seen)):
                 errors = [ErrorDetail(NOT_THE_API, excerpt)]
-            error = api_error(
+            return api_error(
                 seen.status, errors, operation=operation, trace_id=seen.trace_id, sent=sent
             )
-            if seen.status >= 500:
-                error.retry_after = LONGEST_PAUSE
-            elif seen.status == 423:
-                error.retry_after = MIGRATION
-            return error
         said = seen.fault or self._excerpt(seen) or "an empty body"
         unexpected = UnexpectedAnswerError(
             f"{operation}: HTTP {seen.status} with an answer that the API does not document"
@@ -73,7 +65,7 @@ class Failures:
             trace_id=seen.trace_id,
             sent=sent,
         )
-        if not is_of_another_form(seen):
+        if not is_unknown_form_of_ok(seen):
             unexpected.retry_after = LONGEST_PAUSE
         return unexpected
 
@@ -102,7 +94,7 @@ class Failures:
 def closed_error() -> SessionClosedError:
     """Return the error of calls that wait, or are made, when the session closes."""
     return SessionClosedError(
-        "the session was closed before this call was sent: await all calls before you close it"
+        "the session was closed before this call was done: await all calls before you close it"
     )
 
 

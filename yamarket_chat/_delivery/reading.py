@@ -35,7 +35,9 @@ def listing(
 ) -> Listing[Any]:
     """Return the list of an operation, in the largest pages that are allowed."""
     if page_token is not None and not (isinstance(page_token, str) and page_token.isprintable()):
-        raise InvalidArgumentError("page_token is the next_page_token of a page")
+        raise InvalidArgumentError(
+            "page_token must be the next_page_token of a page: pass it unchanged"
+        )
     try:
         content = b"" if body is None else msgspec.json.encode(body)
     except ValueError:

@@ -1,7 +1,6 @@
 """Sends messages: one after another to each chat, and each exactly once.
 
-A message has one owner, its `_Turn`: from the moment that it is passed in until its outcome is
-known, all that is known of it stands there.
+Each message is one `_Turn`, which holds all that is known about the message until it has ended.
 """
 
 from __future__ import annotations
@@ -91,7 +90,10 @@ class _Turn(Budget, kw_only=True, eq=False):
             return False
         self.sending.leave_suspect(self.ticket, suspect)
         # A closing session cancels what is being settled: then `send` raises the error.
-        return kind is asyncio.CancelledError and suspect.doubt.attempt.cancelled_by() == "closing"
+        return (
+            kind is asyncio.CancelledError
+            and suspect.doubt.attempt.take_back_cancels() == "closing"
+        )
 
 
 class Sending:
@@ -109,7 +111,7 @@ class Sending:
         self._settler = Settler(shared.clock, shared.deliveries, retry.settle_after)
         self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
         self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
-        # Of the look-ups: closing a session ends calls that wait, but not what is being settled.
+        # Look-ups have a group of their own: closing the session must not fail those that wait.
         self._look_ups = CallGroup()
         self._batches: dict[Batch, None] = {}
         self.scheduler = shared.scheduler
@@ -169,7 +171,7 @@ class Sending:
                     answer,
                     self._failures.reason(turn.operation.name, answer.seen),
                 )
-                self._raise_if_ended(turn, answer, on_unknown or self._retry.on_unknown)
+                self._raise_unless_settling(turn, answer, on_unknown or self._retry.on_unknown)
                 if await self._arrived(turn, turn.suspect):
                     return Receipt(turn.chat_id, turn.requests, "history", None)
                 error = self._failures.error(turn.operation.name, answer.seen, arrived=False)
@@ -177,7 +179,7 @@ class Sending:
                 max_wait = None  # it bounds the wait before the first request
         raise self._unknown(turn)  # the session was closed, and its grace was over
 
-    def _raise_if_ended(self, turn: _Turn, doubt: Doubt, on_unknown: OnUnknown) -> None:
+    def _raise_unless_settling(self, turn: _Turn, doubt: Doubt, on_unknown: OnUnknown) -> None:
         """Raise if a message of unknown outcome is not to be settled now."""
         seen = doubt.seen
         if isinstance(seen, NoAnswer) and seen.cancelled is not None:
@@ -277,6 +279,8 @@ class Sending:
             chat_id, text = check_id("chat_id", message.chat_id), check_text(message.text)
             return self.send(chat_id, text, group=group, reserve=reserve)
 
+        for ended in [batch for batch in self._batches if batch.has_stopped()]:
+            del self._batches[ended]  # its generator was cancelled while it stopped
         batch = Batch(self.scheduler, send, messages)
         self._batches[batch] = None
         try:
@@ -290,18 +294,16 @@ class Sending:
         finally:
             # If this is cancelled as well, closing the session waits for what is under way.
             await batch.stop()
-            del self._batches[batch]
+            self._batches.pop(batch, None)
 
     async def close(self, grace: float) -> None:
         """End all calls: those that wait at once, those under way after `grace` seconds."""
         # At once: `gather` begins a pass later, and until then another batch could begin.
-        self._calls.group.close(closed_error())
+        self._calls.group.fail_waiting(closed_error())
         for batch in self._batches:
             batch.end_waiting()
         await asyncio.gather(
             self._calls.close(grace), *(batch.end_under_way(grace) for batch in self._batches)
         )
-        self._look_ups.close(closed_error())
-        await self._look_ups.end_under_way(0.0)
         for batch in list(self._batches):
             await batch.stop()

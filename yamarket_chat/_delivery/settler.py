@@ -154,8 +154,9 @@ class Settler:
                 await wait(early)
                 rows = await _rows(read, lambda: since - KNOWN_FOR)
         except ChatError as error:
-            why = f"its chat's history cannot be read: {error}"
-            raise unknown_error(pending, why) from None
+            unknown = unknown_error(pending, f"its chat's history cannot be read: {error}")
+            unknown.retry_after = error.retry_after
+            raise unknown from None
         found = _find_pending(rows, pending, since, until)
         if found is Found.UNCLEAR:
             raise unknown_error(pending, Found.UNCLEAR.value)

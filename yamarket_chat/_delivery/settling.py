@@ -44,7 +44,10 @@ class Found(enum.Enum):
 
     YES = "it stands there"
     NO = "it does not stand there"
-    UNCLEAR = "something stands there that nobody here has sent, or it cannot be told apart"
+    UNCLEAR = (
+        "the chat has messages of the shop that this session did not send, or equal ones that"
+        " cannot be told apart"
+    )
 
 
 def find(rows: Iterable[Message], wanted: Stored, before: Sequence[Stored]) -> Found:

@@ -55,7 +55,7 @@ def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
         if not shared.idle():
             raise InvalidArgumentError(
                 "the sessions of a business on one event loop share their limits, and other limits"
-                " are in force, until an hour after the last request at the latest: pass the same"
+                " are in force while one of them is open or its requests still count: pass the same"
                 " Limits to all sessions"
             )
         shared = _shared[key] = Shared(limits, loop)

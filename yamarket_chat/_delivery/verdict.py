@@ -55,7 +55,7 @@ def is_done(answer: Answer) -> bool:
     return not isinstance(decoded, dict) or decoded.get("status", "OK") == "OK"
 
 
-def is_of_another_form(seen: Answer | NoAnswer) -> bool:
+def is_unknown_form_of_ok(seen: Answer | NoAnswer) -> bool:
     """Whether the Market said OK to a read in a form that is not known. It will say so again."""
     if not isinstance(seen, Answer) or seen.status != 200 or seen.decoded or seen.fault:
         return False

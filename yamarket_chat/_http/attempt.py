@@ -39,8 +39,8 @@ class Attempt(msgspec.Struct, eq=False):
         self.cancels = (*self.cancels, reason)
         self.task.cancel()
 
-    def cancelled_by(self) -> Literal["timeout", "closing", "caller"]:
-        """Return who caused the CancelledError of the task. Our own cancellations are taken back.
+    def take_back_cancels(self) -> Literal["timeout", "closing", "caller"]:
+        """Take our cancellations of the task back. Return who caused its CancelledError.
 
         "caller" means that somebody else cancelled the task: the CancelledError is to be raised.
         """
@@ -50,6 +50,11 @@ class Attempt(msgspec.Struct, eq=False):
         if not ours or self.task.cancelling() > self.cancelling:
             return "caller"
         return "closing" if "closing" in ours else "timeout"
+
+
+def unlimited_attempt(task: asyncio.Task[Any], began: float) -> Attempt:
+    """Return the attempt of a request that no rate limit knows."""
+    return Attempt(task, task.cancelling(), began, number=0, taken=0, overlapping=0, probe=False)
 
 
 def running_task(loop: asyncio.AbstractEventLoop | None = None) -> asyncio.Task[Any]:

@@ -73,9 +73,14 @@ def _error(file: File, failed: FetchFailed) -> ChatError:
             retry_after=LONGEST_PAUSE if failed.passes else None,
         )
     if failed.status >= 400:
-        error = api_error(failed.status, (), operation=what, trace_id=None)
-        error.retry_after = LONGEST_PAUSE if failed.passes else None
-        return error
+        advice = "the link may have expired: read the message again for a new one"
+        return api_error(
+            failed.status,
+            (),
+            operation=what,
+            trace_id=None,
+            advice=advice if failed.status in (403, 404) else None,
+        )
     return UnexpectedAnswerError(
         f"{what}: {failed.reason}",
         status=failed.status,

@@ -126,7 +126,7 @@ class Exchange:
             if response is not None:
                 response.close()
             reason = "no answer in time"
-            cause = attempt.cancelled_by()
+            cause = attempt.take_back_cancels()
             if cause != "timeout":
                 response, reason = None, "the call was ended while its request was under way"
                 cut_short = cause == "closing"
@@ -189,7 +189,9 @@ class Exchange:
                     async for piece in response.content.iter_any():
                         size += len(piece)
                         if size > max_bytes:
-                            failed = FetchFailed(f"it has more than {max_bytes} bytes", 200)
+                            failed = FetchFailed(
+                                f"it has more than {max_bytes} bytes: pass a larger max_bytes", 200
+                            )
                             break
                         yield piece
         except Exception as error:  # noqa: BLE001 - as in send

@@ -10,17 +10,18 @@ from .tickets import Ticket
 
 
 class Lines:
-    """The calls of each chat in order, and the chats that are closed for a while.
+    """The calls of each chat in order, and the chats that are blocked for a while.
 
-    A line is closed while its first call pauses or is settled, and after a message of unknown
+    A line is blocked while its first call pauses or is settled, and after a message of unknown
     outcome: the next message must not arrive before it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._last: dict[int, Ticket] = {}
-        self._closed_until: dict[int, float] = {}
-        self._reopening: list[tuple[float, Ticket]] = []  # a heap: the first calls of closed lines
+        self._blocked_until: dict[int, float] = {}
+        self._purge_at = 64  # so many of these: twice as many as were left by the last purge
+        self._waiting: list[tuple[float, Ticket]] = []  # a heap: first calls of blocked lines
 
     def join(self, ticket: Ticket, line: int) -> None:
         """Put a call at the end of its line."""
@@ -44,54 +45,57 @@ class Lines:
         ticket.before = ticket.after = None  # or a kept traceback would keep all of them
         return after if before is None and after is not None and after.future is not None else None
 
-    def close(self, line: int, until: float) -> None:
+    def block(self, line: int, until: float) -> None:
         """Let no call of a line go before a moment."""
-        now = self._loop.time()
-        for other in [other for other, end in self._closed_until.items() if end <= now]:
-            del self._closed_until[other]
-        self._closed_until[line] = max(until, self._closed_until.get(line, NEVER))
+        blocked = self._blocked_until
+        blocked[line] = max(until, blocked.get(line, NEVER))
+        if len(blocked) > self._purge_at:
+            now = self._loop.time()
+            for other in [other for other, end in blocked.items() if end <= now]:
+                del blocked[other]
+            self._purge_at = 2 * len(blocked) + 64
 
-    def reopen(self, line: int) -> None:
-        """Undo `close`."""
-        self._closed_until.pop(line, None)
+    def unblock(self, line: int) -> None:
+        """Undo `block`."""
+        self._blocked_until.pop(line, None)
 
-    def is_closed(self, line: int | None) -> bool:
-        """Whether a line may be closed: `closed_for` says for how long."""
-        return line in self._closed_until
+    def is_blocked(self, line: int | None) -> bool:
+        """Whether a line may be blocked: `blocked_for` says for how long."""
+        return line in self._blocked_until
 
-    def closed_for(self, line: int | None) -> float:
-        """Return for how many seconds a line is closed."""
-        if line is None or not self._closed_until:
+    def blocked_for(self, line: int | None) -> float:
+        """Return for how many seconds a line is blocked."""
+        if line is None or not self._blocked_until:
             return 0.0
-        return max(self._closed_until.get(line, NEVER) - self._loop.time(), 0.0)
+        return max(self._blocked_until.get(line, NEVER) - self._loop.time(), 0.0)
 
-    def await_reopening(self, ticket: Ticket) -> bool:
-        """If the line of this first call is closed, keep the call until then. Returns whether."""
+    def keep_blocked(self, ticket: Ticket) -> bool:
+        """Return True if this first call now waits until its line is unblocked."""
         line = ticket.line
-        if line is None or line not in self._closed_until:
+        if line is None or line not in self._blocked_until:
             return False
-        until = self._closed_until[line]
+        until = self._blocked_until[line]
         if until <= self._loop.time():
-            del self._closed_until[line]
+            del self._blocked_until[line]
             return False
-        heapq.heappush(self._reopening, (until, ticket))
+        heapq.heappush(self._waiting, (until, ticket))
         return True
 
-    def reopened(self) -> list[Ticket]:
-        """Return the first calls of the lines that have reopened, each once."""
+    def unblocked(self) -> list[Ticket]:
+        """Return the first calls of the lines that time has unblocked, each once."""
         tickets = []
-        while self._reopening and self._reopening[0][0] <= self._loop.time():
-            ticket = heapq.heappop(self._reopening)[1]
+        while self._waiting and self._waiting[0][0] <= self._loop.time():
+            ticket = heapq.heappop(self._waiting)[1]
             if ticket.future is not None and not ticket.ready and ticket.before is None:
-                self._closed_until.pop(ticket.line or 0, None)
+                self._blocked_until.pop(ticket.line or 0, None)
                 tickets.append(ticket)
         return tickets
 
-    def next_reopening(self) -> float | None:
-        """Return the moment at which the next line reopens for a call that waits."""
-        return self._reopening[0][0] if self._reopening else None
+    def next_unblocked(self) -> float | None:
+        """Return the moment at which time unblocks the next line for a call that waits."""
+        return self._waiting[0][0] if self._waiting else None
 
     def idle(self) -> bool:
-        """Whether no line has a call, and none is closed."""
+        """Whether no line has a call, and none is blocked."""
         now = self._loop.time()
-        return not self._last and all(until <= now for until in self._closed_until.values())
+        return not self._last and all(until <= now for until in self._blocked_until.values())

@@ -25,24 +25,25 @@ class LongWaits:
         self._waiting = 0
         self._warned = False  # since calls began to wait
         self._timer: asyncio.TimerHandle | None = None
-        self._newest_number = 0
-        # The calls that have waited since the timer was set, and the number of the last of them:
+        self._waits = 0  # that have begun
+        # The waits that have gone on since the timer was set, and the number of the last of them:
         self._watched = 0
         self._watched_up_to = 0
 
-    def begin(self, number: int, least: float) -> None:
-        """Note that the call of this number begins to wait, for `least` seconds by its limit."""
+    def begin(self, least: float) -> int:
+        """Note that a call begins to wait, for `least` seconds by its limit. Returns a number."""
         self._waiting += 1
-        self._newest_number = number
+        self._waits += 1
         if self._warned:
-            return
-        if least > LONG_WAIT:
+            pass
+        elif least > LONG_WAIT:
             self._warn("the rate limit is used up, calls wait %.0f s or more", least)
         elif self._timer is None:
             self._watch()
+        return self._waits
 
     def end(self, number: int) -> None:
-        """Note that the call of this number waits no more."""
+        """Note that the wait of this number has ended."""
         self._waiting -= 1
         if number <= self._watched_up_to:
             self._watched -= 1
@@ -53,7 +54,7 @@ class LongWaits:
                 self._timer = None
 
     def _watch(self) -> None:
-        self._watched, self._watched_up_to = self._waiting, self._newest_number
+        self._watched, self._watched_up_to = self._waiting, self._waits
         self._timer = self._loop.call_later(LONG_WAIT, self._look)
 
     def _look(self) -> None:
@@ -71,5 +72,4 @@ class LongWaits:
 
     def _warn(self, text: str, seconds: float) -> None:
         self._warned = True
-        text = f"%s: {text}; pass max_wait to be refused instead"
-        logger.warning(text, self._operation, seconds)
+        logger.warning("%s: %s", self._operation, text % seconds)

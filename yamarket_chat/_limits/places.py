@@ -9,15 +9,15 @@ import random
 from .._http.attempt import NEVER, Attempt
 from ..limits import CUT_OFF
 
-# After this many answers without a refusal one more parallel request is tried. Each refusal doubles
-# the number, up to the second one, so that a Market that allows fewer for good is asked rarely.
+# After GROW_AFTER answers without a refusal, one more parallel request is tried. Each refusal
+# doubles that number, up to GROW_AFTER_AT_MOST, for Markets that allow fewer for good.
 GROW_AFTER = 100
 GROW_AFTER_AT_MOST = 10_000
 
 # The pause of a place after a 420 for parallel requests, in seconds: the first one, and the longest
 # after several in a row. Each is shortened at random. Every refusal uses up the rate limit, too.
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
+FIRST_PARALLEL_PAUSE = 0.5
+LONGEST_PARALLEL_PAUSE = 30.0
 
 
 class Places:
@@ -25,7 +25,7 @@ class Places:
 
     A request holds a place until its answer came. Without an answer it holds the place until the
     Market must have ended the request. If the Market refuses a request all the same, other programs
-    of the seller hold places. Then there are fewer, and more again as answers come without refusal.
+    of the seller hold places. The number then shrinks, and grows again while nothing is refused.
     """
 
     def __init__(self, parallel: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -57,8 +57,8 @@ class Places:
 
     def idle(self) -> bool:
         """Whether no place is held."""
-        self.free(self._loop.time())
-        return not (self._held or self._free_at)
+        now = self._loop.time()
+        return not self._held and all(at <= now for at in self._free_at)
 
     def take(self) -> None:
         """Hold a place for a request that is sent, or will be."""
@@ -103,7 +103,7 @@ class Places:
             if not self._in_a_row:  # refusals in a row have one cause
                 self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
             self._in_a_row += 1
-        longest = min(FIRST_PAUSE * 2.0 ** min(self._in_a_row, 30), LONGEST_PAUSE)
+        longest = min(FIRST_PARALLEL_PAUSE * 2.0 ** min(self._in_a_row, 30), LONGEST_PARALLEL_PAUSE)
         pause = longest * random.uniform(0.5, 1.0)
         bisect.insort(self._free_at, self._loop.time() + pause)
         return pause

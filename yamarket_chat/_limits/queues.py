@@ -18,7 +18,6 @@ class Queue:
     """
 
     def __init__(self, operation: str, rate: Rate, loop: asyncio.AbstractEventLoop) -> None:
-        self.operation = operation
         self.window = Window(rate, loop)
         self.waiting = 0  # calls that wait, ready or not
         self.long_waits = LongWaits(operation, loop)

@@ -1,10 +1,10 @@
 """Which call goes next: calls wait here until everything that they need is free at once.
 
 Each call gets a `Ticket` with a number: first come, first served. A ticket may name a line (a
-chat). Only the first call of a line is ready, and the next one is not ready before the first has
-left the line. What a ready call needs, a place in its operation's window, a token of its pace and
-one of the parallel places, is granted together or not at all: no call holds one of them while it
-waits for another, and a full window of one operation never holds up another operation.
+chat). Only the first call of a line can be sent. The next one follows when the first has left the
+line. A call needs three things: room in its operation's window, a token of its pace, and a parallel
+place. It gets all of them together or none, so no call holds one while it waits for another, and a
+full window of one operation never holds up another operation.
 
 Single calls go before those of a bulk. If a single call stands behind calls of a bulk in its line,
 these become singles as well: otherwise it would wait as long as they do.
@@ -18,7 +18,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from .._http.attempt import Attempt, running_task
+import msgspec
+
+from .._http.attempt import NEVER, Attempt, running_task
 from ..errors import MaxWaitExceededError
 from ..limits import Limits, QuotaStatus, Rate
 from .lines import Lines
@@ -34,6 +36,14 @@ SOON = 1.0
 """Seconds after which to retry a call if nothing tells how long it has to wait."""
 
 
+class _Deadline(msgspec.Struct, frozen=True):
+    """The end of the wait of a call that has a `max_wait`."""
+
+    at: float
+    max_wait: float
+    timer: asyncio.TimerHandle
+
+
 class Scheduler:
     """Decides when each call of a business is sent, on one event loop."""
 
@@ -47,6 +57,7 @@ class Scheduler:
         self._numbers = 0
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = NEVER
         self.bulks: dict[CallGroup, None] = {}  # that may have one more call when a place is free
 
     # Waiting, and being sent
@@ -83,7 +94,7 @@ class Scheduler:
         """
         ticket.group.check_open()
         # All in one coroutine: a hundred thousand calls may wait here, and each frame counts.
-        timer = self._begin_to_wait(ticket, max_wait)
+        wait = self._begin_to_wait(ticket, max_wait)
         try:
             while True:
                 await ticket.future  # type: ignore[misc]
@@ -91,17 +102,17 @@ class Scheduler:
                 if not self._queues[ticket.operation].window.is_closed():
                     break
                 self._wait_again(ticket)
-                if timer is not None and timer.when() <= self._loop.time():
-                    self._waited_enough(ticket, max_wait or 0.0)
+                if isinstance(wait, _Deadline) and wait.at <= self._loop.time():
+                    self._waited_enough(ticket, wait.max_wait)
         except BaseException:
-            self._end_to_wait(ticket, timer)
+            self._end_to_wait(ticket, wait)
             if ticket.granted:
                 self._ungrant(ticket)
             elif ticket.ready:
                 self._queues[ticket.operation].remove(ticket)
             self._dispatch()
             raise
-        self._end_to_wait(ticket, timer)
+        self._end_to_wait(ticket, wait)
         self._ungrant(ticket)
         return self._send(ticket, self._loop.time())
 
@@ -112,7 +123,7 @@ class Scheduler:
             self._waiting
             or ticket.before is not None
             or ticket.group.closed_by is not None
-            or self._lines.is_closed(ticket.line)
+            or self._lines.is_blocked(ticket.line)
             or not self._places.free(now)
             or not self._queues[ticket.operation].window.admits(now, ticket.reserve or 0)
         ):
@@ -127,7 +138,8 @@ class Scheduler:
         group.make_way()
         return attempt
 
-    def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> asyncio.TimerHandle | None:
+    def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> _Deadline | int:
+        """Return the end of the wait, or if it has none, its number among the long waits."""
         queue = self._queues[ticket.operation]
         ahead = queue.ahead_of(ticket)
         if max_wait is not None:
@@ -139,15 +151,17 @@ class Scheduler:
         ticket.group.waiting[ticket] = None
         queue.waiting += 1
         self._waiting += 1
+        wait: _Deadline | int
         if max_wait is None:
-            queue.long_waits.begin(ticket.number, queue.window.wait(ahead, ticket.reserve or 0))
+            wait = queue.long_waits.begin(queue.window.wait(ahead, ticket.reserve or 0))
+        else:
+            timer = self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
+            wait = _Deadline(self._loop.time() + max_wait, max_wait, timer)
         if ticket.before is None:
             self._first_in_line(ticket)
         if not (ticket.ready or ticket.granted):
             ticket.group.make_way()
-        if max_wait is None:
-            return None
-        return self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
+        return wait
 
     def _wait_again(self, ticket: Ticket) -> None:
         """Wait again: a 420 closed the window in the very pass in which the call was granted."""
@@ -156,22 +170,22 @@ class Scheduler:
         self._first_in_line(ticket)
         self._dispatch()  # the timer may be set to a moment that assumed one grant more
 
-    def _end_to_wait(self, ticket: Ticket, timer: asyncio.TimerHandle | None) -> None:
+    def _end_to_wait(self, ticket: Ticket, wait: _Deadline | int) -> None:
         ticket.future = None
         del ticket.group.waiting[ticket]
         self._waiting -= 1
         queue = self._queues[ticket.operation]
         queue.waiting -= 1
-        if timer is None:
-            queue.long_waits.end(ticket.number)
+        if isinstance(wait, _Deadline):
+            wait.timer.cancel()
         else:
-            timer.cancel()
+            queue.long_waits.end(wait)
 
     def _least_wait(self, ticket: Ticket, ahead: int, reserve: int) -> float:
         return max(
             self._queues[ticket.operation].window.wait(ahead, reserve),
             self._places.wait() or 0.0,
-            self._lines.closed_for(ticket.line),
+            self._lines.blocked_for(ticket.line),
         )
 
     def _waited_enough(self, ticket: Ticket, max_wait: float) -> None:
@@ -188,7 +202,7 @@ class Scheduler:
         future = ticket.future = self._loop.create_future()
         timer = self._loop.call_later(seconds, wake, future)
         if line is not None:
-            self._lines.close(line, self._loop.time() + seconds)
+            self._lines.block(line, self._loop.time() + seconds)
         group.waiting[ticket] = None
         group.make_way()
         try:
@@ -196,7 +210,7 @@ class Scheduler:
         finally:
             timer.cancel()
             if line is not None:
-                self._lines.reopen(line)
+                self._lines.unblock(line)
             ticket.future = None
             del group.waiting[ticket]
 
@@ -206,7 +220,7 @@ class Scheduler:
         if line is None:
             return
         if rest:
-            self._lines.close(line, self._loop.time() + rest)
+            self._lines.block(line, self._loop.time() + rest)
         following = self._lines.leave(ticket, line)
         if following is not None:
             self._first_in_line(following)
@@ -214,7 +228,7 @@ class Scheduler:
     # Granting
 
     def _first_in_line(self, ticket: Ticket) -> None:
-        if self._lines.await_reopening(ticket):
+        if self._lines.keep_blocked(ticket):
             self._set_timer()
             return
         queue = self._queues[ticket.operation]
@@ -245,7 +259,7 @@ class Scheduler:
                 bulk.place_freed()
 
     def _grant_all(self) -> None:
-        for ticket in self._lines.reopened():
+        for ticket in self._lines.unblocked():
             self._queues[ticket.operation].push(ticket)
         now = self._loop.time()
         while self._places.free(now):
@@ -270,8 +284,8 @@ class Scheduler:
         """Set the timer to the next moment at which time alone lets a call go."""
         now = self._loop.time()
         # Time goes on while this looks: what was refused a moment ago may be due now.
-        reopening = self._lines.next_reopening()
-        waits = [] if reopening is None else [max(reopening - now, SHORTEST_WAIT)]
+        unblocked = self._lines.next_unblocked()
+        waits = [] if unblocked is None else [max(unblocked - now, SHORTEST_WAIT)]
         place = self._places.wait()
         if place is not None and place > 0:
             waits.append(place)
@@ -289,9 +303,11 @@ class Scheduler:
             return
         at = now + min(waits)
         if self._timer is not None:
-            if self._timer.when() <= at:
+            if self._timer_at <= at:
                 return
             self._timer.cancel()
+        # Not asked of the timer: uvloop's cannot always say.
+        self._timer_at = at
         self._timer = self._loop.call_at(at, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -302,7 +318,7 @@ class Scheduler:
 
     def answered(self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str]) -> None:
         """Note an answer that is no refusal over a limit."""
-        ticket.group.ended(attempt)
+        ticket.group.attempt_ended(attempt)
         self._queues[ticket.operation].window.answered(attempt, headers)
         self._places.answered()
         self._dispatch(ticket.group)
@@ -314,7 +330,7 @@ class Scheduler:
 
         Returns for how many seconds the call itself should pause.
         """
-        ticket.group.ended(attempt)
+        ticket.group.attempt_ended(attempt)
         self._queues[ticket.operation].window.answered(attempt, headers)
         pause = self._places.refused(attempt, named)
         self._dispatch(ticket.group)
@@ -324,7 +340,7 @@ class Scheduler:
         self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str], named: int | None
     ) -> float:
         """Note a 420 for the resource. Returns for how many seconds its window is closed."""
-        ticket.group.ended(attempt)
+        ticket.group.attempt_ended(attempt)
         closed_for = self._queues[ticket.operation].window.refused(attempt, headers, named)
         self._places.answered()
         self._dispatch(ticket.group)
@@ -332,14 +348,14 @@ class Scheduler:
 
     def unanswered(self, ticket: Ticket, attempt: Attempt) -> None:
         """Note that no answer came, and that the request may have reached the Market."""
-        ticket.group.ended(attempt)
+        ticket.group.attempt_ended(attempt)
         self._queues[ticket.operation].window.unanswered(attempt)
         self._places.unanswered(attempt)
         self._dispatch(ticket.group)
 
     def unsent(self, ticket: Ticket, attempt: Attempt) -> None:
         """Note that the request surely never reached the Market."""
-        ticket.group.ended(attempt)
+        ticket.group.attempt_ended(attempt)
         self._queues[ticket.operation].window.unsent()
         self._places.give_back()
         self._dispatch(ticket.group)
@@ -350,15 +366,15 @@ class Scheduler:
         Its line surely does not go on before `until`.
         """
         if ticket.line is not None:
-            self._lines.close(ticket.line, until)
+            self._lines.block(ticket.line, until)
         ticket.group.under_way[attempt] = None
         ticket.group.make_way()
 
     def release(self, ticket: Ticket, attempt: Attempt) -> None:
         """Undo `hold`."""
         if ticket.line is not None:
-            self._lines.reopen(ticket.line)
-        ticket.group.ended(attempt)
+            self._lines.unblock(ticket.line)
+        ticket.group.attempt_ended(attempt)
 
     # Looking at it
 
@@ -369,7 +385,7 @@ class Scheduler:
         return QuotaStatus(
             limit=queue.window.limit,
             remaining=remaining,
-            resets_in=0.0 if remaining else max(queue.window.wait(), 0.0),
+            resets_in=0.0 if remaining else queue.window.wait(),
             waiting=queue.waiting,
         )
 

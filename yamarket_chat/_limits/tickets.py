@@ -26,14 +26,14 @@ class CallGroup:
         if self.closed_by is not None:
             raise copy.copy(self.closed_by)
 
-    def close(self, error: ChatError) -> None:
+    def fail_waiting(self, error: ChatError) -> None:
         """Fail the calls that wait, now and from now on."""
         self.closed_by = error
         for ticket in self.waiting:
             if ticket.future is not None and not ticket.future.done():
                 ticket.future.set_exception(copy.copy(error))
 
-    def ended(self, attempt: Attempt) -> None:
+    def attempt_ended(self, attempt: Attempt) -> None:
         """Note that an attempt, or its settling, has ended."""
         self.under_way.pop(attempt, None)
         if self._nothing_under_way is not None and not self.under_way:

@@ -55,7 +55,6 @@ logger = logging.getLogger("yamarket_chat")
 
 _SDK_PHRASES = {
     "campaigns() lists it": "yamarket-chat whoami shows it",
-    "; pass max_wait to be refused instead": "",
 }
 _SDK_ARGUMENT = re.compile(r"\b(api_key|business_id|base_url|insecure_http)\b(=True)?")
 
