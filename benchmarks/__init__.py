@@ -1,11 +1,11 @@
-"""What the package costs, and what one gets for it: `python -m benchmarks`, from the repository.
+"""Benchmarks of the package: run `python -m benchmarks` in the repository.
 
-rivals.py      the clients that are compared, ours among them
-server.py      a lean stand-in for the Market, in a process of its own
+rivals.py      the clients under comparison, including this package
+server.py      a minimal server that stands in for the Market, in its own process
 worker.py      a process that sends messages with one of the clients, on command
-processes.py   workers side by side: interleaved rounds, and callgrind
+processes.py   runs workers side by side in interleaved turns, and callgrind
 cost.py, limit.py, faults.py, growth.py, decoding.py, imports.py   one benchmark each
-suite.py       all of them by name
-pydantic_models.py   what decoding is compared with
-report.py      the table on the terminal, the JSON, the plots and the page of the docs
+suite.py       all benchmarks by name
+pydantic_models.py   the pydantic models that the decoding benchmark compares with
+report.py      the tables on the terminal, the JSON, the plots and the page of the docs
 """

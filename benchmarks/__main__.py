@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
 from .report import DOCS, Report, circumstances, stored, write
@@ -15,31 +15,33 @@ from .suite import BENCHMARKS
 
 
 def main() -> None:
-    """Measure what was asked for, show it, and write the JSON, the plots and the docs."""
+    """Run the chosen benchmarks, print the results, and write the JSON, the plots and the docs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"which: {', '.join(BENCHMARKS)}; default: all"
+        "names", nargs="*", metavar="name", help=f"one of {', '.join(BENCHMARKS)}; default: all"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="where the results are written")
+    parser.add_argument("--quick", action="store_true", help="smaller runs, a few minutes in all")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="the folder for the results")
     parser.add_argument(
-        "--redraw", action="store_true", help="measure nothing: write the docs from the JSON"
+        "--redraw", action="store_true", help="measure nothing; rewrite the docs from the JSON"
     )
     arguments = parser.parse_args()
     names = arguments.names or list(BENCHMARKS)
     if unknown := set(names) - set(BENCHMARKS):
-        parser.error(f"there is no {', '.join(sorted(unknown))}: {', '.join(BENCHMARKS)}")
+        parser.error(
+            f"unknown benchmark {', '.join(sorted(unknown))}: choose from {', '.join(BENCHMARKS)}"
+        )
     size = "quick" if arguments.quick else "full"
     console = Console()
-    logging.disable()  # that calls wait for long, and fail, is the point
+    logging.disable()  # long waits and failures are expected here
     results = stored(arguments.docs)
     for name in [] if arguments.redraw else names:
         benchmark = BENCHMARKS[name]
         with _progress(console) as progress:
             task = progress.add_task(name, total=benchmark.steps(benchmark.SIZES[size]))
 
-            def step(what: str, progress: Progress = progress, task: object = task) -> None:
-                progress.update(task, advance=1, description=what)  # type: ignore[arg-type]
+            def step(what: str, progress: Progress = progress, task: TaskID = task) -> None:
+                progress.update(task, advance=1, description=what)
 
             before = circumstances()
             figures = benchmark.run(benchmark.SIZES[size], step)

@@ -1,4 +1,4 @@
-"""Decoding a page of 100 messages and one of 20 chats."""
+"""Decoding time of a page of 100 messages and of a page of 20 chats."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from typing import Any
 
 import msgspec
 
-from yamarket_chat import operations
+from yamarket_chat._http import operations
 
 from .processes import spread
 from .report import Figures, Report, Step, Table, shown
 
 TITLE = "Decoding"
 ABOUT = """
-The bytes of an answer, made into what the caller gets: our msgspec structs, the pydantic models of
-ya-market-api as it calls them (their times are arrow's), pydantic models with plain datetimes, and
-dicts from the standard library's json, whose times stay strings and where nothing is checked. In
-turns, in one process.
+The time to turn the bytes of a response into the objects that the caller gets:
+
+- yamarket_chat: msgspec structs;
+- ya-market-api: its pydantic models, called as it calls them, with arrow times;
+- pydantic, datetime: pydantic models with plain datetimes;
+- json, dicts only: the standard library's json, unchecked, with times as strings.
+
+The decoders take turns in one process.
 """
 YARDSTICK = "json, dicts only"
 
@@ -82,7 +86,7 @@ PAGES = {
 
 
 def _decoders(page: str) -> dict[str, Callable[[bytes], Any]]:
-    """What makes a page of the answer's bytes."""
+    """The decoders of a page, by name."""
     operation = operations.HISTORY if page == "100 messages" else operations.CHATS
     decode = msgspec.json.Decoder(operation.answer, strict=False).decode
     decoders: dict[str, Callable[[bytes], Any]] = {
@@ -96,7 +100,7 @@ def _decoders(page: str) -> dict[str, Callable[[bytes], Any]]:
     except ImportError:
         return decoders
     peers = {"100 messages": ChatMessageListResponse, "20 chats": ChatListResponse}
-    # It reads the body as a str first.
+    # ya-market-api decodes the body to a str first.
     decoders["ya-market-api"] = lambda body: peers[page].model_validate_json(body.decode())
     decoders["pydantic, datetime"] = pydantic_models.ANSWERS[page].model_validate_json
     return decoders

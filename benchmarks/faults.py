@@ -1,4 +1,4 @@
-"""What becomes of messages when requests fail."""
+"""Lost, doubled and misplaced messages when requests fail."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ from .rivals import API_KEY, BUSINESS_ID, GaveUp, Send, aiohttp_by_hand, ours
 TITLE = "Under faults"
 KINDS = [fault for fault in EVERY_FAULT if fault.kind != "rate_limit"]
 ABOUT = f"""
-A share of all requests fails, each in one of {len(KINDS)} ways: reset, no answer, 5xx, a page of
-HTML, half a body, a redirect, too many at once; before or after the message was stored, where that
-makes sense. Virtual clock, documented limits, 0.1 s for an answer.
+A share of all requests fails, each in one of {len(KINDS)} ways: reset, no response, 5xx, an HTML
+page, half a body, a redirect, too many parallel requests. A fault happens before or after the
+message was stored, if both make sense. The clock is virtual, the limits are the documented ones,
+and a response takes 0.1 s.
 
-*By hand* is aiohttp with AsyncLimiter(1000, 3600), a semaphore and, like yamarket_chat, up to 12
-attempts. *A task a chat* awaits each message before the next; *all at once* hands all over at the
-same time, as is done with yamarket_chat. The Market may be at a request for up to 10 s after its
-connection broke: a semaphore knows nothing of that, so what comes next is refused, and refused
-again. *Wrongly told*: said to be sent and not there, or to have failed and there. *Out of order*:
-stands behind a message that was handed over to its chat later.
+*By hand* is aiohttp with AsyncLimiter(1000, 3600), a semaphore and up to 12 attempts, like
+yamarket_chat. *A task a chat* awaits each message before the next one. *All at once* starts all
+messages at the same time, and so does yamarket_chat. The Market may work on a request for up to 10
+s after its connection broke. A semaphore does not know this, so the next requests are refused,
+again and again.
+
+*Wrong result*: the client reported a message as sent that is not in the chat, or as failed that is
+in the chat. *Reported unknown*: the client said that the outcome is unknown. *Out of order*: the
+message is stored after a message to the same chat that was submitted later.
 """
 
 
 @dataclass
 class Client:
-    """How to open a client, and whether it is handed all messages of a chat at once."""
+    """How to open a client, and whether it gets all messages of a chat at once."""
 
     open: Open
     all_at_once: bool = False
@@ -59,7 +63,7 @@ class Size:
     seeds: int
     chats: int
     messages: int
-    """To each chat."""
+    """Messages to each chat."""
 
 
 SIZES = {
@@ -124,7 +128,7 @@ async def _sent(client: Client, size: Size, rate: float, seed: int) -> dict[str,
                 for chat_id in chats:
                     group.create_task(in_turn(send, chat_id))
         seconds = loop.time() - began
-        await asyncio.sleep(20)  # what is carried out later than its failure has been by then
+        await asyncio.sleep(20)  # wait for requests that are carried out after they failed
         stored = {chat_id: [row.text for row in market.messages(chat_id)] for chat_id in chats}
     counts = _counted(texts, stored, told)
     return {"seconds": seconds, **counts}
@@ -159,8 +163,8 @@ def report(figures: Figures) -> Report:
         "lost",
         "doubled",
         "out of order",
-        "wrongly told",
-        "told unknown",
+        "wrong result",
+        "reported unknown",
         "minutes",
     ]
     for rate in sorted({row["rate"] for row in rows}):
@@ -196,12 +200,12 @@ def _lines(rows: list[Figures], kind: str) -> dict[str, list[tuple[float, float]
 
 
 def _remarks(figures: Figures) -> Iterable[str]:
-    yield f"Each row is of {figures['messages']:,} messages."
+    yield f"Each row sums up {figures['messages']:,} messages."
     own = [row for row in figures["rows"] if row["client"] == "yamarket_chat"]
     total = {kind: sum(row[kind] for row in own) for kind in _COUNTED}
     yield (
         f"yamarket_chat over all rates: {total['lost']} lost, {total['doubled']} doubled,"
-        f" {total['out_of_order']} out of order, {total['unknown']} told to be unknown."
+        f" {total['out_of_order']} out of order, {total['unknown']} reported as unknown."
     )
     for mine in own:
         quicker = [
@@ -212,5 +216,5 @@ def _remarks(figures: Figures) -> Iterable[str]:
         if quicker:
             yield (
                 f"At {mine['rate']:.0%} yamarket_chat takes {_minutes(mine)} minutes, longer than"
-                f" {', '.join(quicker)}: it waits until the history can tell."
+                f" {', '.join(quicker)}, because it waits until the history is conclusive."
             )

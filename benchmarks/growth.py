@@ -1,6 +1,6 @@
-"""How memory and time grow: waiting calls, long runs of send_many, many businesses.
+"""Growth of memory and time: waiting calls, long runs of send_many, many businesses.
 
-Each measurement has a process of its own: `python -m benchmarks.growth KIND CLIENT NUMBER [URL]`.
+Each measurement runs in its own process: `python -m benchmarks.growth KIND CLIENT NUMBER [URL]`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ from .server import listen
 
 TITLE = "How it grows"
 ABOUT = """
-Resident memory of fresh processes. *Waiting calls*: so many `send_message` handed over while the
-limit is used up, each in a task of its own; beside it the same with AsyncLimiter by hand, and tasks
-that do nothing but wait. *send_many*: so many messages on a virtual clock under the documented
-limit, the peak over that of the first 1,000. *Businesses*: so many sessions in one process, each
-with its own connections or all with one aiohttp session, and a message in turn from each.
+The figures are resident memory of fresh processes.
+
+- *Waiting calls*: `send_message` is called many times while the limit is used up, each call in its
+  own task. For comparison: the same calls with AsyncLimiter by hand, and tasks that only wait.
+- *send_many*: many messages under the documented limit on a virtual clock. The table shows the
+  peak, and how much it is above the peak of the first 1,000 messages.
+- *Businesses*: many sessions in one process, with their own connections or with one shared aiohttp
+  session. The sessions send messages in turn.
 """
 
 MOST_PER_CALL = 2560
-"""Bytes that a waiting call may take, as promised."""
+"""The largest number of bytes that a waiting call may take; the project promises it."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ def run(size: Size, step: Step) -> Figures:
     return figures
 
 
-# What the processes do
+# The work of the processes
 
 
 def _resident() -> int:
@@ -93,11 +96,11 @@ def _resident() -> int:
 
 
 def _peak() -> int:
-    # Not ru_maxrss: a process inherits that of the one that started it.
+    # Not ru_maxrss: a process inherits the value of its parent.
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise OSError("the kernel does not tell the peak of resident memory")
+    raise OSError("the kernel does not report the peak of resident memory: run this on Linux")
 
 
 async def _nothing_but_waiting(chat_id: int, text: str) -> None:
@@ -117,7 +120,7 @@ _WAITING: dict[str, Callable[..., AbstractAsyncContextManager[Send]]] = {
 
 
 async def _waiting(client: str, number: int) -> None:
-    """So many calls while the limit of one an hour is used up."""
+    """Measure calls that wait because the limit of one request an hour is used up."""
     _, url = await listen()
     async with _WAITING[client](url, requests=1) as send:
         if client != "a task that waits":
@@ -125,15 +128,15 @@ async def _waiting(client: str, number: int) -> None:
         gc.collect()
         before, began = _resident(), time.perf_counter()
         tasks = [asyncio.ensure_future(send(chat_id, TEXT)) for chat_id in range(2, number + 2)]
-        await asyncio.sleep(0)  # all of them have run once, and wait
+        await asyncio.sleep(0)  # now every task has run once and waits
         seconds, after = time.perf_counter() - began, _resident()
         assert not any(task.done() for task in tasks)
         print(json.dumps({"bytes": after - before, "seconds": seconds}), flush=True)
-        os._exit(0)  # how 200,000 waiting calls end is not what is measured
+        os._exit(0)  # the end of 200,000 waiting calls is not measured
 
 
 def _send_many(number: int) -> Figures:
-    """So many messages under the documented limit, on a virtual clock."""
+    """Measure send_many under the documented limit, on a virtual clock."""
     import aiohttp
 
     from tests import virtual
@@ -141,8 +144,8 @@ def _send_many(number: int) -> Figures:
 
     async def main() -> Figures:
         listening, url = await listen()
-        # aiohttp looks after idle connections by the real clock: with its usual 4 s it would wake
-        # 900 times in each virtual hour, and never find one idle.
+        # aiohttp measures idle connections by the real clock. With the usual 4 s it would wake up
+        # 900 times in each virtual hour and never find an idle connection.
         connector = aiohttp.TCPConnector(keepalive_timeout=1e9)
         async with (
             listening,
@@ -168,7 +171,7 @@ _BUSINESSES = ("own connections", "one aiohttp session")
 
 
 async def _businesses(client: str, number: int, url: str, messages: int = 2000) -> Figures:
-    """So many sessions of different businesses, and messages from each in turn."""
+    """Measure many sessions of different businesses that send messages in turn."""
     import aiohttp
 
     from yamarket_chat import ChatSession
@@ -191,7 +194,8 @@ async def _businesses(client: str, number: int, url: str, messages: int = 2000) 
         for session in sessions:
             await session.send_message(1, TEXT)
         resident, cpu = _resident(), time.process_time()
-        rounds = max(min(messages, 900 * number) // number, 1)  # within the limit of each
+        # At most 900 messages from each session stay within its limit.
+        rounds = max(min(messages, 900 * number) // number, 1)
         for _ in range(rounds):
             for session in sessions:
                 await session.send_message(1, TEXT)
@@ -202,7 +206,7 @@ async def _businesses(client: str, number: int, url: str, messages: int = 2000) 
         }
 
 
-# What is shown
+# The report
 
 
 def report(figures: Figures) -> Report:
@@ -210,7 +214,7 @@ def report(figures: Figures) -> Report:
     tables = [
         Table(
             "Waiting calls",
-            ["client, calls", "bytes a call", "MB in all", "µs a call to start"],
+            ["client, calls", "bytes a call", "MB in total", "µs to start a call"],
             [
                 [
                     f"{row['client']}, {row['number']:,}",
@@ -223,7 +227,7 @@ def report(figures: Figures) -> Report:
         ),
         Table(
             "send_many",
-            ["messages", "peak MB", "more than the first 1,000", "µs each, with the server"],
+            ["messages", "peak MB", "MB above the first 1,000", "µs each, with the server"],
             [
                 [
                     f"{row['number']:,}",
@@ -236,7 +240,7 @@ def report(figures: Figures) -> Report:
         ),
         Table(
             "Businesses in one process",
-            ["sessions", "KB a session", "ms a session to open", "CPU µs a message"],
+            ["sessions", "KB a session", "ms to open a session", "CPU µs a message"],
             [
                 [
                     f"{row['number']:,}, {row['client']}",
@@ -255,7 +259,7 @@ def report(figures: Figures) -> Report:
         Plot("growth-waiting", "Memory of a waiting call", "waiting calls", "bytes a call", lines),
         Plot(
             "growth-send-many",
-            "Peak memory of a process that does send_many",
+            "Peak memory of a process that runs send_many",
             "messages",
             "MB",
             {"yamarket_chat": [(row["number"], row["peak"] / 1e6) for row in many]},
@@ -272,14 +276,14 @@ def _remarks(waiting: list[Figures]) -> Iterable[str]:
             kept = "within" if each <= MOST_PER_CALL else "**over**"
             yield (
                 f"{row['number']:,} waiting calls take {each:,.0f} bytes each, {kept} the"
-                f" {MOST_PER_CALL:,} that are promised."
+                f" {MOST_PER_CALL:,} that the project promises."
             )
         other = by_hand[row["number"]]
         if other["bytes"] < row["bytes"] or other["seconds"] < row["seconds"]:
             yield (
                 f"{row['number']:,} calls that wait for AsyncLimiter by hand take"
-                f" {other['bytes'] / row['number']:,.0f} bytes each (ours: {each:,.0f}) and start"
-                f" in {other['seconds']:.2f} s (ours: {row['seconds']:.2f} s)."
+                f" {other['bytes'] / row['number']:,.0f} bytes each (yamarket_chat: {each:,.0f})"
+                f" and start in {other['seconds']:.2f} s (yamarket_chat: {row['seconds']:.2f} s)."
             )
 
 
@@ -288,7 +292,7 @@ def _of(client: str, rows: list[Figures]) -> Iterator[Figures]:
 
 
 def _main(kind: str, client: str, number: int, url: str = "") -> None:
-    logging.disable()  # that calls wait for long is the point
+    logging.disable()  # long waits are expected here
     if kind == "waiting":
         asyncio.run(_waiting(client, number))
     elif kind == "send_many":

@@ -1,4 +1,4 @@
-"""What one gets out of the limit of 1,000 messages an hour."""
+"""Throughput under the limit of 1,000 messages an hour."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from yamarket_chat.sandbox import Sandbox
 from .report import Figures, Plot, Report, Step, Table
 from .rivals import API_KEY, BUSINESS_ID, TEXT, GaveUp, Send, aiohttp_by_hand, ours
 
-TITLE = "What one gets out of the limit"
+TITLE = "Throughput under the limit"
 ABOUT = """
-Hours over the least that the limit allows, on a virtual clock, against a server that keeps the
-documented limits strictly: 1,000 in any hour and 4 at once, 0.1 s for an answer. All messages are
-handed over at once, each to a chat of its own; all clients have at most 4 requests under way.
-*AsyncLimiter* never repeats anything: what is refused is lost. *Retry on 420* has no limiter: four
-tasks, each of which repeats with growing pauses of up to a minute until its message is through.
+The figures are hours over the least time that the limit allows, on a virtual clock. The server
+enforces the documented limits strictly: 1,000 messages in any hour and 4 parallel requests. A
+response takes 0.1 s. All messages are submitted at the same time, each to its own chat. All clients
+have at most 4 requests under way. *AsyncLimiter* never retries, so a refused message is lost.
+*Retry on 420* has no limiter: each of four tasks retries with growing pauses of up to a minute
+until its message is accepted.
 """
 
 LATENCY = 0.1
@@ -32,7 +33,7 @@ Open = Callable[[str], AbstractAsyncContextManager[Send]]
 
 @dataclass
 class Client:
-    """How to open a client, and how many messages it is handed at once (None: all)."""
+    """How to open a client, and how many tasks send with it (None: one for each message)."""
 
     open: Open
     tasks: int | None = None
@@ -54,7 +55,7 @@ CLIENTS = {
 
 @dataclass
 class Size:
-    """How many messages."""
+    """How many messages are sent."""
 
     messages: tuple[int, ...]
 
@@ -67,7 +68,7 @@ SIZES = {
 
 
 def least(messages: int) -> float:
-    """The least number of seconds in which so many messages can be answered."""
+    """Return the least number of seconds in which so many messages can be answered."""
     hours = (messages - 1) // REQUESTS
     return hours * PER + math.ceil((messages - hours * REQUESTS) / PARALLEL) * LATENCY
 
@@ -106,7 +107,7 @@ async def _sent(client: Client, messages: int) -> Figures:
                 todo = chats if client.tasks else iter([next(chats)])
                 group.create_task(from_one_task(send, todo))
         took = loop.time() - began
-        # Of all that came, not of what was let in, which the server keeps within the limit.
+        # All requests count. The server keeps the accepted ones within the limit by itself.
         arrivals = [arrival.time for arrival in market.arrivals]
         return {
             "messages": messages,
@@ -130,7 +131,7 @@ def _worst(times: list[float]) -> int:
 def report(figures: Figures) -> Report:
     tables = []
     rows = figures["rows"]
-    header = ["client", "over the least", "hours", "refused", "lost", "most in an hour"]
+    header = ["client", "over the least time", "hours", "refused", "lost", "most in an hour"]
     for messages in sorted({row["messages"] for row in rows}):
         shown = [
             [
@@ -144,15 +145,15 @@ def report(figures: Figures) -> Report:
             for row in rows
             if row["messages"] == messages
         ]
-        title = f"{messages:,} messages, which take {least(messages) / 3600:.3f} hours at least"
+        title = f"{messages:,} messages, which take at least {least(messages) / 3600:.3f} hours"
         tables.append(Table(title, header, shown))
     times: dict[str, list[tuple[float, float]]] = {}
     worst_hours: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         worst_hours.setdefault(row["client"], []).append((row["messages"], row["worst_hour"]))
-        if not row["lost"]:  # the time of those that lost some compares with nothing
+        if not row["lost"]:  # a client that loses messages has no comparable time
             times.setdefault(row["client"], []).append((row["messages"], row["over_least"]))
-    title = "Time over the least that the limit allows, of those that lost none"
+    title = "Time over the least possible time, for clients that lost nothing"
     plots = [
         Plot("limit-time", title, "messages", "ratio", times, log_y=True),
         Plot("limit-hour", "Most requests in an hour", "messages", "requests", worst_hours),
@@ -160,8 +161,8 @@ def report(figures: Figures) -> Report:
     own = [row for row in rows if row["client"] == "yamarket_chat"]
     worst = max(row["over_least"] for row in own)
     remarks = [
-        f"yamarket_chat takes at most {worst:.4f} of the least time, and was refused"
-        f" {sum(row['refused'] for row in own)} requests."
+        f"yamarket_chat takes at most {worst:.4f} times the least time. The server refused"
+        f" {sum(row['refused'] for row in own)} of its requests."
     ]
     for row in rows:
         mine = next(one for one in own if one["messages"] == row["messages"])

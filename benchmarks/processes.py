@@ -1,4 +1,4 @@
-"""Processes side by side: a server, workers that take turns, and counting instructions."""
+"""Processes of a benchmark: a server, workers that take turns, and instruction counts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-# asyncio reads into 256 KiB at a time. Whether glibc takes these from its heap or asks the system
-# for them, three calls each time and up to a quarter of a request, depends on what was freed
-# before, and so on chance. For servers and workers it is the heap.
+# asyncio reads into a buffer of 256 KiB. glibc takes the buffer either from its heap or from the
+# system, with three system calls each time, which is up to a quarter of a request. The choice
+# depends on what was freed before, so it is chance. These settings make it always the heap.
 _ENVIRONMENT = {
     **os.environ,
     "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(16 * 2**20),
 }
-# Instructions repeat only where nothing else is left to chance either.
+# Instruction counts repeat only if nothing else depends on chance either.
 _REPEATABLE = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
 
 Spread = dict[str, float]
-"""A median, and the quartiles as low and high."""
+"""A median, and the quartiles under `low` and `high`."""
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """The median of some values, and their quartiles."""
+    """Return the median and the quartiles of some values."""
     low, _, high = (
         statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * [*values]
     )
@@ -40,14 +40,14 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def python(*arguments: object) -> list[str]:
-    """The command that runs this interpreter."""
+    """Return the command that runs this interpreter."""
     return [sys.executable, *map(str, arguments)]
 
 
 def answer(*arguments: object, bytecode: str | None = None) -> Any:
-    """What a run of this interpreter prints, read as JSON.
+    """Run this interpreter and return what it prints, decoded from JSON.
 
-    `bytecode` is a folder in which it keeps what it compiled, whatever the environment says.
+    `bytecode` is the folder for compiled modules, whatever the environment says.
     """
     env = dict(os.environ)
     if bytecode is not None:
@@ -61,10 +61,10 @@ def answer(*arguments: object, bytecode: str | None = None) -> Any:
 
 @contextmanager
 def server(*, awake: bool = False) -> Iterator[str]:
-    """A lean server in a process of its own; its address.
+    """Start the minimal server in its own process and yield its address.
 
-    One that is awake takes a core for itself. Whoever sends to one that sleeps pays for waking it,
-    by chance up to an eighth of a request, which nobody does over a network.
+    With `awake`, the server never sleeps and takes a whole core. A client of a sleeping server pays
+    for waking it, by chance up to an eighth of a request. Over a network, no client pays that.
     """
     with _started(python("-m", "benchmarks.server", *(["awake"] if awake else []))) as process:
         assert process.stdout is not None
@@ -85,18 +85,18 @@ def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             assert process.stdin is not None
-            process.stdin.close()  # by which they know that they are no longer needed
+            process.stdin.close()  # tells the process to end
             process.wait(30)
 
 
 class Worker:
-    """A process that sends messages with one client when it is told to."""
+    """A process that sends messages with one client on command."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def send(self, messages: int) -> dict[str, float]:
-        """Seconds that so many messages took, of the clock ("wall") and the processor ("cpu")."""
+        """Send messages and return the seconds of wall time ("wall") and CPU time ("cpu")."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         print(messages, file=self._process.stdin, flush=True)
@@ -107,9 +107,10 @@ class Worker:
 def taking_turns(
     messages: Mapping[str, int], url: str, at_once: int, turns: int
 ) -> Iterator[dict[str, dict[str, float]]]:
-    """Seconds a message of each client, turn by turn; in each turn everybody sends its number.
+    """Yield the seconds a message of each client, turn by turn.
 
-    Each client has a fresh process; the first to send is another one each turn.
+    Each client has a fresh process and sends its number of messages in each turn. Each turn starts
+    with another client.
     """
     names = list(messages)
     with ExitStack() as stack:
@@ -120,7 +121,7 @@ def taking_turns(
             for name in names
         }
         for worker in workers.values():
-            worker.send(at_once)  # so that all of them have started before the first turn
+            worker.send(at_once)  # all workers have started before the first turn
         for turn in range(turns):
             first = turn % len(names)
             took = {
@@ -134,12 +135,12 @@ def taking_turns(
 
 
 def has_callgrind() -> bool:
-    """Whether instructions can be counted."""
+    """Return whether instructions can be counted."""
     return shutil.which("valgrind") is not None
 
 
 def instructions(command: list[str], stdin: str = "") -> int:
-    """How many instructions a command takes, counted by valgrind."""
+    """Count the instructions of a command with valgrind."""
     with tempfile.NamedTemporaryFile() as out:
         done = subprocess.run(  # noqa: S603
             ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out.name}", *command],  # noqa: S607
@@ -156,7 +157,7 @@ def instructions(command: list[str], stdin: str = "") -> int:
 
 
 def instructions_a_message(name: str, url: str, at_once: int, lengths: tuple[int, int]) -> float:
-    """Instructions of one message: the difference of two runs, divided."""
+    """Count the instructions of one message, from the difference of a short and a long run."""
     command = python("-m", "benchmarks.worker", name, url, at_once)
     short, long = (instructions(command, f"{length}\n") for length in lengths)
     return (long - short) / (lengths[1] - lengths[0])

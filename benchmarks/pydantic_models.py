@@ -1,4 +1,4 @@
-"""pydantic at its best: models of the answers like ours, with plain datetimes."""
+"""The same models in pydantic at its best, with plain datetimes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes of a benchmark: tables and plots, on the terminal, as JSON and in the docs."""
+"""Results of a benchmark: tables and plots, on the terminal, as JSON and in the docs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _PACKAGES = (
 )  # fmt: skip
 
 Figures = dict[str, Any]
-"""What a benchmark measured, as it stands in the JSON."""
+"""The results of a benchmark, as stored in the JSON."""
 Step = Callable[[str], None]
-"""Tells the progress bar that one step was done, and what the next one is."""
+"""Reports a finished step to the progress bar, with its description."""
 
 
 @dataclass
 class Table:
-    """Some rows under a headline."""
+    """Rows under a title."""
 
     title: str
     header: Sequence[str]
@@ -38,7 +38,7 @@ class Table:
 
 @dataclass
 class Plot:
-    """Lines over x: `lines` is a list of points for each name. Saved under `name`."""
+    """Lines over x, saved under `name`. `lines` has a list of points for each client."""
 
     name: str
     title: str
@@ -52,7 +52,7 @@ class Plot:
 
 @dataclass
 class Report:
-    """The figures of a benchmark in the form in which they are shown."""
+    """The figures of a benchmark, ready for display."""
 
     tables: list[Table]
     plots: list[Plot] = field(default_factory=list)
@@ -60,33 +60,33 @@ class Report:
 
 
 class Benchmark(Protocol):
-    """What each module of a benchmark has."""
+    """The interface of a benchmark module."""
 
     TITLE: str
     ABOUT: str
 
     @property
     def SIZES(self) -> Mapping[str, Any]:
-        """How much is measured: "full", "quick", and "tiny" for the tests."""
+        """The sizes of a run: "full", "quick", and "tiny" for the tests."""
 
     def steps(self, size: Any) -> int:
-        """How many steps `run` takes."""
+        """Return the number of steps of `run`."""
 
     def run(self, size: Any, step: Step) -> Figures:
-        """Measure."""
+        """Measure and return the figures."""
 
     def report(self, figures: Figures) -> Report:
-        """Show what was measured."""
+        """Prepare the figures for display."""
 
 
 def shown(value: Spread, digits: int = 2) -> str:
-    """A median with its quartiles, for a table."""
+    """Format a median with its quartiles for a table."""
     low, median, high = (f"{value[name]:,.{digits}f}" for name in ("low", "median", "high"))
     return median if low == high else f"{median} ({low}–{high})"
 
 
 def circumstances() -> dict[str, Any]:
-    """Of what, on what, with what and when it was measured."""
+    """Return the commit, the date, the machine and the versions of a measurement."""
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -131,14 +131,14 @@ def _cpu() -> str:
 
 
 def stored(docs: Path = DOCS) -> dict[str, Any]:
-    """The figures of the latest run of each benchmark."""
+    """Read the results of the latest run of each benchmark."""
     path = docs / "benchmarks" / JSON_NAME
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return results
 
 
 def write(results: dict[str, Any], benchmarks: Mapping[str, Benchmark], docs: Path = DOCS) -> None:
-    """Write the JSON, the plots and the page of the docs."""
+    """Write the JSON, the plots and docs/benchmarks.md."""
     folder = docs / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     results = {name: results[name] for name in benchmarks if name in results}
@@ -164,12 +164,13 @@ _HEAD = """# Benchmarks
 <!-- Written by `python -m benchmarks`; do not edit. -->
 
     pip install -e '.[bench]'
-    python -m benchmarks             # all of them; --quick for a few minutes
-    python -m benchmarks cost limit  # some of them
+    python -m benchmarks             # all benchmarks; --quick takes a few minutes
+    python -m benchmarks cost limit  # some benchmarks
 
-Times on a shared machine mean little: look at the ratios. Clients that are compared take turns in
-processes of their own; figures are medians, in brackets the quartiles. Instructions, counted by
-`valgrind --tool=callgrind`, repeat to half a percent. All figures:
+Absolute times on a shared machine mean little, so look at the ratios. The clients under comparison
+take turns, each in its own process. Figures are medians, with the quartiles in brackets.
+Instructions are counted by `valgrind --tool=callgrind`. They repeat to within half a percent; those
+of bare aiohttp at 64 in parallel vary by 3 %. All figures are in
 [benchmarks.json](benchmarks/benchmarks.json)."""
 
 
@@ -206,12 +207,12 @@ def _draw(plot: Plot, path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter
 
-    # The same figures give the same file.
+    # The salt makes the same figures give the same file.
     with mpl.rc_context({"svg.hashsalt": plot.name, "svg.fonttype": "none", "font.size": 10}):
         figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
         for number, (name, points) in enumerate(plot.lines.items()):
             (line,) = axes.plot(*zip(*points, strict=True), ms=4, clip_on=False, label=name)
-            line.set(marker="osD^vP*X"[number % 8], zorder=9 - number)  # the first lies on top
+            line.set(marker="osD^vP*X"[number % 8], zorder=9 - number)  # the first line is on top
         axes.set(title=plot.title, xlabel=plot.x, ylabel=plot.y)
         if plot.log_x:
             axes.set_xscale("log")

@@ -1,6 +1,6 @@
-"""The clients that are compared. Each is a context manager that gives a function to send with.
+"""The clients under comparison. Each is a context manager that yields a function to send with.
 
-They import what they need when they are opened: a worker has nothing else in memory.
+A client imports its packages when it is opened, so that a worker has no others in memory.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ HEADERS = {
     "Content-Type": "application/json",
 }
 LIFTED = 1_000_000_000
-"""Requests an hour where no limit shall be in force."""
+"""Requests an hour, if the limit must not take effect."""
 CHATS = 1000
-"""Messages go to so many chats in turn: a chat that was not written to lately is the usual case."""
+"""Number of chats that get messages in turn. Usually a chat has received no message lately."""
 
 Send = Callable[[int, str], Awaitable[object]]
-"""Send a text to a chat; return when it has arrived."""
+"""Send a text to a chat and wait until it has arrived."""
 Run = Callable[[int], Awaitable[None]]
-"""Send so many messages, as many at once as the client was opened for."""
+"""Send so many messages, with the parallelism that the client was opened with."""
 
 
 def path(chat_id: int) -> str:
-    """The address of a chat's messages."""
+    """Return the path and query for a message to a chat."""
     return f"/v2/businesses/{BUSINESS_ID}/chats/message?chatId={chat_id}"
 
 
 @asynccontextmanager
 async def ours(url: str, at_once: int = 4, *, requests: int = LIFTED) -> AsyncIterator[Send]:
-    """`ChatSession.send_message`, with all its promises."""
+    """Open `ChatSession` and send with `send_message`, with all its promises."""
     from yamarket_chat import ChatSession, Limits, Rate
 
     limits = Limits(parallel=at_once, send_message=Rate(requests, per=3600))
@@ -54,11 +54,20 @@ async def ours(url: str, at_once: int = 4, *, requests: int = LIFTED) -> AsyncIt
 
 @asynccontextmanager
 async def bare_aiohttp(url: str, at_once: int) -> AsyncIterator[Send]:
-    """aiohttp and nothing else: the body is ready made, the answer is read and not looked at."""
+    """Open the reference: aiohttp alone, as a competent programmer uses it.
+
+    Its session has what the own session of a `ChatSession` has: default headers, so that no request
+    names any, a connector without a bound (the number of tasks is the bound), no cookies and the
+    same timeout. The body is ready-made, and the response is read without looking at it.
+    """
     import aiohttp
 
-    connector = aiohttp.TCPConnector(limit=at_once)
-    async with aiohttp.ClientSession(connector=connector, headers=HEADERS) as http:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=HEADERS,
+        timeout=aiohttp.ClientTimeout(total=15),
+    ) as http:
 
         async def send(chat_id: int, text: str) -> None:
             async with http.post(url + path(chat_id), data=BODY) as response:
@@ -69,13 +78,13 @@ async def bare_aiohttp(url: str, at_once: int) -> AsyncIterator[Send]:
 
 @asynccontextmanager
 async def ya_market_api(url: str, at_once: int) -> AsyncIterator[Send]:
-    """The other client of this API: aiohttp and pydantic; no limits, no retries."""
+    """Open the other client of this API: aiohttp and pydantic, no limits, no retries."""
     import aiohttp
     from ya_market_api.async_api import AsyncAPI
     from ya_market_api.base.async_config import AsyncConfig
     from ya_market_api.chat.dataclass import ChatMessageCreateTextRequest
 
-    # What its AsyncAPI.build() makes, but for the number of connections, which is 100 there.
+    # The same as its AsyncAPI.build(), which however allows 100 connections.
     connector = aiohttp.TCPConnector(limit=at_once)
     async with aiohttp.ClientSession(connector=connector, headers={"Api-Key": API_KEY}) as http:
         chat = AsyncAPI(AsyncConfig(http, url, business_id=BUSINESS_ID)).chat
@@ -89,16 +98,16 @@ async def ya_market_api(url: str, at_once: int) -> AsyncIterator[Send]:
 
 @asynccontextmanager
 async def httpx_by_hand(url: str, at_once: int) -> AsyncIterator[Send]:
-    """httpx as its documentation shows it."""
+    """Open httpx as its documentation shows it."""
     import httpx
 
-    # Connections are kept as long as aiohttp keeps them.
+    # aiohttp keeps idle connections for 15 s by default.
     limits = httpx.Limits(max_connections=at_once, keepalive_expiry=15)
     async with httpx.AsyncClient(
         base_url=url,
         headers=HEADERS,
         limits=limits,
-        timeout=60,  # its 5 s are too short to connect 512 times at once
+        timeout=60,  # the default of 5 s is too short for 512 parallel connections
     ) as http:
 
         async def send(chat_id: int, text: str) -> None:
@@ -110,7 +119,7 @@ async def httpx_by_hand(url: str, at_once: int) -> AsyncIterator[Send]:
 
 
 class GaveUp(Exception):
-    """The hand-written client gave up on a message."""
+    """The client by hand gave up on a message."""
 
 
 @asynccontextmanager
@@ -122,10 +131,10 @@ async def aiohttp_by_hand(
     per: float = 3600.0,
     attempts: int = 5,
 ) -> AsyncIterator[Send]:
-    """What people write by hand: AsyncLimiter, a semaphore, retries with growing pauses.
+    """Open what people write by hand: AsyncLimiter, a semaphore, retries with growing pauses.
 
-    An attempt is repeated after network errors, refusals and 5xx, as the usual recipes do. There is
-    no limiter where `requests` is None.
+    It retries after network errors, refusals and 5xx, like the usual recipes. If `requests` is
+    None, there is no limiter.
     """
     import aiohttp
     from aiolimiter import AsyncLimiter
@@ -176,19 +185,19 @@ SENDERS: dict[str, Callable[[str, int], AbstractAsyncContextManager[Send]]] = {
 YARDSTICK = "bare aiohttp"
 OURS = ("send_message", "send_many")
 SLOW = ("httpx",)
-"""Those that send an eighth as many, or most of the time would be theirs."""
+"""Clients that send an eighth of the messages, because they would take most of the time."""
 _NEEDS = {"ya-market-api": "ya_market_api", "httpx": "httpx"}
 
 
 def available() -> list[str]:
-    """The clients whose packages are there."""
+    """Return the names of the clients whose packages are installed."""
     names = ["bare aiohttp", *OURS, "ya-market-api", "aiohttp by hand", "httpx"]
     return [name for name in names if importlib.util.find_spec(_NEEDS.get(name, "aiohttp"))]
 
 
 @asynccontextmanager
 async def opened(name: str, url: str, at_once: int) -> AsyncIterator[Run]:
-    """The client of that name, ready to send so many at once."""
+    """Open the client of that name, ready to send `at_once` messages in parallel."""
     if name == "send_many":
         async with _send_many(url, at_once) as run:
             yield run
@@ -198,7 +207,7 @@ async def opened(name: str, url: str, at_once: int) -> AsyncIterator[Run]:
 
 
 def _side_by_side(send: Send, at_once: int) -> Run:
-    """Send from so many tasks, each to chats of its own."""
+    """Return a function that sends from `at_once` tasks, each to its own chats."""
 
     async def one_after_the_other(task: int, messages: int) -> None:
         span = -(-CHATS // at_once)

@@ -1,7 +1,7 @@
-"""The leanest server that answers like the Market: no limits, no state, the same headers.
+"""A minimal server that answers with the Market's headers, without limits and without state.
 
-`python -m benchmarks.server` prints its address and serves until its stdin is closed; with `awake`
-behind it without ever sleeping meanwhile.
+`python -m benchmarks.server [awake]` prints its address and serves until its stdin is closed. With
+`awake` it never sleeps meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
 class _Head:
-    """The head of an answer, made anew each second."""
+    """The head of a response, built again each second."""
 
     made_at = 0
     value = b""
@@ -41,11 +41,11 @@ class _Head:
 
 
 class Connection(asyncio.Protocol):
-    """Answers every request that has come in whole."""
+    """Answers each request as soon as it is complete."""
 
     def __init__(self, head: _Head, seen: list[bytes] | None = None) -> None:
         self._head = head
-        self._seen = seen  # requests as they came, for the test that compares them
+        self._seen = seen  # raw requests, for the test that compares them
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -67,21 +67,25 @@ class Connection(asyncio.Protocol):
 
 
 async def listen(seen: list[bytes] | None = None) -> tuple[asyncio.Server, str]:
-    """A server on a free port of loopback, and its address."""
+    """Start a server on a free port of loopback and return it with its address."""
     head = _Head()
     server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(head, seen), "127.0.0.1", 0
+        # With asyncio's backlog of 100, 512 clients that connect at once may be reset.
+        lambda: Connection(head, seen),
+        "127.0.0.1",
+        0,
+        backlog=1024,
     )
     return server, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def _stay_awake() -> None:
-    while True:  # noqa: ASYNC110 - nothing is waited for
+    while True:  # noqa: ASYNC110 - it waits for no condition
         await asyncio.sleep(0)
 
 
 async def main(*, awake: bool) -> None:
-    """Serve until stdin is closed."""
+    """Serve requests until stdin is closed."""
     server, url = await listen()
     async with server, asyncio.TaskGroup() as group:
         print(url, flush=True)

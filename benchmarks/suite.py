@@ -1,4 +1,4 @@
-"""All benchmarks, in the order in which they are shown."""
+"""All benchmarks, in the order of the docs page."""
 
 from __future__ import annotations
 

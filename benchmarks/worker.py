@@ -1,7 +1,7 @@
-"""A process that sends messages with one client, as many as each line of its stdin says.
+"""A process that sends messages with one client.
 
-`python -m benchmarks.worker NAME URL AT_ONCE` answers each line with the seconds that it took, on
-the clock and of the processor.
+`python -m benchmarks.worker NAME URL AT_ONCE` reads a number of messages from each line of its
+stdin. It sends them and prints the wall time and the CPU time in seconds.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .rivals import opened
 
 
 async def main(name: str, url: str, at_once: int) -> None:
-    """Serve the lines of stdin."""
+    """Run the commands from stdin."""
     async with opened(name, url, at_once) as run:
         await run(2 * at_once)
         gc.collect()
-        gc.freeze()  # what the imports left behind is not the message's cost
-        for line in sys.stdin:  # nothing else runs meanwhile
-            # The connections are made, should they have been idle too long; send_many takes a while
-            # until all places are busy.
+        gc.freeze()  # objects of the imports are no part of a message's cost
+        for line in sys.stdin:  # blocks the loop; nothing else runs meanwhile
+            # Warm up: open connections again that were idle for too long. send_many needs a while
+            # until all parallel slots are busy.
             await run(4 * at_once if name == "send_many" else at_once)
             wall, cpu = time.perf_counter(), time.process_time()
             await run(int(line))

@@ -3,9 +3,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests import market_api
 from tests.virtual import VirtualLoop
 
 
@@ -16,6 +18,12 @@ def pytest_asyncio_loop_factories(
     if item.get_closest_marker("real_time"):
         return {"real": asyncio.new_event_loop}
     return {"virtual": VirtualLoop}
+
+
+@pytest.fixture(scope="session")
+def description() -> Any:
+    """What the Market's API is, in our own words."""
+    return market_api.ours()
 
 
 # What takes long, or has to do with the machine more than with the versions of Python and of the

@@ -6,16 +6,18 @@ import asyncio
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from yamarket_chat import ChatError, ChatSession, Outcome, Receipt, Retry
 from yamarket_chat.sandbox import Sandbox
 
+T = TypeVar("T")
+
 HOUR = 3600.0
 KEY = "ACMA:kept-secret:0123456789"
-RAISE_UNKNOWN = Retry(unknown="raise")
+RAISE_UNKNOWN = Retry(on_unknown="raise")
 
 
 def now() -> float:
@@ -32,7 +34,7 @@ async def send_all(session: ChatSession, messages: Iterable[tuple[int, str]]) ->
     return list(await asyncio.gather(*(session.send_message(*message) for message in messages)))
 
 
-async def outcome_of(sending: Awaitable[Receipt]) -> Receipt | BaseException:
+async def outcome_of(sending: Awaitable[T]) -> T | BaseException:
     try:
         return await sending
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever became of it

@@ -1,4 +1,4 @@
-"""The command `yamarket-chat`, as its users meet it: mostly as a process of its own."""
+"""The command `yamarket-chat`. Most tests run it in a separate process, as users do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Finished(NamedTuple):
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without what would change the command's output."""
+    """Return this process's environment without the variables that change the output."""
     unwanted = ("YAMARKET_", "FORCE_COLOR", "PY_COLORS", "TTY_", "GITHUB_ACTIONS", "COLUMNS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return kept | {"COLUMNS": "80"} | variables
@@ -99,7 +99,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C reaches the command even where the test run itself was started to ignore it."""
+    """Let Ctrl-C reach the command, even if the test run was started with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -115,7 +115,7 @@ async def market() -> AsyncIterator[Sandbox]:
 def in_process(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., Finished]]:
-    """Run the command in this process, where it can be tampered with."""
+    """Return a function that runs the command in this process, so that tests can patch it."""
 
     def run_here(*arguments: str) -> Finished:
         monkeypatch.setattr(sys, "argv", ["yamarket-chat", *arguments])
@@ -155,7 +155,7 @@ async def test_a_key_on_the_command_line_is_warned_about(market: Sandbox) -> Non
         YAMARKET_BASE_URL=market.url,
     )  # fmt: skip
     assert finished.status == 0
-    assert finished.err.startswith("Warning: --api-key shows in the list of processes")
+    assert finished.err.startswith("Warning: --api-key is visible in the list of processes")
     assert finished.err.count("\n") == 1
     assert market.api_key not in finished.err + finished.out
 
@@ -175,7 +175,7 @@ async def test_a_wrong_key_is_told_and_not_shown(market: Sandbox) -> None:
     ("arguments", "changed", "told"),
     [
         (["7", "hello"], {"YAMARKET_API_KEY": ""}, "--api-key is missing"),
-        (["7", "hello"], {"YAMARKET_API_KEY": "кключ"}, "--api-key cannot stand in a header"),
+        (["7", "hello"], {"YAMARKET_API_KEY": "кключ"}, "--api-key cannot be sent in a header"),
         (["7", "hello"], {"YAMARKET_BUSINESS_ID": ""}, "--business-id is missing"),
         (["7", "hello"], {"YAMARKET_BUSINESS_ID": "mine"}, "YAMARKET_BUSINESS_ID"),
         (["7", "hello"], {"YAMARKET_BASE_URL": "http://example.org"}, "pass --insecure-http"),
@@ -230,7 +230,7 @@ async def test_a_market_out_of_reach_is_tried_again_and_told() -> None:
     )
     assert finished.status == 1
     again, *_, error = finished.err.splitlines()
-    assert "again in" in again
+    assert "retry in" in again
     assert error.startswith("Error: ")
 
 
@@ -252,8 +252,8 @@ async def test_a_second_ctrl_c_leaves_at_once() -> None:
         assert process.stderr is not None
         await until(lambda: market.arrivals)
         process.send_signal(signal.SIGINT)
-        assert b"Ctrl-C again leaves" in await process.stderr.readline()
-        await asyncio.sleep(0.3)  # a person is no faster
+        assert b"Press Ctrl-C again" in await process.stderr.readline()
+        await asyncio.sleep(0.3)  # a person does not press it faster
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(3):
             finished = await end(process)
@@ -269,7 +269,7 @@ async def test_ctrl_c_between_attempts_says_that_nothing_was_sent() -> None:
         YAMARKET_BASE_URL=NOBODY_LISTENS,
     )
     assert process.stderr is not None
-    assert b"again in" in await process.stderr.readline()
+    assert b"retry in" in await process.stderr.readline()
     process.send_signal(signal.SIGINT)
     finished = await end(process)
     assert finished.status == 130
@@ -280,7 +280,7 @@ async def test_ctrl_c_between_attempts_says_that_nothing_was_sent() -> None:
 def test_an_unknown_outcome_says_that_it_may_have_arrived(
     monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]
 ) -> None:
-    pending = Pending(business_id=1, chat_id=7, text="hello", attempts=1, seen="a reset")
+    pending = Pending(business_id=1, chat_id=7, text="hello", requests=1, seen="a reset")
 
     async def nobody_knows(self: ChatSession, chat_id: int, text: str) -> None:
         raise DeliveryUnknownError("chat 7: nothing tells", pending=pending)
@@ -289,7 +289,8 @@ def test_an_unknown_outcome_says_that_it_may_have_arrived(
     finished = in_process("send", "7", "hello", "--api-key", "key", "--business-id", "1")
     assert finished.status == 1
     assert finished.out == ""
-    assert "Error: the message to chat 7 may have arrived: nothing tells (a reset)." in finished.err
+    told = "Error: it is unknown whether the message to chat 7 was delivered (a reset)."
+    assert told in finished.err
 
 
 # sandbox
@@ -319,7 +320,7 @@ async def test_the_sandbox_keeps_the_limit_that_it_is_given() -> None:
     second = await start("send", "7", "second", **variables)
     assert second.stderr is not None
     told = (await second.stderr.readline()).decode()
-    assert told.startswith("Warning: send_message: the Market's limit is used up")
+    assert told.startswith("Warning: send_message: the Market's rate limit is used up")
     second.send_signal(signal.SIGINT)
     interrupted = await end(second)
     assert interrupted.status == 130
@@ -390,10 +391,11 @@ async def demo_delivers_everything(*options: str) -> None:
     assert number(r"Arrived +(\d+) of (\d+) messages, in (\d+) chats") == [total, total, plan.chats]
     assert number(r"In order +(\d+) of (\d+) chats") == [plan.chats, plan.chats]
     assert number(r"Refused +(\d+) requests") == [0]
-    most, allowed = number(r"Busiest moment +(\d+) requests at once, of (\d+)")
+    most, allowed = number(r"Busiest moment +(\d+) parallel requests, of (\d+)")
     assert most == allowed == 4
     fullest, allowed = number(r"Fullest window +(\d+) requests in 2 s, of (\d+)")
-    # Requests without an answer keep their places, so the window may not get full.
+    # A request without a response keeps its parallel slot until the Market has aborted it, so the
+    # window may not get full.
     assert fullest == 100 or (options and fullest > 50)
     assert allowed == 100
     if options:
@@ -401,15 +403,15 @@ async def demo_delivers_everything(*options: str) -> None:
             r"Failed requests +(\d+); found in the chat's history (\d+), sent again (\d+)"
         )
         assert failed == len(demo.FAULTS)
-        # A request that is sent again may fail in its turn.
+        # A request that is sent again may fail again.
         assert failed - 2 <= found + again <= failed
         assert "10 s later" in finished.out
     a_second, seconds, least = number(
-        r"Rate +(\d+) a second, all in ([\d.]+) s; the limit alone takes ([\d.]+) s"
+        r"Rate +(\d+) per second, ([\d.]+) s in total; the limit requires ([\d.]+) s"
     )
     assert seconds >= least
     assert a_second == pytest.approx(total / seconds, rel=0.02)
-    left, limit = number(r"Left of the quota +(\d+) of (\d+) requests")
+    left, limit = number(r"Left of the limit +(\d+) of (\d+) requests")
     assert 0 <= left < limit
     assert re.findall(r"\d\d:\d\d:\d\d +(Update .*\S)", finished.out) == plan.texts
     assert "Everything arrived once, in order and within the limits." in finished.out
@@ -425,14 +427,14 @@ async def test_ctrl_c_ends_the_demo() -> None:
 
 
 class Lossy(Sandbox):
-    """The books lack a message."""
+    """A sandbox whose record lacks a message."""
 
     def messages(self, chat_id: int) -> list[StoredMessage]:
         return super().messages(chat_id)[chat_id == 102 :]
 
 
 class Doubling(Sandbox):
-    """The books hold a message twice."""
+    """A sandbox whose record has a message twice."""
 
     def messages(self, chat_id: int) -> list[StoredMessage]:
         messages = super().messages(chat_id)
@@ -440,14 +442,14 @@ class Doubling(Sandbox):
 
 
 class Mixing(Sandbox):
-    """A chat of the books is out of order."""
+    """A sandbox whose record has a chat out of order."""
 
     def messages(self, chat_id: int) -> list[StoredMessage]:
         return super().messages(chat_id)[:: -1 if chat_id == 102 else 1]
 
 
 class Elsewhere(Sandbox):
-    """The books hold a message in a chat to which none was sent."""
+    """A sandbox whose record has a message in a chat to which the demo sent none."""
 
     async def __aenter__(self) -> Elsewhere:
         await super().__aenter__()
@@ -456,7 +458,7 @@ class Elsewhere(Sandbox):
 
 
 class Refusing(Sandbox):
-    """A request is refused."""
+    """A sandbox that answers one request with 420, so that the session retries it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -464,7 +466,7 @@ class Refusing(Sandbox):
 
 
 class Breaking(Sandbox):
-    """A message is refused for good."""
+    """A sandbox that answers one message with 400, so that it is never delivered."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -472,7 +474,7 @@ class Breaking(Sandbox):
 
 
 class Crowded(Sandbox):
-    """More requests were under way at once than allowed."""
+    """A sandbox whose record has more parallel requests than allowed."""
 
     @property
     def busiest(self) -> int:
@@ -480,7 +482,7 @@ class Crowded(Sandbox):
 
 
 class Flooded(Sandbox):
-    """A window saw more requests than allowed."""
+    """A sandbox whose record has more requests in a window than allowed."""
 
     def busiest_window(self, operation: str, per: float | None = None) -> int:
         return 101
@@ -499,8 +501,8 @@ SMALL = demo.Plan(
         (Mixing, "chats out of order: 1, the first: chat 102"),
         (Elsewhere, "messages stored more often than sent: 1, the first: 'Where is my order?'"),
         (Refusing, "requests refused: 1"),
-        (Breaking, "not known to be delivered: 1, the first: send_message: HTTP 400"),
-        (Crowded, "requests at once: 5, allowed: 4"),
+        (Breaking, "not delivered or unknown: 1, the first: send_message: HTTP 400"),
+        (Crowded, "parallel requests: 5, allowed: 4"),
         (Flooded, "requests in 2 s: 101, allowed: 100"),
     ],
 )
@@ -611,12 +613,12 @@ def test_the_address_of_a_file_gets_no_key_of_the_command_line(
     monkeypatch.setattr(options, "ChatSession", no_session)
     monkeypatch.chdir(tmp_path)
     for name in environment_file.NAMES:
-        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     (tmp_path / ".env").write_text(dotenv)
     finished = in_process("send", "17", "x", "--api-key", "key")
     assert asked == [BASE_URL]
-    assert "YAMARKET_BASE_URL of the file .env is ignored" in finished.err
+    assert "YAMARKET_BASE_URL from the file .env is ignored" in finished.err
 
 
 async def test_a_nul_in_a_file_of_variables_is_one_line(tmp_path: Path) -> None:
@@ -665,7 +667,7 @@ async def test_without_the_extra_one_line_says_how_to_get_it(missing: str) -> No
         "from yamarket_chat.cli import main; sys.exit(main())"
     )
     assert finished == Finished(
-        1, "", f"Error: the command needs {missing}: pip install 'yamarket-chat[cli]'\n"
+        1, "", f"Error: {missing} is not installed; run: pip install 'yamarket-chat[cli]'\n"
     )
 
 

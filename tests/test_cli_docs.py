@@ -1,4 +1,4 @@
-"""Every command of docs/cli.md runs."""
+"""The commands on docs/cli.md run, and print what the page quotes."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line]
 UNTIL_CTRL_C = ("watch", "sandbox")
+QUOTED = re.findall(r"(?<!`:)\n\n```text\n(.*?)```", PAGE, re.S)
+"""The outputs that the page quotes. The other text blocks follow the name of a file."""
+
+
+def without_trace_ids(text: str) -> str:
+    return re.sub(r"[0-9a-f]{32}", "TRACE_ID", text)
 
 
 def arguments_of(command: str) -> list[str]:
@@ -48,6 +54,7 @@ def test_the_commands_of_the_page_run(
         Path(name).write_text(content, encoding="utf-8")
     Path("label.pdf").write_bytes(b"a label")
     market.buyer_says(17, "Где мой заказ?")
+    outputs = []
     for command in COMMANDS:
         arguments = arguments_of(command)
         if arguments[0] in (*UNTIL_CTRL_C, "demo"):
@@ -60,6 +67,10 @@ def test_the_commands_of_the_page_run(
             monkeypatch.setattr(sys, "stdin", stdin)
         finished = in_process(*arguments)
         assert finished.status == 0, (command, finished)
+        outputs.append(without_trace_ids(finished.out))
+    assert len(QUOTED) == 2
+    for quoted in QUOTED:
+        assert without_trace_ids(quoted) in outputs
     assert [message.text for message in market.messages(17)].count("Ваш заказ в пути") == 1
 
 

@@ -1,10 +1,11 @@
-"""The commands that look at chats, keys and limits, and those that send one thing."""
+"""The commands that read chats, keys and limits, and those that send one message or file."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -49,7 +50,7 @@ def run_all(in_process: Runs, *commands: str) -> list[Finished]:  # noqa: F811
 
 @contextmanager
 def served(**settings: Any) -> Iterator[Sandbox]:
-    """A sandbox in a thread of its own, beside commands that run in this process."""
+    """Run a sandbox in a separate thread, for commands that block the thread of the test."""
     holder: list[tuple[Sandbox, asyncio.AbstractEventLoop]] = []
     ready, ending = threading.Event(), asyncio.Event()
 
@@ -89,7 +90,7 @@ def test_whoami_tells_what_the_key_may_do_and_the_business_id(
     assert plain.status == 0, plain.err
     key, scopes, may, _, first, second = plain.out.splitlines()
     assert (key, scopes) == ("Key: Sandbox", "Scopes: PRICING")
-    assert may == "It may not chat: that takes COMMUNICATION or ALL_METHODS"
+    assert may == ("Chat: not allowed; the key needs the scope COMMUNICATION or ALL_METHODS")
     assert first.split()[0] == second.split()[0] == "12345"
     token, *shops = map(json.loads, programs.out.splitlines())
     assert token == {"name": "Sandbox", "authScopes": ["PRICING"]}
@@ -109,7 +110,7 @@ def test_the_quota_tells_what_reading_can_find_out(in_process: Runs) -> None:  #
     }
     assert (rows["chats"]["limit"], rows["chats"]["remaining"]) == (4000, 3999)
     assert rows["get_message"]["remaining"] == 999
-    assert "not told without sending" in plain.out
+    assert "unknown before a request is sent" in plain.out
 
 
 def test_the_quota_of_reading_chats_takes_a_chat_to_ask_about(
@@ -117,11 +118,11 @@ def test_the_quota_of_reading_chats_takes_a_chat_to_ask_about(
     in_process: Runs,  # noqa: F811
 ) -> None:
     rows = in_process("quota").out.splitlines()
-    without = {line.split()[0] for line in rows if "no chat to ask about" in line}
+    without = {line.split()[0] for line in rows if "unknown, no chat to read" in line}
     assert without == {"get_chat", "history", "get_message"}
     market.add_chat(7, order_id=55)
     [message] = [line for line in in_process("quota").out.splitlines() if "get_message" in line]
-    assert "no message to ask about" in message
+    assert "unknown, no message to read" in message
 
 
 def test_chats_are_a_table_with_filters(
@@ -146,7 +147,7 @@ def test_chats_are_a_table_with_filters(
     assert [line.split()[0] for line in waiting.out.splitlines()[1:]] == ["7"]
     assert "order 55" in about.out.splitlines()[1]
     assert [json.loads(line)["chatId"] for line in programs.out.splitlines()] == [7, 8, 9]
-    assert few.err == "There are more than 1: see --limit\n"
+    assert few.err == "Only 1 chat shown; there are more, see --limit\n"
     assert (none.status, none.out, none.err) == (0, "", "No chat matches\n")
     assert wrong.status == 2
 
@@ -232,7 +233,8 @@ async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
     process = await start("watch", "--every", "1", **variables_of(market))
     assert process.stderr is not None
     told = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
-    assert told == "Watching every 4 s, until Ctrl-C\n"  # a fifth of the limit
+    # Not every 1 s, because watch uses at most a fifth of the rate limit.
+    assert told == "Watching every 4 s, until Ctrl-C\n"
     market.buyer_says(8, "new")
     market.shop_says(9, "ours")
     market.buyer_says(9, "in a chat that is new")
@@ -248,7 +250,7 @@ async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
     finished = await end(process)
     assert finished.status == 130
     assert finished.out == ""
-    assert finished.err == ""  # nothing to be told of a Market that answers
+    assert finished.err == ""  # no notice, because the Market responds
 
 
 async def test_watch_tells_when_the_market_falls_silent_later() -> None:
@@ -257,7 +259,7 @@ async def test_watch_tells_when_the_market_falls_silent_later() -> None:
         assert process.stderr is not None
         lines = [(await asyncio.wait_for(process.stderr.readline(), 15)) for _ in range(2)]
         assert lines[0].startswith(b"Watching every")
-        assert lines[1].startswith(b"No answer from the Market yet")
+        assert lines[1].startswith(b"No response from the Market yet")
         process.send_signal(signal.SIGINT)
         assert (await end(process)).status == 130
 
@@ -270,12 +272,12 @@ def test_a_slow_market_is_told_about_once(in_process: Runs) -> None:  # noqa: F8
         assert market.requests("chats") == 3
     assert finished.status == 0
     assert len(finished.out.splitlines()) == 42
-    assert finished.err.count("No answer") == 1
+    assert finished.err.count("No response") == 1
 
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server that takes connections and never says anything."""
+    """Let the command use a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("YAMARKET_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("YAMARKET_API_KEY", "ACMA:1")
@@ -287,9 +289,9 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("chats", "no answer from the Market in 0.5 s"),
-        ("new-chat --order 5", "no answer from the Market in 0.5 s"),
-        ("send 17 hi", "the message to chat 17 may have arrived"),
+        ("chats", "no response from the Market within 0.5 s"),
+        ("new-chat --order 5", "no response from the Market within 0.5 s"),
+        ("send 17 hi", "it is unknown whether the message to chat 17 was delivered"),
     ],
 )
 def test_a_silent_server_is_given_up_in_time(
@@ -325,7 +327,7 @@ def test_new_chat_tells_its_number(
     assert order.out == f"Chat {of_order} is about order 55\n"
     assert json.loads(back.out) == {"chat_id": of_return}
     assert wrong.status == 2
-    assert wrong.err == "Error: a chat is about --order or --return, one of the two\n"
+    assert wrong.err == "Error: pass either --order or --return\n"
 
 
 def test_a_file_and_a_text_from_standard_input_are_sent(
@@ -379,7 +381,7 @@ def test_a_dotenv_file_never_overrides_the_environment(
 ) -> None:
     (tmp_path / ".env").write_text(content, encoding="utf-8")
     variables = dict(already)
-    monkeypatch.setattr(dotenv.os, "environ", variables)
+    monkeypatch.setattr(os, "environ", variables)
     dotenv.load(tmp_path / ".env")
     assert variables == after
 
@@ -390,7 +392,7 @@ async def test_a_dotenv_file_serves_a_command(market: Sandbox, tmp_path: Path) -
     process = await asyncio.create_subprocess_exec(
         *(COMMAND, "whoami"), cwd=tmp_path, stdout=PIPE, stderr=PIPE, env=environment()
     )
-    assert "It may chat" in (await end(process)).out
+    assert "Chat: allowed" in (await end(process)).out
 
 
 async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> None:
@@ -402,13 +404,13 @@ async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> Non
         )  # fmt: skip
         assert slow.stderr is not None
         told = (await asyncio.wait_for(slow.stderr.readline(), 6)).decode()
-        assert told.startswith("No answer from the Market yet")
+        assert told.startswith("No response from the Market yet")
         slow.send_signal(signal.SIGINT)
         assert (await asyncio.wait_for(end(slow), 3)).status == 130
         finished = await end(gone)
         assert finished.status == 1
         again, *_, error = finished.err.splitlines()
-        assert "again in" in again
+        assert "retry in" in again
         assert error.startswith("Error: chats: ")
 
 

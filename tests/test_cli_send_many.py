@@ -1,4 +1,4 @@
-"""`yamarket-chat send-many`: a file's messages, each once and in order, whatever fails."""
+"""`yamarket-chat send-many`: it delivers each message once and in order in spite of faults."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tests.test_cli import (
 from yamarket_chat import (
     ChatSession,
     DeliveryUnknownError,
-    Outcome,
     OutgoingMessage,
     QuotaStatus,
     Rate,
+    Unknown,
 )
 from yamarket_chat.cli.progress import seconds_to_go
 from yamarket_chat.cli.records import BadFile, Format, Record, read
@@ -63,7 +63,7 @@ def lines_of(report: Path) -> list[dict[str, Any]]:
 
 
 def assert_all_arrived(market: Sandbox, messages: Messages, report: Path) -> None:
-    """Every message stands in its chat once, in order, and the report says the same."""
+    """Check that each message is in its chat once and in order, and that the report says so."""
     for chat in {chat for chat, _ in messages}:
         assert texts(market, chat) == [text for to, text in messages if to == chat]
     last = {line["number"]: line for line in lines_of(report)}
@@ -119,7 +119,7 @@ async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
             process.send_signal(signal.SIGINT)
             stopped = await end_of(process)
             assert stopped.status == 130
-            assert "Interrupted: nothing more is sent" in stopped.err
+            assert "Interrupted; no more messages are sent" in stopped.err
             assert f"--resume {report}" in stopped.err.replace("\n", " ")
             delivered = sum(line["status"] == "delivered" for line in lines_of(report))
             assert 200 <= delivered < 500
@@ -153,7 +153,7 @@ async def start_and_end(*arguments: str, **variables: str) -> Finished:
 
 
 async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> None:
-    # Each text once in its chat: what the killed run had in hand can be told from the history.
+    # No chat gets a text twice. Otherwise --resume could not tell which messages are missing.
     messages = messages_of(chats=8, each=10)
     file, report = write(tmp_path / "few.csv", messages), tmp_path / "report.jsonl"
     async with Sandbox(latency=0.1) as market:
@@ -162,7 +162,7 @@ async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> No
         process.kill()
         await process.communicate()
         market.latency = 0.0
-        # The last line was cut off while it was written.
+        # Simulate that the run was killed while it wrote the last line.
         content = report.read_bytes()
         report.write_bytes(content[:-30])
         assert report.with_name("report.jsonl.running").exists()
@@ -173,7 +173,7 @@ async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> No
         assert sorted(stored) == sorted(messages)
         last = {line["number"]: line["status"] for line in lines_of(report)}
         assert len(last) == len(messages)
-        # What stood there may be an older message with the same text: that is said, not guessed.
+        # A text that the chat already has may be from an earlier run, so its message stays unknown.
         unknown = sum(status == "unknown" for status in last.values())
         assert 1 <= unknown <= 5
         assert resumed.status == 1
@@ -187,12 +187,12 @@ async def what_is_unknown_is_settled_by_resume(tmp_path: Path) -> None:
     async with Sandbox(faults=numbered_faults(faults, operation="send_message")) as market:
         async with ChatSession(market.api_key, market.business_id, base_url=market.url) as session:
             await session.send_message(3, "so that the Market's clock is known")
-            with Report.begin(report) as writing:
+            with Report.create(report) as writing:
                 for record in read(Path(file).read_bytes(), file):
                     message = OutgoingMessage(record.chat_id, record.text)
                     with pytest.raises(DeliveryUnknownError) as caught:
-                        await session.send_message(*messages[record.number - 1], unknown="raise")
-                    writing.add(line_of(record, Outcome(message, error=caught.value)))
+                        await session.send_message(*messages[record.number - 1], on_unknown="raise")
+                    writing.add(line_of(record, Unknown(message, caught.value)))
         assert {line["status"] for line in lines_of(report)} == {"unknown"}
         resumed = await start_and_end(
             "send-many", file, "--resume", str(report), **variables_of(market)
@@ -213,13 +213,13 @@ async def test_all_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path) -> No
             assert finished.status == 2
             assert finished.out == ""
             assert finished.err.splitlines() == [
-                "Error: line 3, column chat_id: 'x' is no chat number, such as 17",
-                "Error: line 4, column text: the text is empty: the Market takes at least one"
+                "Error: line 3, column chat_id: 'x' is not a chat id; use a number such as 17",
+                "Error: line 4, column text: the text is empty: the Market needs at least one"
                 " character",
-                "Error: line 5: 3 cells, where the header has 2: put a text that has ',' in it in"
-                " quotes",
-                "Error: line 7, column chat_id: '0' is no chat number, such as 17",
-                "Error: 4 lines to mend; nothing was sent",
+                "Error: line 5: 3 cells, but the header has 2; put quotes around a text that"
+                " contains ','",
+                "Error: line 7, column chat_id: '0' is not a chat id; use a number such as 17",
+                "Error: 4 errors; nothing was sent",
             ]
         assert market.arrivals == []
 
@@ -277,9 +277,9 @@ def test_lines_with_wrong_quotes_or_too_few_cells_hide_no_other_ones() -> None:
     with pytest.raises(BadFile) as caught:
         read('chat_id,text\n17,"Заказ" готов\n18,ok\n19\nx,y\n'.encode(), "a.csv")
     assert [problem.partition(" (")[0] for problem in caught.value.problems] == [
-        "line 2, column text: put the whole cell in quotes, and each quote within it twice",
-        "line 4: 1 cell, where the header has 2: text is missing",
-        "line 5, column chat_id: 'x' is no chat number, such as 17",
+        "line 2, column text: put quotes around the whole cell and double each quote inside it",
+        "line 4: 1 cell, but the header has 2; text is missing",
+        "line 5, column chat_id: 'x' is not a chat id; use a number such as 17",
     ]
 
 
@@ -291,9 +291,9 @@ def test_the_first_line_that_excel_writes_tells_the_delimiter() -> None:
     ("content", "told"),
     [
         (b"", "line 1: the file is empty"),
-        (b'chat_id,text\n1,"open\n', "line 2: this is no CSV from here on"),
+        (b'chat_id,text\n1,"open\n', "line 2: this and the following lines are not valid CSV"),
         (b"chat_id,text,text\n1,a,b\n", "line 1, column text"),
-        (b"chat_id,text\n1,a\x98\n", "no text in UTF-8, UTF-16 or Windows-1251"),
+        (b"chat_id,text\n1,a\x98\n", "not text in UTF-8, UTF-16 or Windows-1251"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told(content: bytes, told: str) -> None:
@@ -338,7 +338,7 @@ async def test_what_is_refused_is_told_and_sent_again_by_resume(tmp_path: Path) 
         other = write(tmp_path / "other.csv", [(1, "a"), (404, "changed"), (1, "c")])
         changed = await run("send-many", other, "--resume", str(report), **variables_of(market))
         assert changed.status == 2
-        assert "message 2 is another one in the file" in changed.err
+        assert "message 2 is different in the file" in changed.err
 
 
 async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: Path) -> None:
@@ -347,7 +347,9 @@ async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: P
         first = await start("send-many", file, "--report", str(report), **variables_of(market))
         await until(lambda: market.arrivals)
         second = await run("send-many", file, "--resume", str(report), **variables_of(market))
-        assert second == Finished(2, "", "Error: another run is writing this report\n")
+        assert second == Finished(
+            2, "", "Error: another run is writing this report; wait until it ends\n"
+        )
         assert (await end(first)).status == 0
         assert texts(market, 1) == ["a"]
 
@@ -355,14 +357,14 @@ async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: P
 async def test_what_no_history_can_tell_is_left_to_a_person(tmp_path: Path) -> None:
     file, report = write(tmp_path / "m.csv", [(7, "the same")]), tmp_path / "r.jsonl"
     report.touch()
-    report.with_name("r.jsonl.running").touch()  # as a killed run leaves it
+    report.with_name("r.jsonl.running").touch()  # a killed run leaves this file
     async with Sandbox(latency=0.0) as market:
         await run("send", "7", "the same", **variables_of(market))
         for _ in range(2):
             resumed = await run("send-many", file, "--resume", str(report), **variables_of(market))
             assert resumed.status == 1
-            assert "look at chat 7" in resumed.err
-            assert "To go on" not in resumed.err
+            assert "check chat 7" in resumed.err
+            assert "To continue" not in resumed.err
     [line, _] = lines_of(report)
     assert "settle" not in line["error"]
 
@@ -376,12 +378,13 @@ async def test_a_reader_that_leaves_ends_it_with_nothing_lost(tmp_path: Path) ->
         )
         assert process.stdout is not None
         await process.stdout.readline()
+        # A StreamReader has no public method that closes it.
         process.stdout._transport.close()  # type: ignore[attr-defined]
         assert process.stderr is not None
         err = (await process.stderr.read()).decode()
         assert await process.wait() == 1
         assert "Traceback" not in err
-        assert "Error: cannot write the output: Broken pipe; nothing more is sent" in err
+        assert "Error: cannot write the output: Broken pipe; no more messages are sent" in err
         assert len(lines_of(report)) == market.messages_stored < 100
 
 
@@ -392,7 +395,7 @@ async def test_a_market_that_never_answers_is_told_soon(tmp_path: Path) -> None:
         assert process.stderr is not None
         await process.stderr.readline()  # Sending ...
         async with asyncio.timeout(4):
-            assert b"No answer from the Market yet" in await process.stderr.readline()
+            assert b"No response from the Market yet" in await process.stderr.readline()
         process.kill()
         await process.communicate()
 
@@ -409,7 +412,7 @@ def test_a_dry_run_needs_no_key_and_says_what_it_takes(
     finished = in_process("send-many", file, "--dry-run")
     assert finished == Finished(
         0,
-        "2,500 messages to 50 chats; the limit of 1000 in 3600 s makes them take 2:00:00 or more;"
+        "2,500 messages to 50 chats; the limit is 1,000 in 3600 s, so this takes at least 2:00:00;"
         " nothing was sent\n",
         "",
     )
@@ -439,12 +442,12 @@ HOUR = Rate(1000, per=3600)
 @pytest.mark.parametrize(
     ("left", "remaining", "resets_in", "ended", "expected"),
     [
-        (100, 1000, 0, [], 20),  # the limit lets all go: the pace tells
-        (1500, 1000, 0, [], 3600),  # the rest goes when the first of them are forgotten
+        (100, 1000, 0, [], 20),  # the limit allows all of them, so the pace decides
+        (1500, 1000, 0, [], 3600),  # the last 500 wait until the first ones leave the window
         (3000, 1000, 0, [], 7200),
-        (1, 0, 600, [-3000.0] * 1000, 600),  # exactly when the first own one is forgotten
+        (1, 0, 600, [-3000.0] * 1000, 600),  # when the first own request leaves the window
         (1001, 0, 600, [-3000.0] * 1000, 4200),
-        (1, 0, 900, [], 900),  # others hold everything
+        (1, 0, 900, [], 900),  # other programs have used the whole limit
     ],
 )
 def test_the_time_to_go_is_that_of_the_limit(

@@ -1,4 +1,4 @@
-"""Client and sandbox, held against the Market's own description of its API.
+"""Client and sandbox, held against the description of the Market's API.
 
 A recorder between the two keeps every request and every answer as they went over the wire, and
 openapi-core checks them. It is made stricter than the description is: a field or a parameter that
@@ -32,12 +32,12 @@ from yamarket_chat import (
     ContextType,
     Rate,
     Retry,
-    reading,
-    session,
 )
+from yamarket_chat._delivery import reading
+from yamarket_chat._http import operations
+from yamarket_chat.limits import Limits
 from yamarket_chat.sandbox import Fault, Sandbox
 
-DESCRIPTION = Path(__file__).parents[2] / "shared/market-api/openapi-chats.json"
 MARKET = "https://api.partner.market.yandex.ru"
 MIB = 2**20
 
@@ -87,38 +87,11 @@ def schemas_in(tree: Any) -> Iterator[Any]:
             yield from schemas_in(part)
 
 
-def flattened(schema: Any, schemas: Any) -> Any:
-    """A schema with its allOf put together, so that a field too many can be seen."""
-    if "$ref" in schema:
-        return flattened(schemas[schema["$ref"].rpartition("/")[2]], schemas)
-    whole = {name: value for name, value in schema.items() if name != "allOf"}
-    for part in schema.get("allOf", ()):
-        part = flattened(part, schemas)
-        whole["properties"] = part.get("properties", {}) | whole.get("properties", {})
-        whole["required"] = [*part.get("required", ()), *whole.get("required", ())]
-    if not whole.get("required"):
-        whole.pop("required", None)
-    return whole
-
-
 def strict(description: Any) -> Any:
     """The description, in which nothing may be that it does not name."""
     description = copy.deepcopy(description)
-    components = description["components"]
-    components["schemas"] = {
-        name: flattened(schema, components["schemas"]) if "allOf" in schema else schema
-        for name, schema in components["schemas"].items()
-    }
-    for schema in schemas_in(components["schemas"]):
+    for schema in schemas_in(description["components"]["schemas"]):
         schema["additionalProperties"] = False
-    # The key is all that the client has.
-    description["security"] = [{"ApiKey": []}]
-    # Documented for all operations on a page of its own, with the same form of error.
-    error = {"$ref": "#/components/responses/400"}
-    for path in description["paths"].values():
-        for operation in path.values():
-            for status in ("404", "405", "415", "423", "503"):
-                operation["responses"].setdefault(status, error)
     return description
 
 
@@ -178,13 +151,6 @@ PATTERNS = {
     "getCampaigns": ("get", "/v2/campaigns"),
     "getAuthTokenInfo": ("post", "/v2/auth/token"),
 }
-
-
-@pytest.fixture(scope="module")
-def description() -> Any:
-    if not DESCRIPTION.exists():
-        pytest.skip("the Market's description is not beside this repository")
-    return json.loads(DESCRIPTION.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -550,18 +516,18 @@ def test_the_table_says_what_the_description_says(description: Any) -> None:
         operation["operationId"]: (
             method.upper(),
             path.replace("{businessId}", "{business_id}"),
-            operation["x-resource-limit-config"]["none"]["amount"],
+            operation["x-requests-an-hour"],
         )
         for path, row in description["paths"].items()
         for method, operation in row.items()
     }
-    for operation in session.operations.OPERATIONS.values():
-        assert operation.limit is not None
-        assert operation.limit.per == 3600
+    for operation in operations.OPERATIONS.values():
+        rate = Limits().rates()[operation.name]
+        assert rate.per == 3600
         assert described.pop(operation.operation_id) == (
             operation.method,
             operation.path,
-            operation.limit.requests,
+            rate.requests,
         )
     assert not described
 
@@ -649,7 +615,37 @@ def test_a_wrong_answer_would_be_found(
     request = Request("GET", f"{_CHATS}/message?chatId=17&messageId=3", Headers(), b"")
     row = {"messageId": 3, "createdAt": "2026-01-31T10:00:00Z", "sender": "PARTNER"}
     good = json.dumps({"status": "OK", "result": row}).encode()
-    contract.check_answer(request, Answer(200, Headers({"Content-Type": "application/json"}), good))
-    wrong = Answer(status, Headers({"Content-Type": content_type}), body)
+    contract.check_answer(request, Answer(200, Headers(GOOD_HEADERS), good))
+    wrong = Answer(status, Headers({**GOOD_HEADERS, "Content-Type": content_type}), body)
     with pytest.raises(openapi_core.exceptions.OpenAPIError):
         contract.check_answer(request, wrong)
+
+
+GOOD_HEADERS = {
+    "Content-Type": "application/json",
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "X-RateLimit-Resource-Limit": "1000",
+    "X-RateLimit-Resource-Remaining": "999",
+    "X-RateLimit-Resource-Until": "Sat, 31 Jan 2026 10:10:00 GMT",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, None) for name in GOOD_HEADERS if name != "Content-Type"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-01"),
+        ("X-RateLimit-Resource-Limit", "many"),
+        ("X-RateLimit-Resource-Remaining", "0.5"),
+        ("X-RateLimit-Resource-Until", "2026-01-31T10:10:00Z"),
+    ],
+)
+def test_a_wrong_header_would_be_found(name: str, value: str | None, contract: Contract) -> None:
+    request = Request("POST", f"{_CHATS}/message?chatId=17", Headers(), b"")
+    headers = Headers(GOOD_HEADERS)
+    contract.check_answer(request, Answer(200, headers, b'{"status":"OK"}'))
+    del headers[name]
+    if value is not None:
+        headers[name] = value
+    with pytest.raises(openapi_core.exceptions.OpenAPIError):
+        contract.check_answer(request, Answer(200, headers, b'{"status":"OK"}'))

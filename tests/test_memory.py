@@ -25,8 +25,8 @@ from yamarket_chat import (
     Rate,
     SessionClosedError,
 )
+from yamarket_chat._limits.tickets import Ticket
 from yamarket_chat.sandbox import Fault, Sandbox
-from yamarket_chat.scheduler import Ticket
 
 NOBODY = "http://127.0.0.1:9"
 

@@ -32,8 +32,8 @@ from yamarket_chat import (
     BadRequestError,
     ChatSession,
     Limits,
+    MaxWaitExceededError,
     OutgoingMessage,
-    QuotaExceededError,
     Rate,
     SessionClosedError,
 )
@@ -99,7 +99,7 @@ async def test_a_message_that_goes_out_again_stays_before_the_next_of_its_chat()
     async with Sandbox(faults=plan) as market, session_of(market) as session:
         a, b = await send_all(session, [(7, "a"), (7, "b")])
         assert texts(market, 7) == ["a", "b"]
-        assert (a.attempts, b.attempts) == (5, 1)
+        assert (a.requests, b.requests) == (5, 1)
 
 
 async def test_a_refused_message_lets_the_next_of_its_chat_go() -> None:
@@ -214,7 +214,7 @@ async def test_a_max_wait_that_passes_just_when_an_answer_comes_harms_nobody() -
                     )
                     result, other = await outcome_of(first), await outcome_of(second)
                     assert type(result).__name__ == "Receipt", (chats, step, result)
-                    if not isinstance(other, QuotaExceededError):
+                    if not isinstance(other, MaxWaitExceededError):
                         assert type(other).__name__ == "Receipt", (chats, step, other)
                         assert stored(market) == (
                             {7: ["a", "b"]} if chats == (7, 7) else {7: ["a"], 8: ["b"]}

@@ -58,13 +58,13 @@ def texts(market: Sandbox, chat_id: int) -> list[str | None]:
 def test_the_first_program_delivers_its_message(
     market: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("The first program")
+    run("Quickstart")
     assert texts(market, 17) == ["Ваш заказ уже в пути"]
     assert "arrived, trace id" in capsys.readouterr().out
 
 
 def test_the_first_program_has_under_ten_lines() -> None:
-    lines = dict(PROGRAMS)["The first program"].splitlines()
+    lines = dict(PROGRAMS)["Quickstart"].splitlines()
     assert len([line for line in lines if line]) < 10
 
 

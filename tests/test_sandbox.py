@@ -1,4 +1,4 @@
-"""The sandbox: who is served, sending, the history, the books, its life."""
+"""The sandbox: messages, history, authorization, checks of requests, records, start and stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests.sandbox_client import seller_of
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Sandbox
 
 
@@ -186,7 +186,7 @@ async def test_the_history_may_lag_behind() -> None:
         assert (await seller.call("GET", path)).json["result"]["message"] == "hello"
 
 
-# Who is served
+# Authorization: which keys and businesses the sandbox serves
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ async def test_an_inactive_business_and_one_in_migration() -> None:
         assert "API for business 12345 disabled" in text
 
 
-# What is checked
+# Checks of requests
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ async def test_only_given_chats_exist_where_some_are_given() -> None:
         assert (await seller.send(8, "hi")).status == 200
 
 
-# What answers carry
+# Headers of responses, and connections
 
 
 async def test_answers_carry_the_date_and_the_trace_of_the_sandbox() -> None:
@@ -408,7 +408,7 @@ async def test_an_idle_connection_is_closed_after_a_set_time() -> None:
         await writer.wait_closed()
 
 
-# The books
+# Records: what the sandbox keeps about requests and messages
 
 
 async def test_the_books_tell_who_came_when_and_what_was_answered() -> None:
@@ -450,7 +450,7 @@ async def test_without_books_only_numbers_are_kept() -> None:
             market.busiest_window("send_message")
 
 
-# Its life
+# Start and stop
 
 
 async def test_nothing_is_left_behind_though_requests_are_in_progress() -> None:

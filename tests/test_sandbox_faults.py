@@ -1,4 +1,4 @@
-"""The sandbox's faults, as a client meets them: what it sees, and what became of its request."""
+"""The sandbox's faults: what the client gets, and whether the sandbox executed the request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEFORE_AND_AFTER = pytest.mark.parametrize("when", ["before", "after"])
 
 
 def failing(fault: Fault, **keywords: Any) -> Sandbox:
-    """A sandbox whose first request fails."""
+    """Return a sandbox whose first request fails."""
     return Sandbox(latency=0.5, faults={1: fault}, **keywords)
 
 
@@ -69,7 +69,7 @@ async def test_no_answer_holds_the_place_until_the_cut_off(when: Any) -> None:
         assert isinstance(await silent, TimeoutError)
         assert stored(market) == expected(when)
         assert market.arrivals[0].status is None
-        # Nobody waits for this connection any longer.
+        # The task that serves this connection has ended.
         await asyncio.sleep(1)
         assert not [t for t in asyncio.all_tasks() if "_handle_request" in repr(t)]
 

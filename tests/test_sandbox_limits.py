@@ -1,4 +1,4 @@
-"""The sandbox's limits: requests over time, requests at once, and what its headers say of them."""
+"""The sandbox's limits: parallel requests, requests per window, and the headers about them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.sandbox_client import Answer, Seller, seller_of
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Refusals, Sandbox
 from yamarket_chat.sandbox.limits import FixedWindow, RollingWindow
 
@@ -39,7 +39,7 @@ def three_per_minute(**keywords: Any) -> Sandbox:
     return Sandbox(limits={"send_message": Rate(3, 60)}, **keywords)
 
 
-# At once
+# Parallel requests
 
 
 async def test_more_than_four_at_once_are_refused() -> None:
@@ -93,7 +93,7 @@ async def test_a_refusal_for_too_many_at_once_counts_like_every_4xx() -> None:
         assert limit_of(await seller.send(1, "hi")) == (3, 0)
 
 
-# Over time
+# Requests per window
 
 
 async def test_the_documented_limits_are_told_by_every_operation() -> None:
@@ -256,7 +256,7 @@ async def test_the_busiest_window_is_found_in_the_books() -> None:
         assert market.busiest_window("history") == 0
 
 
-# The windows by themselves
+# The window classes, without a server
 
 knocks = st.lists(st.floats(0, 3, allow_nan=False), max_size=200)
 rates: st.SearchStrategy[Rate] = st.builds(Rate, st.integers(1, 5), st.sampled_from([1.0, 2.5]))

@@ -1,4 +1,4 @@
-"""The sandbox's operations, and that their state hangs together."""
+"""The sandbox's operations: each one shows the changes that the others make."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ async def test_what_is_no_file_is_refused() -> None:
         assert market.messages_stored == 0
 
 
-# The seller
+# Campaigns
 
 
 async def test_campaigns_by_page_token_and_by_page_number() -> None:

@@ -1,4 +1,4 @@
-"""Schemathesis, driven by the Market's description, looks for faults of the sandbox.
+"""Schemathesis, driven by the description of the Market's API, looks for faults of the sandbox.
 
 It runs as a program of its own, with a fixed budget and seed, against a sandbox on the real clock:
 what the description allows and what it forbids, in every field, and requests that follow from the
@@ -20,12 +20,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests import market_api
 from yamarket_chat import Rate
 from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.sandbox.api import OPERATIONS, Api, Call
-from yamarket_chat.sandbox.front import _OTHER_ROUTES
+from yamarket_chat.sandbox.server import _OTHER_ROUTES
 
-DESCRIPTION = Path(__file__).parents[2] / "shared/market-api/openapi-chats.json"
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "12"))
 SEED = int(os.environ.get("SCHEMATHESIS_SEED", "1"))
 
@@ -47,14 +47,7 @@ async def look_for_faults(
     market: Sandbox, folder: Path, *options: str, examples: int = EXAMPLES
 ) -> tuple[int, str]:
     """Run Schemathesis; its exit status, 0 where it found nothing, and what it said."""
-    if not DESCRIPTION.exists():
-        pytest.skip("the Market's description is not beside this repository")
-    description = json.loads(DESCRIPTION.read_text())
-    for path in description["paths"].values():
-        for operation in path.values():
-            # Documented for all operations on a page of its own, in the same form of error.
-            for status in ("405", "415"):
-                operation["responses"][status] = {"$ref": "#/components/responses/400"}
+    description = market_api.ours()
     # A chat and a message that are there, to begin with.
     parameters = description["components"]["parameters"]
     parameters["ChatId"]["example"] = 17
@@ -92,6 +85,7 @@ async def test_nothing_is_found(market: Sandbox, tmp_path: Path) -> None:
     assert {name for name, code in answered if code == 400} == set(OPERATIONS) - {"token"}
     assert {name for name, code in answered if code == 404} >= {"create_chat", "get_message"}
     assert {code for _, code in answered} <= {200, 400, 401, 403, 404, 415}
+    assert ("token", 404) not in answered
     assert market.refused == 0
     assert len(market.arrivals) > 300
 
@@ -111,7 +105,7 @@ async def test_faults_would_be_found(
         return right(self, call).replace(b"COMMUNICATION", b"TELEPATHY")
 
     monkeypatch.setitem(
-        OPERATIONS, "token", msgspec.structs.replace(OPERATIONS["token"], carry_out=wrong)
+        OPERATIONS, "token", msgspec.structs.replace(OPERATIONS["token"], execute=wrong)
     )
     monkeypatch.setitem(_OTHER_ROUTES["/v2/auth/token"], "POST", OPERATIONS["token"])
     status, output = await look_for_faults(market, tmp_path, "--phases", "fuzzing", examples=2)

@@ -9,7 +9,7 @@ import logging
 import pickle
 import ssl
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from yamarket_chat import (
     ChatError,
     ChatSession,
     ConnectionFailedError,
+    Delivered,
     DeliveryUnknownError,
     ErrorDetail,
     File,
@@ -49,10 +50,10 @@ from yamarket_chat import (
     LimitExceededError,
     Limits,
     LockedError,
+    MaxWaitExceededError,
     NotFoundError,
     OutgoingMessage,
     Pending,
-    QuotaExceededError,
     Rate,
     Retry,
     ServerError,
@@ -92,21 +93,45 @@ async def test_a_text_that_the_market_takes_arrives_as_it_is(text: str) -> None:
         assert texts(market, 1) == [text]
 
 
-@pytest.mark.parametrize("chat_id", [0, -1, True, 1.0, "1", None, 2**63])
+@pytest.mark.parametrize(
+    "chat_id",
+    [0, -1, True, 1.0, None, 2**63, "0", "-1", "1.0", " 1", "１", "x", "", str(2**63), "1" * 5000],
+)
 async def test_an_id_that_cannot_be_is_not_sent(chat_id: Any) -> None:
     async with Sandbox() as market, session_of(market) as session:
         error = await error_of(session.send_message(chat_id, "hello"))
         assert isinstance(error, InvalidArgumentError)
         [outcome] = await outcomes_of(session.send_many([OutgoingMessage(chat_id, "hello")]))
-        assert (outcome.status, type(outcome.error)) == ("refused", InvalidArgumentError)
+        assert outcome.status == "refused"
+        assert type(outcome.error) is InvalidArgumentError
         assert market.arrivals == []
         assert await session.send_message(2**63 - 1, "the largest id")
+
+
+async def test_ids_may_be_decimal_strings_as_notifications_carry_them() -> None:
+    async with Sandbox() as market:
+        business_id = str(market.business_id)
+        async with ChatSession(market.api_key, business_id, base_url=market.url) as session:
+            receipt = await session.send_message(str(2**63 - 1), "hello")
+            assert receipt.chat_id == 2**63 - 1
+            assert (await session.send_file("17", b"x", filename="x.txt")).chat_id == 17
+            [outcome] = await outcomes_of(session.send_many([OutgoingMessage("17", "hello")]))
+            assert outcome.status == "delivered"
+            chat_id = await session.create_chat(order_id="55")
+            assert await session.create_chat(order_id=55) == chat_id
+            [message, _] = [message async for message in session.history("17")]
+            assert await session.get_message("17", str(message.message_id)) == message
+            again = session.history("17", message_id_from=str(message.message_id))
+            assert message in [message async for message in again]
+            assert (await session.get_chat(str(chat_id))).chat_id == chat_id
+            [chat] = [chat async for chat in session.chats(order_ids=["55"])]
+            assert chat.chat_id == chat_id
 
 
 async def test_a_type_that_cannot_be_is_named_and_the_value_is_not() -> None:
     async with Sandbox() as market, session_of(market) as session:
         error = await error_of(session.send_message(KEY, 17))  # type: ignore[arg-type]
-        assert str(error) == "chat_id is an int, not str"
+        assert str(error) == "chat_id is an int or a decimal string, not another string"
 
 
 async def test_where_the_market_is_may_stand_in_the_environment(
@@ -138,8 +163,8 @@ async def test_a_session_of_another_event_loop_sends_nothing() -> None:
             async def on_another_loop() -> None:
                 for call in (
                     session.send_message(1, "second"),
-                    outcome_of(anext(aiter(history))),  # type: ignore[arg-type]
-                    outcome_of(anext(bulk)),  # type: ignore[arg-type]
+                    outcome_of(anext(aiter(history))),
+                    outcome_of(anext(bulk)),
                     session.close(),
                 ):
                     with pytest.raises(InvalidArgumentError, match="event loop"):
@@ -177,7 +202,8 @@ def test_a_session_goes_along_when_its_loop_moves_to_another_thread() -> None:
     [
         {"business_id": 0},
         {"business_id": True},
-        {"business_id": "12345"},
+        {"business_id": "12345x"},
+        {"business_id": ""},
         {"api_key": "with space"},
         {"api_key": "line\r\nbreak"},
         {"api_key": "ключ"},
@@ -195,7 +221,6 @@ def test_a_session_goes_along_when_its_loop_moves_to_another_thread() -> None:
         {"base_url": ""},
         {"limits": 5},
         {"retry": 5},
-        {"quota": 5},
         {"max_wait": -1},
         {"max_wait": float("nan")},
         {"max_wait": float("inf")},
@@ -214,8 +239,9 @@ def test_settings_that_make_no_sense_are_refused(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("YAMARKET_API_KEY", raising=False)
+    defaults: dict[str, Any] = {"api_key": KEY, "business_id": 1}
     with pytest.raises(InvalidArgumentError):
-        ChatSession(**({"api_key": KEY, "business_id": 1} | settings))
+        ChatSession(**defaults | settings)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +258,7 @@ def test_https_and_loopback_need_no_permission(url: str) -> None:
     [
         lambda: Rate(0, per=1),
         lambda: Rate(True, per=1),
-        lambda: Rate(1.5, per=1),  # type: ignore[arg-type]
+        lambda: Rate(1.5, per=1),  # type: ignore[arg-type]  # on purpose
         lambda: Rate(1, per=0),
         lambda: Rate(1, per=float("nan")),
         lambda: Rate(1, per=float("inf")),
@@ -240,7 +266,7 @@ def test_https_and_loopback_need_no_permission(url: str) -> None:
         lambda: Rate(5, per=1, burst=6),
         lambda: Limits(parallel=0),
         lambda: Limits(parallel=True),
-        lambda: Limits(send_message=1000),  # type: ignore[arg-type]
+        lambda: Limits(send_message=1000),  # type: ignore[arg-type]  # on purpose
         lambda: Retry(attempts=0),
         lambda: Retry(give_up_after=-1),
         lambda: Retry(give_up_after=float("nan")),
@@ -329,7 +355,7 @@ async def test_the_key_is_in_no_error_and_no_log_line_even_where_a_server_echoes
 ) -> None:
     caplog.set_level(logging.DEBUG, "yamarket_chat")
     async with raw_server(echo) as url:
-        session = ChatSession(KEY, 1, base_url=url, retry=Retry(attempts=2, unknown="raise"))
+        session = ChatSession(KEY, 1, base_url=url, retry=Retry(attempts=2, on_unknown="raise"))
         async with session:
             error = await error_of(session.send_message(1, "hello"))
             assert KEY not in await secret_places(error)
@@ -350,7 +376,7 @@ async def test_the_key_is_in_no_error_and_no_log_line(
         http = aiohttp.ClientSession() if reach == "closed" else None
         if http is not None:
             await http.close()
-        retry = Retry(attempts=2, unknown="raise")
+        retry = Retry(attempts=2, on_unknown="raise")
         async with ChatSession(KEY, 12345, base_url=url, retry=retry, http=http) as session:
             assert KEY not in await secret_places(await error_of(session.send_message(1, "a")))
     assert KEY not in caplog.text
@@ -360,13 +386,14 @@ def test_a_key_in_the_wrong_place_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
     """Such as the two variables of the environment swapped."""
     monkeypatch.setenv("YAMARKET_API_KEY", "12345")
     monkeypatch.setenv("YAMARKET_BUSINESS_ID", KEY)
-    for make in (
+    makes: list[Callable[[], object]] = [
         ChatSession,
-        lambda: ChatSession("12345", KEY),  # type: ignore[arg-type]
-        lambda: ChatSession(12345, KEY),  # type: ignore[arg-type]
+        lambda: ChatSession("12345", KEY),
+        lambda: ChatSession(12345, KEY),  # type: ignore[arg-type]  # on purpose
         lambda: ChatSession(f"{KEY}\n", 1),
         lambda: ChatSession(f"Bearer {KEY}", 1),
-    ):
+    ]
+    for make in makes:
         with pytest.raises(InvalidArgumentError) as caught:
             make()
         assert KEY not in str(caught.value) + repr(caught.value)
@@ -408,7 +435,7 @@ async def test_every_request_has_the_key_and_names_the_program() -> None:
     assert headers["Content-Type"].startswith("application/json")
     assert str(address) == "/v2/businesses/7/chats/message?chatId=5"
     assert body == {"message": "Ваш заказ в пути"}
-    assert (receipt.chat_id, receipt.attempts, receipt.confirmed_by) == (5, 1, "answer")
+    assert (receipt.chat_id, receipt.requests, receipt.confirmed_by) == (5, 1, "answer")
     assert receipt.trace_id is None
 
 
@@ -519,7 +546,7 @@ async def test_an_unknown_outcome_is_never_sent_again_and_can_be_stored(fault: F
         assert len(market.arrivals) == 2
         pending = msgspec.json.decode(msgspec.json.encode(error.pending), type=Pending)
         assert pending == error.pending
-        assert (pending.chat_id, pending.text, pending.attempts) == (1, "hello", 1)
+        assert (pending.chat_id, pending.text, pending.requests) == (1, "hello", 1)
 
 
 @pytest.mark.parametrize(
@@ -584,7 +611,7 @@ async def test_a_503_in_the_apis_form_goes_out_again(body: bytes) -> None:
         return web.Response(body=b'{"status":"OK"}')
 
     async with http_server(answer) as url, ChatSession(KEY, 1, base_url=url) as session:
-        assert (await session.send_message(1, "a")).attempts == 4
+        assert (await session.send_message(1, "a")).requests == 4
     pauses = [b - a for a, b in itertools.pairwise(arrivals)]
     assert pauses == sorted(pauses)  # they double, and chance takes at most half of it
     assert pauses[0] > 0.4
@@ -615,7 +642,7 @@ async def test_a_connection_that_is_not_made_is_tried_again_with_growing_pauses(
         await asyncio.sleep(200)
         await market.come_back()
         receipt = await sending
-        assert 6 <= receipt.attempts <= 12
+        assert 6 <= receipt.requests <= 12
         assert texts(market, 1) == ["a"]
 
 
@@ -635,7 +662,7 @@ async def test_a_market_may_be_away_for_days() -> None:
             sending = asyncio.ensure_future(session.send_message(1, "a"))
             await asyncio.sleep(16 * HOUR)
             await market.come_back()
-            assert (await sending).attempts > 1024
+            assert (await sending).requests > 1024
 
 
 # Of nobody, and trusted by nobody.
@@ -699,7 +726,7 @@ async def test_the_markets_words_are_in_the_error() -> None:
     [
         ChatError("text", sent=None, retry_after=5.0),
         InvalidArgumentError("text"),
-        QuotaExceededError("text", retry_after=7.5),
+        MaxWaitExceededError("text", retry_after=7.5),
         ConnectionFailedError("text", sent=None, retry_after=60.0),
         SessionClosedError("text"),
         UnexpectedAnswerError(
@@ -756,8 +783,9 @@ async def test_max_wait_refuses_at_once_what_surely_takes_longer() -> None:
         before, began = session.quota_status("send_message"), now()
         error = await error_of(session.send_message(3, "b", max_wait=69))
         assert now() - began < 0.1
-        assert isinstance(error, QuotaExceededError)
+        assert isinstance(error, MaxWaitExceededError)
         assert error.sent is False
+        assert error.retry_after is not None
         assert error.retry_after == pytest.approx(70, abs=0.1)
         after = session.quota_status("send_message")
         assert (after.remaining, after.waiting) == (before.remaining, 0)
@@ -780,7 +808,7 @@ async def test_max_wait_counts_those_that_wait_before() -> None:
             calls = [asyncio.ensure_future(session.send_message(i, "a")) for i in range(1, 6)]
             await asyncio.sleep(1)
             error = await error_of(session.send_message(9, "b", max_wait=150))
-            assert isinstance(error, QuotaExceededError)
+            assert isinstance(error, MaxWaitExceededError)
             assert 190 < (error.retry_after or 0) < 201
             await asyncio.gather(*calls, session.send_message(9, "b", max_wait=210))
 
@@ -791,7 +819,7 @@ async def test_max_wait_bounds_the_wait_for_the_messages_before_it_in_its_chat()
         await asyncio.sleep(0)
         began = now()
         error = await error_of(session.send_message(1, "b"))
-        assert isinstance(error, QuotaExceededError)
+        assert isinstance(error, MaxWaitExceededError)
         assert error.retry_after is not None
         assert now() - began == pytest.approx(5, abs=0.01)
         await first
@@ -807,7 +835,8 @@ async def test_max_wait_refuses_at_once_while_the_message_before_it_is_being_set
             began = now()
             error = await error_of(session.send_message(1, "b", max_wait=3))
             assert now() - began < 0.1
-            assert isinstance(error, QuotaExceededError)
+            assert isinstance(error, MaxWaitExceededError)
+            assert error.retry_after is not None
             assert error.retry_after == pytest.approx(10, abs=0.5)  # settled after 15 s
             await session.send_message(2, "another chat", max_wait=0)
             await session.send_message(1, "b", max_wait=error.retry_after + 1)
@@ -826,7 +855,7 @@ async def test_max_wait_refuses_at_once_while_the_message_before_it_pauses() -> 
                 session.send_message(1, "b", max_wait=5)
             )  # it pauses 16 s or more
             assert now() - began < 0.1
-            assert isinstance(error, QuotaExceededError)
+            assert isinstance(error, MaxWaitExceededError)
             assert (error.retry_after or 0) > 5
             await first
 
@@ -839,7 +868,7 @@ async def test_max_wait_counts_those_that_wait_before_it_in_its_chat() -> None:
             began = now()
             error = await error_of(session.send_message(1, "b", max_wait=2))
             assert now() - began < 0.1
-            assert isinstance(error, QuotaExceededError)
+            assert isinstance(error, MaxWaitExceededError)
             await asyncio.gather(*calls)
 
 
@@ -865,7 +894,7 @@ async def test_max_wait_bounds_the_wait_for_a_parallel_place() -> None:
             first = asyncio.ensure_future(session.send_message(1, "a"))
             await asyncio.sleep(0)
             error = await error_of(session.send_message(2, "b", max_wait=7))
-            assert isinstance(error, QuotaExceededError)
+            assert isinstance(error, MaxWaitExceededError)
             assert error.retry_after  # nothing tells how long, but not at once
             await asyncio.gather(first, session.send_message(2, "b", max_wait=9))
 
@@ -910,7 +939,7 @@ async def test_attempts_that_keep_failing_are_warned_of_once_a_minute(
         assert {type(error) for error in errors} == {ServerError}
         warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert len(warnings) == 1
-        assert "again in" in warnings[0].getMessage()
+        assert "retry in" in warnings[0].getMessage()
 
 
 async def test_settling_that_may_not_wait_leaves_the_outcome_unknown() -> None:
@@ -923,7 +952,7 @@ async def test_settling_that_may_not_wait_leaves_the_outcome_unknown() -> None:
             await asyncio.sleep(20)
             assert [message async for message in session.history(1)]  # uses the limit up
             began = now()
-            again = await error_of(session.settle(error.pending, max_wait=5))  # type: ignore[arg-type]
+            again = await error_of(session.settle(error.pending, max_wait=5))
             assert now() - began < 0.1
             assert isinstance(again, DeliveryUnknownError)
             assert again.sent is None
@@ -943,7 +972,7 @@ async def test_max_wait_is_never_raised_once_an_attempt_has_left() -> None:
     plan = {1: Fault("status", status=503), 2: Fault("rate_limit", delay=500.0)}
     async with Sandbox(faults=plan) as market, session_of(market, max_wait=1) as session:
         began = now()
-        assert (await session.send_message(1, "a")).attempts == 3
+        assert (await session.send_message(1, "a")).requests == 3
         assert now() - began > 500
 
 
@@ -1101,7 +1130,7 @@ async def test_send_many_tells_of_each_message_once(kind: str) -> None:
         outcomes = await outcomes_of(session.send_many(messages))
         assert sorted(outcome.message.ref for outcome in outcomes) == list(range(600))
         assert {outcome.status for outcome in outcomes} == {"delivered"}
-        assert all(outcome.receipt and outcome.error is None for outcome in outcomes)
+        assert all(type(outcome) is Delivered for outcome in outcomes)
         assert stored(market) == {c: [f"{i}" for i in range(c - 1, 600, 7)] for c in range(1, 8)}
 
 
@@ -1132,20 +1161,23 @@ async def test_one_message_that_fails_is_an_outcome() -> None:
     ]
     async with Sandbox(faults=plan) as market:
         async with session_of(market, retry=RAISE_UNKNOWN) as session:
-            outcomes = await outcomes_of(session.send_many(messages))  # type: ignore[arg-type]
+            outcomes = await outcomes_of(session.send_many(messages))  # type: ignore[arg-type]  # on purpose
         found = {
-            getattr(outcome.message, "chat_id", 6): (outcome.status, type(outcome.error).__name__)
+            getattr(outcome.message, "chat_id", 6): (
+                outcome.status,
+                None if outcome.status == "delivered" else type(outcome.error).__name__,
+            )
             for outcome in outcomes
         }
         assert len(outcomes) == len(messages)
         assert found == {
-            1: ("delivered", "NoneType"),
+            1: ("delivered", None),
             2: ("refused", "NotFoundError"),
             3: ("unknown", "DeliveryUnknownError"),
             0: ("refused", "InvalidArgumentError"),
             5: ("refused", "InvalidArgumentError"),
             6: ("refused", "InvalidArgumentError"),
-            7: ("delivered", "NoneType"),
+            7: ("delivered", None),
         }
 
 
@@ -1388,7 +1420,7 @@ async def test_a_reserve_that_makes_no_sense_is_refused(reserve: Any) -> None:
         with pytest.raises(InvalidArgumentError):
             session.send_many([], reserve=reserve)
         with pytest.raises(InvalidArgumentError):
-            session.send_many(5)  # type: ignore[arg-type]
+            session.send_many(5)  # type: ignore[arg-type]  # on purpose
 
 
 async def test_closing_the_session_ends_a_send_many_that_another_task_runs() -> None:

@@ -174,7 +174,7 @@ class Delivery(RuleBasedStateMachine):
 
     async def carry_out(self, message: Message, session: ChatSession, raises: bool) -> None:
         unknown: Literal["raise", "settle"] = "raise" if raises else "settle"
-        sending = session.send_message(message.chat_id, message.text, unknown=unknown)
+        sending = session.send_message(message.chat_id, message.text, on_unknown=unknown)
         [outcome] = await asyncio.gather(sending, return_exceptions=True)
         message.ended = self.loop.time()
         if isinstance(outcome, DeliveryUnknownError):
@@ -330,7 +330,7 @@ def test_what_was_stored_is_what_was_handed_over_less_what_was_not_sent() -> Non
     with pytest.MonkeyPatch.context() as patch:
         clock = SimpleNamespace(time=lambda: 1_790_000_000.25)
         patch.setattr("yamarket_chat.sandbox.clock.time", clock)
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             Delivery,
             settings=settings(
                 derandomize=True,

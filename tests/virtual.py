@@ -10,9 +10,11 @@ import asyncio
 import os
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Args = TypeVarTuple("Args")
 
 # What one pass of the loop costs on the virtual clock. Above 0, or a timer that was rounded to
 # "now" would spin for ever.
@@ -55,7 +57,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
     def run_in_executor(
-        self, executor: Any, func: Callable[..., T], *args: Any
+        self, executor: Executor | None, func: Callable[[*Args], T], *args: *Args
     ) -> asyncio.Future[T]:
         future = super().run_in_executor(executor, func, *args)
         self._virtual.busy_threads += 1

@@ -1,6 +1,5 @@
 """An asyncio SDK for the buyer chats of Yandex.Market: in order, and within the limits."""
 
-from .calls import Retry
 from .errors import (
     ApiError,
     BadRequestError,
@@ -12,13 +11,15 @@ from .errors import (
     InvalidArgumentError,
     LimitExceededError,
     LockedError,
+    MaxWaitExceededError,
     NotFoundError,
-    QuotaExceededError,
     ServerError,
     SessionClosedError,
     UnauthorizedError,
     UnexpectedAnswerError,
 )
+from .limits import Limits, QuotaStatus, Rate
+from .listing import Listing, Page
 from .models import (
     ApiAvailability,
     Business,
@@ -27,26 +28,18 @@ from .models import (
     ChatContext,
     ChatStatus,
     ChatType,
-    Content,
     ContextType,
     Customer,
     File,
     Message,
-    Outcome,
-    OutgoingMessage,
-    Page,
-    Pending,
     PlacementType,
-    QuotaStatus,
-    Receipt,
     Scope,
     Sender,
-    Stored,
     Token,
 )
-from .operations import Rate
-from .quota import Limits
-from .reading import Listing
+from .pending import Content, Pending, Stored
+from .receipts import Delivered, Outcome, OutgoingMessage, Receipt, Refused, Unknown
+from .retry import Retry
 from .session import ChatSession
 from .version import __version__
 
@@ -66,6 +59,7 @@ __all__ = [
     "Content",
     "ContextType",
     "Customer",
+    "Delivered",
     "DeliveryUnknownError",
     "ErrorDetail",
     "File",
@@ -75,6 +69,7 @@ __all__ = [
     "Limits",
     "Listing",
     "LockedError",
+    "MaxWaitExceededError",
     "Message",
     "NotFoundError",
     "Outcome",
@@ -82,10 +77,10 @@ __all__ = [
     "Page",
     "Pending",
     "PlacementType",
-    "QuotaExceededError",
     "QuotaStatus",
     "Rate",
     "Receipt",
+    "Refused",
     "Retry",
     "Scope",
     "Sender",
@@ -95,5 +90,6 @@ __all__ = [
     "Token",
     "UnauthorizedError",
     "UnexpectedAnswerError",
+    "Unknown",
     "__version__",
 ]

@@ -1,7 +1,7 @@
-"""What a caller passes, checked before anything is sent or used up.
+"""Checks of the arguments of public methods, made before anything is sent or used up.
 
-Each function returns the value that it was given, or raises InvalidArgumentError with a text that
-says what is wanted.
+Each function returns the checked value, or raises InvalidArgumentError with a text that says what
+is expected.
 """
 
 from __future__ import annotations
@@ -10,102 +10,119 @@ import ipaddress
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import msgspec
+from msgspec import UNSET, UnsetType
 from yarl import URL
 
 from .errors import InvalidArgumentError
+from .models import File
+from .version import __version__
 
 _T = TypeVar("_T")
 
 BASE_URL = "https://api.partner.market.yandex.ru"
 LONGEST_TEXT = 4096
-"""Characters of a message at most, as documented."""
+"""The most characters of a message, as documented."""
 LONGEST_INTEGRATION = 100
-"""Characters that the Market takes in X-Market-Integration, as documented."""
+"""The most characters of X-Market-Integration, as documented."""
+LARGEST_DOWNLOAD = 64 * 2**20
+"""The most bytes of a download, unless the caller names another bound."""
+LARGEST_BODY = 512 * 1024
+"""The most bytes of a request without a file, as documented."""
+LONGEST_ID = 19
+"""The most digits of an int64."""
 
-Unknown = Literal["settle", "raise"]
+INTEGRATION = f"yamarket-chat/{__version__}"
+
+OnUnknown = Literal["settle", "raise"]
+Wait = float | UnsetType | None
+"""How a `max_wait` is passed: seconds, None for as long as needed, or nothing at all."""
 
 
-def check_unknown(unknown: object) -> Unknown:
-    """What may be done about an unknown outcome."""
-    if unknown == "settle" or unknown == "raise":
-        return unknown
-    raise InvalidArgumentError('unknown is "settle" or "raise"')
+def check_on_unknown(on_unknown: object) -> OnUnknown | None:
+    """Check what is to be done about an unknown outcome; None if that is not said."""
+    if on_unknown is None or on_unknown == "settle" or on_unknown == "raise":
+        return on_unknown
+    raise InvalidArgumentError('on_unknown is "settle" or "raise"')
 
 
 def check_id(name: str, value: object) -> int:
-    """An id as the API documents them: int64, at least 1."""
-    # The texts do not show the value: arguments get swapped, and it may be the key.
-    if type(value) is not int:
-        raise InvalidArgumentError(f"{name} is an int, not {type(value).__name__}")
-    if not 1 <= value < 2**63:
-        raise InvalidArgumentError(f"{name} is a whole number of at least 1")
-    return value
+    """Check an id: an int64 of at least 1, or a decimal string, as notifications carry ids."""
+    if type(value) is int:
+        number = value
+    elif isinstance(value, str) and value.isascii() and value.isdecimal():
+        number = int(value) if len(value) <= LONGEST_ID else 0
+    else:
+        # The texts do not show the value: it is the key if the arguments were swapped.
+        raise InvalidArgumentError(
+            f"{name} is an int or a decimal string, not "
+            + ("another string" if isinstance(value, str) else type(value).__name__)
+        )
+    if not 1 <= number < 2**63:
+        raise InvalidArgumentError(f"{name} is a whole number from 1 to 2**63 - 1")
+    return number
 
 
 def check_text(text: object) -> str:
-    """A text that the Market takes."""
+    """Check the text of a message."""
     if not isinstance(text, str):
         raise InvalidArgumentError(f"the text is a str, not {type(text).__name__}")
     if len(text) > LONGEST_TEXT:
         raise InvalidArgumentError(
-            f"the text has {len(text)} characters; the Market takes up to {LONGEST_TEXT}:"
-            " send it as several messages"
+            f"the text has {len(text)} characters, and the Market accepts {LONGEST_TEXT}: split"
+            " it into several messages"
         )
     if not text or text.isspace():
-        raise InvalidArgumentError("the text is empty: the Market takes at least one character")
+        raise InvalidArgumentError("the text is empty: the Market needs at least one character")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidArgumentError(
-                "the text has half of a surrogate pair, which no encoding can send"
+                "the text has half of a surrogate pair, which cannot be encoded"
             ) from None
     return text
 
 
 def check_key(key: object) -> str:
-    """A key that can stand in a header. None of the texts shows it."""
+    """Check that a key can be sent in a header. No text shows the key."""
     if not key:
         raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
     if not isinstance(key, str):
-        raise InvalidArgumentError("api_key is a str; it comes first, and business_id second")
+        raise InvalidArgumentError("api_key is a str: pass api_key first and business_id second")
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(
-            "api_key cannot stand in a header: it has spaces, line breaks or letters that are not"
-            " ASCII. A token looks like ACMA:…:…, without Bearer before it"
+            "api_key cannot be sent in a header: it has spaces, line breaks or letters that are not"
+            " ASCII. A key looks like ACMA:…:…, without Bearer before it"
         )
     return key
 
 
 def check_business(business_id: object) -> int | None:
-    """A business id, or that of the environment, if there is one."""
-    if business_id is None:
-        text = os.environ.get("YAMARKET_BUSINESS_ID")
-        if not text:
-            return None
-        try:
-            business_id = int(text)
-        except ValueError:
-            raise InvalidArgumentError("YAMARKET_BUSINESS_ID is a whole number") from None
-    return check_id("business_id", business_id)
+    """Check a business id; by default it is taken from the environment, if it is there."""
+    if business_id is not None:
+        return check_id("business_id", business_id)
+    text = os.environ.get("YAMARKET_BUSINESS_ID")
+    return check_id("YAMARKET_BUSINESS_ID", text.strip()) if text else None
 
 
 def check_base_url(base_url: object, *, insecure_http: bool) -> str:
-    """The address of the Market, or that of the environment."""
+    """Check the address of the Market; by default it is taken from the environment."""
     name = "base_url"
     if base_url is None:
         name = "YAMARKET_BASE_URL"
         base_url = os.environ.get(name) or BASE_URL
     url = check_address(name, base_url, insecure_http=insecure_http)
     if url.query_string or url.fragment:
-        raise InvalidArgumentError(f"{name} has a scheme, a host, and perhaps a port and a path")
+        raise InvalidArgumentError(f"{name} has a query or a fragment: pass the address without it")
     return str(url).rstrip("/")
 
 
 def check_address(name: str, address: object, *, insecure_http: bool) -> URL:
-    """An address to which what is secret may travel."""
+    """Check that a secret may be sent to an address."""
     try:
         url = URL(address) if isinstance(address, str) else None
     except ValueError:
@@ -113,11 +130,11 @@ def check_address(name: str, address: object, *, insecure_http: bool) -> URL:
     if url is None or not url.host or url.scheme not in ("http", "https"):
         raise InvalidArgumentError(f"{name} is an https address such as {BASE_URL}")
     if url.user or url.password:
-        raise InvalidArgumentError(f"{name} has no user and no password in it")
+        raise InvalidArgumentError(f"{name} contains a user or a password: remove it")
     if url.scheme == "http" and not insecure_http and not _is_loopback(url.host):
         raise InvalidArgumentError(
-            f"{name} is https, or what is secret would travel in the clear; for a sandbox on"
-            " another host pass insecure_http=True"
+            f"{name} must be https, or the key would be sent unencrypted. For a sandbox on another"
+            " host pass insecure_http=True"
         )
     return url
 
@@ -130,14 +147,14 @@ def _is_loopback(host: str) -> bool:
 
 
 def check_type(name: str, value: object, kind: type[_T]) -> _T:
-    """Something of a type."""
+    """Check a type."""
     if not isinstance(value, kind):
         raise InvalidArgumentError(f"{name} is of type {kind.__name__}, not {type(value).__name__}")
     return value
 
 
 def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> float:
-    """A finite number of seconds."""
+    """Check a finite number of seconds."""
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
@@ -148,24 +165,109 @@ def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> floa
     return float(value)
 
 
-def distinct(name: str, values: Iterable[Any] | None, kind: type[_T]) -> list[_T]:
-    """The values of a filter, each once, as the description wants them."""
-    if values is None:
-        return []
+def chat_filters(
+    statuses: Iterable[Any] | None,
+    types: Iterable[Any] | None,
+    context_types: Iterable[Any] | None,
+    order_ids: Iterable[Any] | None,
+    return_ids: Iterable[Any] | None,
+) -> dict[str, list[Any]]:
+    """Check the filters of a list of chats; return the body that asks for them."""
+    filters: dict[str, list[Any]] = {}
+    for kind, name, ids in (
+        ("ORDER", "order_ids", order_ids),
+        ("RETURN", "return_ids", return_ids),
+    ):
+        if ids is not None:
+            numbers = dict.fromkeys(check_id(name, number) for number in _listed(name, ids))
+            filters.setdefault("contexts", []).extend(
+                {"type": kind, "id": number} for number in numbers
+            )
+    for field, name, values in (
+        ("contextTypes", "context_types", context_types),
+        ("types", "types", types),
+        ("statuses", "statuses", statuses),
+    ):
+        if values is not None:
+            listed = _listed(name, values)
+            # Each once, as the Market's description demands.
+            filters[field] = list(
+                dict.fromkeys(check_type(f"each of {name}", value, str) for value in listed)
+            )
+    arguments = {"contexts": "order_ids or return_ids", "contextTypes": "context_types"}
+    for field, filtered in filters.items():
+        if not filtered:
+            raise InvalidArgumentError(
+                f"an empty filter ({arguments.get(field, field)}) matches no chat: leave it out"
+            )
+    return filters
+
+
+def _listed(name: str, values: object) -> Iterable[Any]:
     if isinstance(values, (str, int)):
         raise InvalidArgumentError(f"{name} is a list, such as [{values!r}]")
     if not isinstance(values, Iterable):
         raise InvalidArgumentError(f"{name} is a list")
-    return list(dict.fromkeys(check_type(f"each of {name}", value, kind) for value in values))
+    return values
+
+
+def chat_context(order_id: object, return_id: object) -> dict[str, Any]:
+    """Check what a chat is to be about; return it as the Market wants it."""
+    if (order_id is None) is (return_id is None):
+        raise InvalidArgumentError("create_chat takes order_id or return_id: pass one of them")
+    if order_id is not None:
+        return {"type": "ORDER", "id": check_id("order_id", order_id)}
+    return {"type": "RETURN", "id": check_id("return_id", return_id)}
+
+
+def check_download(
+    file: object, to: object, max_bytes: object, *, insecure_http: bool
+) -> Path | None:
+    """Check a file that is to be downloaded; return the path to write to, if there is one."""
+    file = check_type("file", file, File)
+    if type(max_bytes) is not int or max_bytes < 1:
+        raise InvalidArgumentError("max_bytes is a whole number of at least 1")
+    if file.size > max_bytes:
+        raise InvalidArgumentError(
+            f"{file.name!r} has {file.size} bytes: pass max_bytes to allow so many"
+        )
+    check_address("the file's address", file.url, insecure_http=insecure_http)
+    if to is not None and not isinstance(to, (str, os.PathLike)):
+        raise InvalidArgumentError("to is a path")
+    return None if to is None else Path(to)
+
+
+def check_request(
+    method: object, path: object, params: Any, json: object
+) -> tuple[str, URL, bytes]:
+    """Check any request; return its method, its target and its body."""
+    method = check_type("method", method, str).upper()
+    if not method.isascii() or not method.isalpha():
+        raise InvalidArgumentError("method is one of HTTP, such as GET")
+    path = check_type("path", path, str)
+    if not path.startswith("/") or path.startswith("//") or "#" in path:
+        raise InvalidArgumentError(
+            "path starts with one slash, such as /v2/campaigns, and stays on the Market's host"
+        )
+    try:
+        target = URL(path).update_query(params or {})
+        body = b"" if json is UNSET else msgspec.json.encode(json)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"params or json cannot be sent: {error}") from None
+    if len(body) > LARGEST_BODY:
+        raise InvalidArgumentError(
+            f"the body has {len(body)} bytes, and the Market accepts {LARGEST_BODY}"
+        )
+    return method, target, body
 
 
 def check_max_wait(max_wait: object) -> float | None:
-    """How long a call may wait, or None."""
+    """Check how many seconds a call may wait; None means any number."""
     return None if max_wait is None else check_seconds("max_wait", max_wait, at_least_0=True)
 
 
 def check_integration(integration: object) -> str:
-    """A name and a version that the Market takes."""
+    """Check the name and version that X-Market-Integration carries."""
     if (
         not isinstance(integration, str)
         or not 0 < len(integration) <= LONGEST_INTEGRATION

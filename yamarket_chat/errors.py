@@ -1,22 +1,26 @@
-"""Everything that can be raised.
+"""All exceptions of the package.
 
-Every error is a `ChatError` and answers two questions: may it be repeated (`sent`), and when
+Each is a `ChatError` and answers two questions: may the call be repeated (`sent`), and when
 (`retry_after`). All of them can be pickled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-if TYPE_CHECKING:
-    from .models import Pending
+from .pending import Pending
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """One entry of the Market's list of errors: its code, and its text where there is one."""
+    """One entry of the Market's list of errors.
+
+    Attributes:
+        code: The Market's code, such as BAD_REQUEST.
+        message: The Market's text, if there is one.
+    """
 
     code: str
     message: str | None = None
@@ -26,13 +30,16 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 
 class ChatError(Exception):
-    """The base of all errors of this package.
+    """The base class of all errors of this package.
 
-    `sent` is False where surely nothing was carried out, None where that is unknown.
-    `retry_after` is a number of seconds where the trouble passes by itself, else None.
+    Attributes:
+        sent: False if surely nothing was carried out; None if that is unknown.
+        retry_after: Seconds after which the same call may work, if the cause passes by itself;
+            otherwise None.
 
+    Example:
         try:
-            await session.send_message(chat_id, "On its way")
+            await session.send_message(chat_id, "Ваш заказ в пути")
         except ChatError as error:
             if error.sent is False and error.retry_after is not None:
                 ...  # nothing was sent, and the same call may work later
@@ -46,7 +53,7 @@ class ChatError(Exception):
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own way calls the class with the text alone; ours have more to say.
+        # The default calls the class with the text alone, and ours take more arguments.
         return _unpickle, (type(self), self.args, self.__dict__)
 
 
@@ -57,36 +64,46 @@ def _unpickle(cls: type[ChatError], args: tuple[Any, ...], state: dict[str, Any]
 
 
 class InvalidArgumentError(ChatError, ValueError):
-    """An argument makes no sense; the text says which one and what it should be."""
+    """An argument makes no sense. The text names it and says what it should be."""
 
 
-class QuotaExceededError(ChatError):
-    """The call could not leave within its `max_wait`; nothing was sent, nothing used up.
+class MaxWaitExceededError(ChatError):
+    """The call would have had to wait longer than its `max_wait`. Nothing was sent or used up.
 
-    `retry_after` is the least number of seconds that it would have had to wait.
+    The rate limit, a busy chat or busy parallel requests made it wait.
+
+    Attributes:
+        retry_after: The least number of seconds that the call would have had to wait.
     """
 
 
 class SessionClosedError(ChatError):
-    """The session was closed before this call, before it could leave, or before its answer came.
+    """The session was closed before the call was made, was sent, or was answered.
 
-    `sent` is False in the first two cases, None in the last.
+    Attributes:
+        sent: None if the request was sent and not answered; otherwise False.
     """
 
 
 class ConnectionFailedError(ChatError):
-    """The Market could not be reached, or broke the connection off without an answer.
+    """The Market could not be reached, or the connection ended without an answer.
 
-    `sent` is False where no connection was made, None where the request may have left.
+    Attributes:
+        sent: False if no connection was made; None if the request may have reached the Market.
     """
 
 
 class DeliveryUnknownError(ChatError):
-    """A message left, and nothing tells whether it arrived.
+    """A message was sent, and nothing tells whether it arrived.
 
-    `pending` holds all that is needed to find it later. Do not send the message again before
-    that: it would arrive twice if it did arrive.
+    Do not send the message again before you have settled it: it might arrive twice.
 
+    Attributes:
+        pending: All that is needed to find the message later.
+
+    Example:
+        try:
+            await session.send_message(chat_id, "Ваш заказ в пути")
         except DeliveryUnknownError as error:
             stored = msgspec.json.encode(error.pending)
     """
@@ -97,10 +114,15 @@ class DeliveryUnknownError(ChatError):
 
 
 class UnexpectedAnswerError(ChatError):
-    """An answer that the API does not document: no JSON, cut off, another type, far too large.
+    """The Market answered in a way that the API does not document.
 
-    `status` is its HTTP status, `excerpt` a short piece of it, `operation` the call and
-    `trace_id` the id by which the Market's support finds the request, where it had one.
+    The body was no JSON, of another type, cut off or far too large.
+
+    Attributes:
+        status: The HTTP status.
+        excerpt: The beginning of the body.
+        operation: The method of the session.
+        trace_id: The id by which the Market's support finds the request, if there was one.
     """
 
     def __init__(
@@ -123,8 +145,12 @@ class UnexpectedAnswerError(ChatError):
 class ApiError(ChatError):
     """The Market answered with an error.
 
-    `status` is the HTTP status, `errors` what the Market said (code and text each), `operation`
-    the call, `trace_id` the id by which the seller and the Market's support find the request.
+    Attributes:
+        status: The HTTP status.
+        errors: What the Market said: a tuple of ErrorDetail.
+        operation: The method of the session.
+        trace_id: The id by which the seller and the Market's support find the request, if there
+            was one.
     """
 
     def __init__(
@@ -146,15 +172,15 @@ class ApiError(ChatError):
 
 
 class BadRequestError(ApiError):
-    """400: the Market finds the data of the request wrong."""
+    """400: the Market rejects the data of the request."""
 
 
 class UnauthorizedError(ApiError):
-    """401: no key, or one that is wrong or revoked."""
+    """401: the key is missing, wrong or revoked."""
 
 
 class ForbiddenError(ApiError):
-    """403: the key may not do this, or the business is inactive."""
+    """403: the key has no right to do this, or the business is inactive."""
 
 
 class NotFoundError(ApiError):
@@ -162,7 +188,7 @@ class NotFoundError(ApiError):
 
 
 class LimitExceededError(ApiError):
-    """420: a limit of the Market was exceeded."""
+    """420: a rate limit of the Market was exceeded."""
 
 
 class LockedError(ApiError):
@@ -174,9 +200,9 @@ class ServerError(ApiError):
 
 
 NOT_THE_API = "NOT_THE_API"
-"""The code under which an excerpt stands of an answer that is not in the API's form."""
+"""The code of an ErrorDetail that holds an excerpt of a body that is not in the API's form."""
 
-# What the seller can do, by status. Causes as the Market documents them.
+# What the caller can do, by status. The causes are those that the Market documents.
 _ADVICE: dict[int, tuple[type[ApiError], str]] = {
     400: (BadRequestError, "check what was passed: ids, text, filters"),
     401: (
@@ -190,10 +216,10 @@ _ADVICE: dict[int, tuple[type[ApiError], str]] = {
     ),
     404: (
         NotFoundError,
-        "check the id: there is nothing of that number in this business; or the path, of a"
-        " request() or of base_url",
+        "check the id: this business has nothing of that number. Or check the path of request()"
+        " or of base_url",
     ),
-    420: (LimitExceededError, "wait until the limit allows more"),
+    420: (LimitExceededError, "wait until the rate limit allows more"),
     423: (LockedError, "the business is being migrated: try again in some hours"),
 }
 
@@ -206,16 +232,16 @@ def api_error(
     trace_id: str | None,
     sent: bool | None = False,
 ) -> ApiError:
-    """The error of the class that belongs to a status, with a text that says what to do next."""
+    """Return the error for a status, with a text that says what to do next."""
     cls: type[ApiError]
     if status >= 500:
         cls, advice = ServerError, "the Market failed; try again later"
     else:
         cls, advice = _ADVICE.get(
-            status, (ApiError, "the Market refuses it: change what it names before you try again")
+            status, (ApiError, "the Market refuses it: change what it names before you retry")
         )
         if status != 401 and errors and errors[0].code == NOT_THE_API:
-            advice = "not an answer of the API: check base_url, and the proxy if there is one"
+            advice = "this is no answer of the API: check base_url, and the proxy if there is one"
     said = "; ".join(str(error) for error in errors) or "no explanation given"
     trace = f" (trace id {trace_id})" if trace_id else ""
     return cls(

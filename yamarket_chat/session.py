@@ -1,98 +1,88 @@
-"""ChatSession: one method an operation. What there is to decide is decided below."""
+"""ChatSession: one method an operation. It checks arguments; all decisions are made below."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, overload
 
 import aiohttp
-import msgspec
-from msgspec import UNSET, UnsetType
-from yarl import URL
+from msgspec import UNSET
 
-from . import operations, reading
 from .arguments import (
-    Unknown,
-    check_address,
+    INTEGRATION,
+    LARGEST_DOWNLOAD,
+    OnUnknown,
+    Wait,
+    chat_context,
+    chat_filters,
     check_base_url,
     check_business,
+    check_download,
     check_id,
     check_integration,
     check_key,
     check_max_wait,
+    check_on_unknown,
+    check_request,
     check_seconds,
+    check_text,
     check_type,
-    check_unknown,
-    distinct,
 )
-from .business import Business, attach
-from .calls import Calls, Question, Retry, running_task
-from .download import LARGEST_DOWNLOAD, download
 from .errors import InvalidArgumentError, SessionClosedError
-from .exchange import Exchange
-from .files import Upload
-from .models import (
-    Campaign,
-    Chat,
-    ChatStatus,
-    ChatType,
-    ContextType,
-    CreatedChat,
-    File,
-    Message,
-    Outcome,
-    OutgoingMessage,
-    Pending,
-    QuotaStatus,
-    Receipt,
-    Token,
-    TokenInfo,
-)
-from .operations import Operation
-from .quota import Limits
-from .reading import Listing
-from .sending import Sending
-from .version import __version__
+from .limits import Limits, QuotaStatus
+from .listing import Listing
+from .models import Campaign, Chat, ChatStatus, ChatType, ContextType, File, Message, Token
+from .pending import Pending
+from .receipts import Outcome, OutgoingMessage, Receipt
+from .retry import Retry
 
-INTEGRATION = f"yamarket-chat/{__version__}"
-LARGEST_BODY = 512 * 1024
-"""Bytes of a request at most, files aside, as documented."""
+if TYPE_CHECKING:
+    from ._delivery.engine import Engine
+    from ._delivery.sending import Sending
+    from ._http.answers import CreatedChat, TokenInfo
 
 
 class ChatSession:
-    """Talks to the buyers of one business on Yandex.Market.
+    """Writes to the buyers of one business on Yandex.Market, and reads their chats.
 
-    `api_key`, `business_id` and `base_url` are taken from YAMARKET_API_KEY, YAMARKET_BUSINESS_ID
-    and YAMARKET_BASE_URL where they are not given. `limits`, `retry`: see there. `max_wait` is the
-    number of seconds that a call may wait before its first attempt leaves, for each call that takes
-    one and does not name its own; None waits as long as it takes. `timeout` is for one attempt, in
-    seconds; below the 10 s after which the Market cuts a request off, outcomes are unknown that
-    a little patience would have told. `http` is an aiohttp.ClientSession of yours, which stays
-    yours to close. `integration`, "name/version", names your program in the seller's request log.
-    `insecure_http` allows plain http to another host than loopback, for a sandbox in the next
-    container. `quota` is there for one that processes share; there is none yet.
+    All sessions of one business on one event loop share the rate limits and the order of the
+    chats. A session belongs to the event loop of its first call. Another loop (a second
+    `asyncio.run`, another thread) needs a session of its own.
 
+    Args:
+        api_key: The Api-Key of the seller's cabinet. It needs the scope `communication` or
+            `all-methods`. Default: the environment variable YAMARKET_API_KEY.
+        business_id: The id of the business, at least 1. A decimal string is accepted as well.
+            Default: YAMARKET_BUSINESS_ID. `campaigns` and `token` work without it.
+        base_url: The address of the API. Default: YAMARKET_BASE_URL, or else the Market's.
+        limits: The rate limits. Default: the documented ones.
+        retry: How often and how long a call is retried.
+        max_wait: Seconds that a call may wait before its first request is sent. None waits as long
+            as needed. A call that is passed a `max_wait` of its own follows that.
+        timeout: Seconds for one request. The Market ends a request after 10 s, so a shorter
+            timeout leaves outcomes unknown that a longer one would have learnt.
+        http: An aiohttp.ClientSession of yours, which stays open when this session closes.
+        integration: "name/version" of your program, which the seller's request log shows. At most
+            100 ASCII characters.
+        insecure_http: True allows plain http to another host than loopback, for a sandbox.
+
+    Raises:
+        InvalidArgumentError: An argument makes no sense.
+
+    Example:
         async with ChatSession(api_key, business_id) as session:
             await session.send_message(chat_id, "Ваш заказ в пути")
-
-    All sessions of one business on one event loop share its limits and the order of its chats. A
-    session belongs to the event loop of its first call: another one (a second asyncio.run, another
-    thread) needs its own. Raises InvalidArgumentError where an argument makes no sense.
     """
 
     def __init__(
         self,
         api_key: str | None = None,
-        business_id: int | None = None,
+        business_id: int | str | None = None,
         *,
         base_url: str | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        quota: None = None,
         retry: Retry = Retry(),  # noqa: B008 - frozen
         max_wait: float | None = None,
         timeout: float = 15.0,
@@ -106,106 +96,165 @@ class ChatSession:
         self._insecure_http = insecure_http
         self._limits = check_type("limits", limits, Limits)
         self._retry = check_type("retry", retry, Retry)
-        if quota is not None:
-            raise InvalidArgumentError("quota is None: there is no shared quota yet")
         self._max_wait = check_max_wait(max_wait)
         self._timeout = check_seconds("timeout", timeout)
         self._http = None if http is None else check_type("http", http, aiohttp.ClientSession)
         self._integration = check_integration(integration)
-        self._opened: _Opened | None = None
+        self._engine: Engine | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
         self._open()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self, grace: float = 30.0) -> None:
-        """End all calls and the connections; leaving `async with` does it.
+        """End all calls and close the connections. Leaving `async with` does this as well.
 
-        Calls that wait fail at once with SessionClosedError. Those under way get `grace` seconds
-        to end; then messages fail with DeliveryUnknownError, and all else with SessionClosedError.
-        Closing twice is no error: the second one waits for the first, for `grace` at most.
+        Calls that wait fail at once with SessionClosedError. After the grace, messages under way
+        fail with DeliveryUnknownError, and all other calls with SessionClosedError.
+
+        Args:
+            grace: Seconds for calls under way to end, 0 or more.
+
+        Raises:
+            InvalidArgumentError: `grace` makes no sense, or the event loop is another one.
         """
         grace = check_seconds("grace", grace, at_least_0=True)
-        if self._opened is not None:
-            self._opened.calls.check_loop()
+        if self._engine is not None:
+            self._engine.check_loop()
         self._closed = True
-        if self._opened is not None:
-            await self._opened.close(grace)
+        if self._engine is not None:
+            await self._engine.close(grace)
 
     async def send_message(
         self,
-        chat_id: int,
+        chat_id: int | str,
         text: str,
         *,
-        max_wait: float | UnsetType | None = UNSET,
-        unknown: Unknown | None = None,
+        max_wait: Wait = UNSET,
+        on_unknown: OnUnknown | None = None,
     ) -> Receipt:
-        """Send a text of 1 to 4,096 characters to a chat; return when it has arrived.
+        """Send a text to a chat, and return the proof that it arrived.
 
-        Messages to one chat go one after the other, in the order of the calls. `max_wait` is the
-        number of seconds that it may take until the first attempt leaves; None waits as long as it
-        takes, and not given is the session's. `unknown` is that of `Retry`, for this message.
+        The messages of one chat are sent one after another, in the order of the calls.
 
+        Args:
+            chat_id: The chat, at least 1. A decimal string is accepted as well.
+            text: 1 to 4,096 characters, as documented for sendMessageToChat.
+            max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
+            on_unknown: "settle" or "raise"; see `Retry.on_unknown`. Default: that of the session.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            MaxWaitExceededError: The call would have waited longer than `max_wait`.
+            SessionClosedError: The session was closed before the message was sent.
+            ConnectionFailedError: The Market could not be reached.
+            ApiError: The Market refused the message.
+            UnexpectedAnswerError: The Market gave undocumented answers. Nothing was sent.
+            DeliveryUnknownError: Nothing tells whether the message arrived.
+
+        Example:
             receipt = await session.send_message(17, "Ваш заказ в пути", max_wait=5)
-
-        Raises InvalidArgumentError, QuotaExceededError, SessionClosedError, ConnectionFailedError,
-        ApiError and UnexpectedAnswerError where nothing was sent, DeliveryUnknownError where that
-        cannot be told.
         """
-        return await self._sending().send_text(
-            chat_id,
-            text,
+        return await self._sending().send(
+            check_id("chat_id", chat_id),
+            check_text(text),
             self._wait(max_wait),
-            None if unknown is None else check_unknown(unknown),
+            check_on_unknown(on_unknown),
         )
 
     async def send_file(
         self,
-        chat_id: int,
+        chat_id: int | str,
         file: str | os.PathLike[str] | bytes | BinaryIO,
         *,
         filename: str | None = None,
-        max_wait: float | UnsetType | None = UNSET,
-        unknown: Unknown | None = None,
+        max_wait: Wait = UNSET,
+        on_unknown: OnUnknown | None = None,
     ) -> Receipt:
-        """Send a file of at most 5 MiB to a chat; return when it has arrived.
+        """Send a file to a chat, and return the proof that it arrived.
 
-        `file` is a path, bytes, or a file opened for bytes, which is read from where it stands and
-        stays open. `filename` is what the buyer sees, by default the name of the file.
+        Args:
+            chat_id: The chat, at least 1. A decimal string is accepted as well.
+            file: A path, bytes, or a file opened for bytes. An open file is read from its current
+                position and stays open. At most 5 MB, as documented for sendFileToChat.
+            filename: The name that the buyer sees. Default: the name of the file.
+            max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
+            on_unknown: "settle" or "raise"; see `Retry.on_unknown`. Default: that of the session.
 
-            await session.send_file(17, "накладная.pdf")
+        Raises:
+            InvalidArgumentError: The file is missing, empty or too large.
+            ChatError: As `send_message`.
 
-        Raises as `send_message` does; InvalidArgumentError also for a file that is missing, empty
-        or too large.
+        Example:
+            await session.send_file(17, b"...", filename="накладная.pdf")
         """
         return await self._sending().send_file(
-            chat_id,
-            Upload(file, filename),
+            check_id("chat_id", chat_id),
+            file,
+            filename,
             self._wait(max_wait),
-            None if unknown is None else check_unknown(unknown),
+            check_on_unknown(on_unknown),
         )
 
-    async def settle(
-        self, pending: Pending, *, max_wait: float | UnsetType | None = UNSET
-    ) -> Receipt | None:
-        """Tell from the chat's history what became of a message of unknown outcome.
+    def send_many(
+        self,
+        messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage],
+        *,
+        reserve: int = 0,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Send many texts, and yield what became of each as it ends.
 
-        Returns its receipt where it stands there, and None where it never arrived and may be sent
-        again. Waits where the Market may yet be at it. `max_wait` is for each page of the history.
+        The messages are read only as fast as they can be sent: at most 256 of them are in hand,
+        counting those whose outcomes are not taken yet. They wait as long as needed. A message that
+        fails is an outcome and not an exception. After a 401 the rest is refused without a request.
 
-            receipt = await session.settle(error.pending)
+        `aclose()` of the generator sends nothing more and waits for what is under way, but drops
+        the outcomes that were not taken. Closing the session yields them all before it raises.
 
-        Raises DeliveryUnknownError where the history cannot tell or cannot be read, within
-        `max_wait` or at all: QuotaExceededError would say that nothing was sent.
+        Args:
+            messages: The messages; an async iterable as well.
+            reserve: How many requests of each period are left to single calls, which go first.
+
+        Yields:
+            Delivered, Refused or Unknown, one for each message.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            SessionClosedError: The session was closed before all messages were sent.
+            Exception: What the iterable raised, after the messages before have ended.
+
+        Example:
+            messages = [OutgoingMessage(1, "Мы открыты"), OutgoingMessage(2, "Мы открыты")]
+            async for outcome in session.send_many(messages, reserve=100):
+                print(outcome.message.chat_id, outcome.status)
+        """
+        return self._sending().send_many(messages, reserve)
+
+    async def settle(self, pending: Pending, *, max_wait: Wait = UNSET) -> Receipt | None:
+        """Find out from the chat's history whether a message of unknown outcome arrived.
+
+        If the Market may still carry the message out, this waits until it cannot.
+
+        Args:
+            pending: The `pending` of a DeliveryUnknownError.
+            max_wait: Seconds to wait at most before each page is requested; see `ChatSession`.
+
+        Returns:
+            The receipt if the message arrived; None if it did not, and may be sent again.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense, or the message is another business's.
+            DeliveryUnknownError: The history does not tell, or cannot be read.
+
+        Example:
+            try:
+                await session.send_message(17, "Ваш заказ в пути", on_unknown="raise")
+            except DeliveryUnknownError as error:
+                receipt = await session.settle(error.pending)
         """
         pending = check_type("pending", pending, Pending)
         return await self._sending().settle(pending, self._wait(max_wait))
@@ -213,51 +262,76 @@ class ChatSession:
     async def create_chat(
         self,
         *,
-        order_id: int | None = None,
-        return_id: int | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        order_id: int | str | None = None,
+        return_id: int | str | None = None,
+        max_wait: Wait = UNSET,
     ) -> int:
-        """Open a chat about an order or a return; the id of the chat, also of one that exists.
+        """Open a chat about an order or a return, and return its id, also if it existed before.
 
+        Args:
+            order_id: The order. Pass this or `return_id`.
+            return_id: The return.
+            max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
+
+        Raises:
+            InvalidArgumentError: Not exactly one id was passed, or the id makes no sense.
+            NotFoundError: There is no such order or return.
+            ChatError: The other errors of a call.
+
+        Example:
             chat_id = await session.create_chat(order_id=55)
-
-        Raises InvalidArgumentError, NotFoundError and the other errors of a call.
         """
-        if (order_id is None) is (return_id is None):
-            raise InvalidArgumentError("create_chat takes order_id or return_id, one of the two")
-        if order_id is not None:
-            context = {"type": "ORDER", "id": check_id("order_id", order_id)}
-        else:
-            context = {"type": "RETURN", "id": check_id("return_id", return_id)}
-        created: CreatedChat = await self._ask(
-            operations.CREATE_CHAT, max_wait, content={"context": context}
+        content = {"context": chat_context(order_id, return_id)}
+        created: CreatedChat = await self._open().ask(
+            "create_chat", self._wait(max_wait), content=content
         )
         return created.chat_id
 
-    async def get_chat(self, chat_id: int, *, max_wait: float | UnsetType | None = UNSET) -> Chat:
-        """One chat: what it is about, and whose turn it is.
+    async def get_chat(self, chat_id: int | str, *, max_wait: Wait = UNSET) -> Chat:
+        """Get a chat: what it is about, and who is expected to write next.
 
+        Args:
+            chat_id: The chat, at least 1. A decimal string is accepted as well.
+            max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            NotFoundError: There is no such chat.
+            ChatError: The other errors of a call.
+
+        Example:
             chat = await session.get_chat(17)
-
-        Raises InvalidArgumentError, NotFoundError and the other errors of a call.
         """
-        chat: Chat = await self._ask(
-            operations.GET_CHAT, max_wait, query=f"chatId={check_id('chat_id', chat_id)}"
-        )
+        query = f"chatId={check_id('chat_id', chat_id)}"
+        chat: Chat = await self._open().ask("get_chat", self._wait(max_wait), query=query)
         return chat
 
     async def get_message(
-        self, chat_id: int, message_id: int, *, max_wait: float | UnsetType | None = UNSET
+        self,
+        chat_id: int | str,
+        message_id: int | str,
+        *,
+        max_wait: Wait = UNSET,
     ) -> Message:
-        """One message of a chat.
+        """Get one message of a chat.
 
-            message = await session.get_message(17, 3)
+        Args:
+            chat_id: The chat, at least 1. A decimal string is accepted as well.
+            message_id: The message, likewise.
+            max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
 
-        Raises InvalidArgumentError, NotFoundError and the other errors of a call.
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            NotFoundError: There is no such message.
+            ChatError: The other errors of a call.
+
+        Example:
+            async for message in session.history(17):
+                same = await session.get_message(17, message.message_id)
         """
         query = f"chatId={check_id('chat_id', chat_id)}"
         query += f"&messageId={check_id('message_id', message_id)}"
-        message: Message = await self._ask(operations.GET_MESSAGE, max_wait, query=query)
+        message: Message = await self._open().ask("get_message", self._wait(max_wait), query=query)
         return message
 
     def chats(
@@ -266,80 +340,69 @@ class ChatSession:
         statuses: Iterable[ChatStatus | str] | None = None,
         types: Iterable[ChatType | str] | None = None,
         context_types: Iterable[ContextType | str] | None = None,
-        order_ids: Iterable[int] | None = None,
-        return_ids: Iterable[int] | None = None,
+        order_ids: Iterable[int | str] | None = None,
+        return_ids: Iterable[int | str] | None = None,
         page_token: str | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> Listing[Chat]:
-        """The chats of the business, all of them or those that match every filter.
+        """List the chats of the business, or those that match every filter.
 
-        `order_ids` and `return_ids` are what a chat is about, `page_token` goes on where a page
-        ended. `max_wait` is for each page.
+        Args:
+            statuses: Who is expected to write next.
+            types: Whether the Market's arbiter takes part.
+            context_types: What kind of thing the chat is about.
+            order_ids: The orders that the chat is about.
+            return_ids: The returns that the chat is about.
+            page_token: The `next_page_token` of a page, to go on after it.
+            max_wait: Seconds to wait at most before each page is requested; see `ChatSession`.
 
+        Returns:
+            The chats, 20 a page. Fetching them raises the errors of a call.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+
+        Example:
             async for chat in session.chats(statuses=[ChatStatus.WAITING_FOR_PARTNER]):
                 print(chat.chat_id, chat.context.order_id)
-
-        Raises InvalidArgumentError; fetching raises the errors of a call.
         """
-        contexts = [
-            {"type": kind, "id": check_id(name, number)}
-            for kind, name, numbers in (
-                ("ORDER", "order_ids", order_ids),
-                ("RETURN", "return_ids", return_ids),
-            )
-            for number in distinct(name, numbers, int)
-        ]
-        filters = {
-            "contexts": contexts,
-            "contextTypes": distinct("context_types", context_types, str),
-            "types": distinct("types", types, str),
-            "statuses": distinct("statuses", statuses, str),
-        }
-        given = {
-            "order_ids or return_ids": (
-                order_ids if order_ids is not None else return_ids,
-                contexts,
-            ),
-            "context_types": (context_types, filters["contextTypes"]),
-            "types": (types, filters["types"]),
-            "statuses": (statuses, filters["statuses"]),
-        }
-        for name, (argument, values) in given.items():
-            if argument is not None and not values:
-                raise InvalidArgumentError(
-                    f"an empty filter ({name}) matches no chat: leave it out"
-                )
-        return reading.listing(
-            self._open().calls,
-            operations.CHATS,
-            operations.CHATS.path.format(business_id=self._business()),
-            body={name: values for name, values in filters.items() if values},
+        return self._open().listing(
+            "chats",
+            body=chat_filters(statuses, types, context_types, order_ids, return_ids),
             page_token=page_token,
             max_wait=self._wait(max_wait),
         )
 
     def history(
         self,
-        chat_id: int,
+        chat_id: int | str,
         *,
-        message_id_from: int | None = None,
+        message_id_from: int | str | None = None,
         page_token: str | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> Listing[Message]:
-        """The messages of a chat, all of them or those from `message_id_from` on.
+        """List the messages of a chat.
 
-        Whether that one is among them, and whether they ascend, the Market does not document.
+        Args:
+            chat_id: The chat, at least 1. A decimal string is accepted as well.
+            message_id_from: Lists the messages from this one on. The Market does not document
+                whether this message is included, or whether the messages ascend.
+            page_token: The `next_page_token` of a page, to go on after it.
+            max_wait: Seconds to wait at most before each page is requested; see `ChatSession`.
 
+        Returns:
+            The messages, 100 a page. Fetching them raises the errors of a call.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+
+        Example:
             async for message in session.history(17):
                 print(message.created_at, message.sender, message.message)
-
-        Raises InvalidArgumentError; fetching raises the errors of a call.
         """
         if message_id_from is not None:
-            check_id("message_id_from", message_id_from)
-        return reading.history(
-            self._open().calls,
-            self._business(),
+            message_id_from = check_id("message_id_from", message_id_from)
+        return self._open().history(
             check_id("chat_id", chat_id),
             message_id_from=message_id_from,
             page_token=page_token,
@@ -347,35 +410,43 @@ class ChatSession:
         )
 
     def campaigns(
-        self, *, page_token: str | None = None, max_wait: float | UnsetType | None = UNSET
+        self, *, page_token: str | None = None, max_wait: Wait = UNSET
     ) -> Listing[Campaign]:
-        """The shops that the key sees; `campaign.business.id` is the business id of each.
+        """List the shops that the key can see. `campaign.business.id` is their business id.
 
-        It needs no business id: this is how one finds it.
+        No business id is needed: this is how to find it.
 
+        Args:
+            page_token: The `next_page_token` of a page, to go on after it.
+            max_wait: Seconds to wait at most before each page is requested; see `ChatSession`.
+
+        Returns:
+            The shops, 100 a page. Fetching them raises the errors of a call.
+
+        Example:
             async for campaign in session.campaigns():
                 print(campaign.domain, campaign.business and campaign.business.id)
-
-        Fetching raises the errors of a call.
         """
-        return reading.listing(
-            self._open().calls,
-            operations.CAMPAIGNS,
-            operations.CAMPAIGNS.path,
-            page_token=page_token,
-            max_wait=self._wait(max_wait),
+        return self._open().listing(
+            "campaigns", page_token=page_token, max_wait=self._wait(max_wait)
         )
 
-    async def token(self, *, max_wait: float | UnsetType | None = UNSET) -> Token:
-        """The name of the key and its scopes; COMMUNICATION and ALL_METHODS may chat.
+    async def token(self, *, max_wait: Wait = UNSET) -> Token:
+        """Get the name of the key and its scopes. COMMUNICATION and ALL_METHODS may chat.
 
-        It needs no business id.
+        No business id is needed.
 
+        Args:
+            max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
+
+        Raises:
+            UnauthorizedError: The key is wrong.
+            ChatError: The other errors of a call.
+
+        Example:
             token = await session.token()
-
-        Raises UnauthorizedError and the other errors of a call.
         """
-        info: TokenInfo = await self._ask(operations.TOKEN, max_wait)
+        info: TokenInfo = await self._open().ask("token", self._wait(max_wait))
         return info.api_key
 
     @overload
@@ -393,31 +464,27 @@ class ChatSession:
         *,
         max_bytes: int = LARGEST_DOWNLOAD,
     ) -> bytes | Path:
-        """Fetch a file of a message: its bytes, or its path where `to` names one.
+        """Download a file of a message. Only the Market's own host gets the key.
 
-        It is written piece by piece, and stands under that name only when it has ended. The key
-        goes to no other host than the Market's. Tried again after network faults and 5xx. Closing
-        the session ends it.
+        Args:
+            file: A file of `Message.payload`.
+            to: The path to write to, which is then returned. Default: the bytes are returned.
+            max_bytes: The largest size that is accepted; by default 64 MiB.
 
-            for number, file in enumerate(message.payload or ()):
-                await session.download(file, f"inbox/{message.message_id}-{number}")
+        Raises:
+            InvalidArgumentError: The address is not https, or `file.size` is above `max_bytes`.
+            UnexpectedAnswerError: The file turned out larger than `max_bytes`.
+            SessionClosedError: The session was closed during the download.
+            OSError: The path cannot be written.
+            ChatError: The other errors of a call.
 
-        Raises InvalidArgumentError for an address that is not https or a file that announces more
-        than `max_bytes` bytes, UnexpectedAnswerError for one that has more, NotFoundError and the
-        other errors of a call, OSError where the path cannot be written.
+        Example:
+            async for message in session.history(17):
+                for file in message.payload or ():
+                    content = await session.download(file)
         """
-        check_type("file", file, File)
-        if type(max_bytes) is not int or max_bytes < 1:
-            raise InvalidArgumentError("max_bytes is a whole number of at least 1")
-        if file.size > max_bytes:
-            raise InvalidArgumentError(
-                f"{file.name!r} has {file.size} bytes: pass max_bytes to allow so many"
-            )
-        check_address("the file's address", file.url, insecure_http=self._insecure_http)
-        if to is not None and not isinstance(to, (str, os.PathLike)):
-            raise InvalidArgumentError("to is a path")
-        path = None if to is None else Path(to)
-        return await self._open().download(file, path, max_bytes, self._retry)
+        path = check_download(file, to, max_bytes, insecure_http=self._insecure_http)
+        return await self._open().download(file, path, max_bytes)
 
     async def request(
         self,
@@ -427,183 +494,82 @@ class ChatSession:
         params: Mapping[str, str | int] | None = None,
         json: object = UNSET,
         repeatable: bool | None = None,
-        max_wait: float | UnsetType | None = UNSET,
+        max_wait: Wait = UNSET,
     ) -> Any:
-        """Call any other method of the Market's API that answers 200 and JSON; its answer, decoded.
+        """Call another method of the Market's API, and return its decoded JSON.
 
-        It shares the parallel places of the business, where the session has a business id: order
-        calls compete with messages for the same four. Its own limit over time is not known here: a
-        420 over it is raised, with `retry_after` where the Market says when it ends. `repeatable`
-        says that carrying it out twice does no harm, so that it is tried again after network faults
-        and 5xx; by default only GET is.
+        It takes one of the parallel requests of the business. Its rate limit is not known here.
 
-            await session.request("GET", "/v2/campaigns/7/orders/55")
+        Args:
+            method: The HTTP method.
+            path: The path, beginning with a slash.
+            params: The query.
+            json: The body, at most 512 KB, as documented.
+            repeatable: True retries the request after network failures and 5xx: carrying it out
+                twice must do no harm. Default: True for GET only.
+            max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
 
-        Raises InvalidArgumentError and the errors of a call; `sent` is None where nothing tells
-        whether it was carried out.
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            LimitExceededError: A rate limit of the method was exceeded.
+            ChatError: The other errors of a call.
+
+        Example:
+            campaigns = await session.request("GET", "/v2/campaigns", params={"limit": 5})
         """
-        method = check_type("method", method, str).upper()
-        if not method.isascii() or not method.isalpha():
-            raise InvalidArgumentError("method is one of HTTP, such as GET")
-        check_type("path", path, str)
-        if not path.startswith("/") or path.startswith("//") or "#" in path:
-            raise InvalidArgumentError(
-                "path starts with one slash, such as /v2/campaigns, and stays on the Market's host"
-            )
-        try:
-            target = URL(path).update_query(params or {})
-            body = b"" if json is UNSET else msgspec.json.encode(json)
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(f"params or json cannot be sent: {error}") from None
-        if len(body) > LARGEST_BODY:
-            raise InvalidArgumentError(
-                f"the body has {len(body)} bytes; {LARGEST_BODY} may be sent"
-            )
-        operation = operations.other(
-            method, repeatable=method == "GET" if repeatable is None else repeatable
+        method, target, body = check_request(method, path, params, json)
+        return await self._open().request(
+            method,
+            target,
+            body,
+            repeatable=method == "GET" if repeatable is None else repeatable,
+            max_wait=self._wait(max_wait),
         )
-        request = Question(operation, target.raw_path, target.raw_query_string, body)
-        return await self._open().calls.ask(request, self._wait(max_wait))
-
-    def send_many(
-        self,
-        messages: Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage],
-        *,
-        reserve: int = 0,
-    ) -> AsyncGenerator[Outcome, None]:
-        """Send many texts, and tell what became of each, as they end.
-
-        The messages are read only as fast as they can be sent, at most 256 of them are in hand,
-        and nothing more is read while the outcomes are not taken. One message that fails is an
-        outcome, never an exception; after a 401 the rest is refused without being sent. An
-        exception of the iterable itself is raised once the messages before it have ended.
-        `aclose()` (by `contextlib.aclosing`, or after a `break` when nobody refers to it any more)
-        lets end what is under way and sends nothing more, but drops the outcomes that were not
-        taken; closing the session tells them all, and then raises SessionClosedError. `reserve`
-        places of the window are left to single calls, which go first anyway. There is no
-        `max_wait`: it waits as long as it takes.
-
-            async for outcome in session.send_many(messages, reserve=100):
-                print(outcome.message.chat_id, outcome.status)
-
-        Raises InvalidArgumentError where an argument makes no sense, SessionClosedError.
-        """
-        return self._sending().send_many(messages, reserve)
 
     def quota_status(self, operation: str) -> QuotaStatus:
-        """How much of the limit of a method of this session is left.
+        """Return how much of the rate limit of a method is left. Call it on the event loop.
 
-        It counts all sessions of the business on this event loop, and what the Market said of
-        other programs. Call it on the event loop.
+        All sessions of the business on this loop count, and other programs as far as headers tell.
 
-            session.quota_status("send_message").remaining
+        Args:
+            operation: The name of a method of this session that is a field of `Limits`.
 
-        Raises InvalidArgumentError for a name that is no field of `Limits`.
+        Raises:
+            InvalidArgumentError: There is no such method.
+
+        Example:
+            left = session.quota_status("send_message").remaining
         """
-        names = [name for name in Limits.__struct_fields__ if name != "parallel"]
+        names = self._limits.rates()
         if operation not in names:
             raise InvalidArgumentError(f"operation is one of {', '.join(names)}")
-        return self._open().business.scheduler.status(operation)
+        return self._open().status(operation)
 
-    def _wait(self, max_wait: float | UnsetType | None) -> float | None:
+    def _wait(self, max_wait: Wait) -> float | None:
         return self._max_wait if max_wait is UNSET else check_max_wait(max_wait)
 
-    async def _ask(
-        self,
-        operation: Operation,
-        max_wait: float | UnsetType | None,
-        *,
-        query: str = "",
-        content: object = None,
-    ) -> Any:
-        path = operation.path
-        if "{business_id}" in path:
-            path = path.format(business_id=self._business())
-        body = b"" if content is None else msgspec.json.encode(content)
-        request = Question(operation, path, query, body)
-        return await self._open().calls.ask(request, self._wait(max_wait))
-
-    def _business(self) -> int:
-        if self._business_id is None:
-            raise InvalidArgumentError(
-                "business_id is missing: pass it or set YAMARKET_BUSINESS_ID; campaigns() tells it"
-            )
-        return self._business_id
-
-    def _open(self) -> _Opened:
+    def _open(self) -> Engine:
         if self._closed:
             raise SessionClosedError(
                 "this session is closed: make a new one, or call it inside its `async with`"
             )
-        if self._opened is None:
-            origin = str(URL(self._base_url).origin())
-            business = attach(origin, self._business_id, self._limits)
-            business.attempts_take(self._timeout)
-            exchange = Exchange(
-                self._base_url,
+        if self._engine is None:
+            # Imported late: it is two thirds of what `import yamarket_chat` would cost.
+            from ._delivery.engine import Engine
+
+            self._engine = Engine(
                 self._api_key,
-                integration=self._integration,
+                self._business_id,
+                self._base_url,
+                limits=self._limits,
+                retry=self._retry,
                 timeout=self._timeout,
                 http=self._http,
+                integration=self._integration,
             )
-            calls = Calls(exchange, business, self._api_key, self._retry)
-            self._opened = _Opened(exchange, business, calls)
         else:
-            self._opened.calls.check_loop()
-        return self._opened
+            self._engine.check_loop()
+        return self._engine
 
     def _sending(self) -> Sending:
-        opened = self._opened
-        if self._closed or opened is None or opened.sending is None:
-            opened = self._open()
-            opened.sending = Sending(opened.calls, opened.business, self._business(), self._retry)
-        else:
-            opened.calls.check_loop()
-        return opened.sending
-
-
-class _Opened:
-    """What a session has from its first call on, on the event loop of that call."""
-
-    def __init__(self, exchange: Exchange, business: Business, calls: Calls) -> None:
-        self._exchange = exchange
-        self._downloads: set[asyncio.Task[Any]] = set()
-        self._closed: asyncio.Event | None = None
-        self.business = business
-        self.calls = calls
-        self.sending: Sending | None = None
-
-    async def download(
-        self, file: File, path: Path | None, max_bytes: int, retry: Retry
-    ) -> bytes | Path:
-        task = running_task()
-        cancelling = task.cancelling()
-        self._downloads.add(task)
-        try:
-            return await download(self._exchange, file, path, max_bytes, retry)
-        except asyncio.CancelledError:
-            if self._closed is not None and task.uncancel() <= cancelling:
-                raise SessionClosedError(
-                    f"{file.name!r}: the session was closed; fetch it again in a new one"
-                ) from None
-            raise
-        finally:
-            self._downloads.discard(task)
-
-    async def close(self, grace: float) -> None:
-        if self._closed is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await self._closed.wait()
-            return
-        self._closed = asyncio.Event()
-        try:
-            await (self.sending or self.calls).close(grace)
-        finally:
-            for task in self._downloads:
-                task.cancel()
-            self.business.sessions -= 1
-            try:
-                await self._exchange.close()
-            finally:
-                self._closed.set()
+        return self._open().sending()

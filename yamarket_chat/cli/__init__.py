@@ -1,4 +1,4 @@
-"""The command `yamarket-chat`, for which the extra `cli` brings typer and rich."""
+"""The command `yamarket-chat`. It needs typer and rich, which the extra `cli` installs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command; return its exit status."""
+    """Run the command and return its exit status."""
     try:
         from .app import run
 
@@ -17,5 +17,7 @@ def main() -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in ("typer", "rich"):
             raise
-        sys.stderr.write(f"Error: the command needs {missing}: pip install 'yamarket-chat[cli]'\n")
+        sys.stderr.write(
+            f"Error: {missing} is not installed; run: pip install 'yamarket-chat[cli]'\n"
+        )
         return 1

@@ -1,4 +1,4 @@
-"""The commands as they are typed: names and exit statuses."""
+"""The entry point: all commands, their errors and their exit statuses."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .whoami import whoami
 
 NAME = "yamarket-chat"
 
-NOT_DONE = 1
-WRONG_USE = 2
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
 
-DASH = ": put -- before a text that begins with a dash"
+DASH_HINT = ": put -- before a text that begins with a dash"
 
 app = typer.Typer(
-    help="Talk to the buyers of Yandex.Market: in order, and within the Market's limits.",
+    help="Chat with the buyers of Yandex.Market, in order and within the Market's rate limits.",
     no_args_is_help=True,
-    rich_markup_mode="markdown",  # paragraphs as wide as the terminal
+    rich_markup_mode="markdown",  # wraps paragraphs at the width of the terminal
     pretty_exceptions_enable=False,
 )
 for _command in (
@@ -53,29 +53,29 @@ for _command in (
 
 
 def run() -> int:
-    """Run the command; whatever a user can get wrong is one line, never a traceback."""
-    console.replace_what_cannot_be_written()
+    """Run the command. Each expected error is one line on standard error, without a traceback."""
+    console.replace_unencodable_characters()
     try:
-        # The help, and what is written past the helpers.
+        # Also covers output that does not go through the helpers, such as the help.
         with console.writing():
             status = app(prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:
         if text := error.format_message():
             context = getattr(error, "ctx", None)
             path = NAME if context is None else context.command_path
-            hint = DASH if text.startswith("No such option") and path == f"{NAME} send" else ""
+            hint = DASH_HINT if text.startswith("No such option") and path == f"{NAME} send" else ""
             console.failure(f"{text.rstrip('.')}{hint}; see {path} --help")
         return error.exit_code
     except InvalidArgumentError as error:
         console.failure(console.describe(error))
-        return WRONG_USE
+        return EXIT_USAGE
     except ChatError as error:
         console.failure(console.describe(error))
-        return NOT_DONE
+        return EXIT_FAILURE
     except console.OutputError as error:
-        if not error.closed:  # whoever closed it wants no more
+        if not error.closed:  # the reader has closed the pipe on purpose, such as `head`
             console.failure(str(error))
-        return NOT_DONE
+        return EXIT_FAILURE
     return status if isinstance(status, int) else 0
 
 
@@ -90,7 +90,9 @@ def _main(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     console.show_log(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The chats of the business."""
+"""The command `chats`: list the chats of the business."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Known = TypeVar("Known", ChatStatus, ChatType, ContextType)
 
 
 def _one_of(kind: type[Known]) -> Callable[[str], Known]:
-    # Not the choice that typer makes of an enum: it shows the names in small letters.
+    # A parser, because typer would show the names of an enum in lower case.
     def parse(text: str) -> Known:
         if text.upper() not in list(kind):
             raise typer.BadParameter(f"{text!r} is not one of {', '.join(kind)}")
@@ -40,7 +40,7 @@ def chats(
             metavar="STATUS",
             parser=_one_of(ChatStatus),
             autocompletion=_completion(ChatStatus),
-            help=f"Only these, can be repeated: {', '.join(ChatStatus)}.",
+            help=f"Only chats with this status; can be repeated. One of: {', '.join(ChatStatus)}.",
         ),
     ] = None,
     type_: Annotated[
@@ -50,7 +50,7 @@ def chats(
             metavar="TYPE",
             parser=_one_of(ChatType),
             autocompletion=_completion(ChatType),
-            help=f"Only these: {', '.join(ChatType)}.",
+            help=f"Only chats of this type; can be repeated. One of: {', '.join(ChatType)}.",
         ),
     ] = None,
     about: Annotated[
@@ -59,16 +59,18 @@ def chats(
             metavar="WHAT",
             parser=_one_of(ContextType),
             autocompletion=_completion(ContextType),
-            help=f"Only those about: {', '.join(ContextType)}.",
+            help="Only chats with this subject; can be repeated. One of:"
+            f" {', '.join(ContextType)}.",
         ),
     ] = None,
     order: Annotated[
-        list[int] | None, typer.Option(min=1, help="Only those about this order.")
+        list[int] | None, typer.Option(min=1, help="Only chats about the order with this id.")
     ] = None,
     return_: Annotated[
-        list[int] | None, typer.Option("--return", min=1, help="Only those about this return.")
+        list[int] | None,
+        typer.Option("--return", min=1, help="Only chats about the return with this id."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="The maximum number of chats.")] = 100,
     json: options.Json = False,
     api_key: options.ApiKey = None,
     business_id: options.BusinessId = None,
@@ -76,14 +78,14 @@ def chats(
     insecure_http: options.InsecureHttp = False,
     give_up_after: options.GiveUpAfter = options.GIVE_UP_AFTER,
 ) -> None:
-    """List the chats, all of them or those that every filter lets through.
+    """List all chats, or those that match all filters.
 
     Example: yamarket-chat chats --status WAITING_FOR_PARTNER
     """
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
 
-    async def tell(silence: waiting.Silence) -> None:
-        # An option that is not given is an empty list here, which the SDK takes for a filter.
+    async def list_chats(timer: waiting.ResponseTimer) -> None:
+        # typer passes an empty list for a missing option, but the SDK treats it as a filter.
         found = session.chats(
             statuses=status or None,
             types=type_ or None,
@@ -91,16 +93,16 @@ def chats(
             order_ids=order or None,
             return_ids=return_ or None,
         )
-        if not await _tell(silence.items(found), limit, json):
+        if not await _print_chats(timer.items(found), limit, json):
             filtered = status or type_ or about or order or return_
             console.note("No chat matches" if filtered else "No chats")
 
-    waiting.read(session, give_up_after, tell)
+    waiting.read(session, give_up_after, list_chats)
 
 
-async def _tell(found: AsyncIterator[Chat], limit: int, json: bool) -> int:
-    table = console.new_table("Chat", "Status", "About", "Buyer", "Last change")
-    # For 80 columns: what is long there is broken between the words of the other two columns.
+async def _print_chats(found: AsyncIterator[Chat], limit: int, json: bool) -> int:
+    table = console.new_table("Chat", "Status", "About", "Buyer", "Updated")
+    # To fit 80 columns, only the columns About and Buyer may wrap.
     table.padding = 0
     table.show_edge = False
     for number in (0, 1, 4):
@@ -117,19 +119,19 @@ async def _tell(found: AsyncIterator[Chat], limit: int, json: bool) -> int:
         else:
             buyer = chat.context.customer and chat.context.customer.name
             updated = f"{chat.updated_at.astimezone():%Y-%m-%d %H:%M}"
-            about = about_what(chat.context)
+            about = describe_context(chat.context)
             if chat.type != ChatType.CHAT:
                 about += f" ({chat.type})"
             table.add_row(*console.cells(chat.chat_id, chat.status, about, buyer, updated))
     if shown and not json:
         console.table(table)
     if more:
-        console.note(f"There are more than {shown}: see --limit")
+        console.note(f"Only {console.number(shown, 'chat')} shown; there are more, see --limit")
     return shown
 
 
-def about_what(context: ChatContext) -> str:
-    """What a chat is about, in few words."""
+def describe_context(context: ChatContext) -> str:
+    """Describe in a few words what a chat is about."""
     if context.return_id is not None:
         return f"return {context.return_id}"
     if context.order_id is not None:

@@ -1,4 +1,4 @@
-"""What the command writes: results on standard output, all else on standard error."""
+"""Output: results go to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from rich.text import Text
 from yamarket_chat.errors import ChatError, DeliveryUnknownError
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C."""
+"""Exit status after Ctrl-C."""
 
-WIDEST = 1000
-"""Columns of a table in a file."""
+MAX_FILE_WIDTH = 1000
+"""Maximum width in columns of a table that is not written to a terminal."""
 
-_UNWRITABLE = {
+_OUTPUT_ERRNOS = {
     *(errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF),
     errno.EINVAL,  # a closed pipe on Windows
 }
 
 
 class OutputError(Exception):
-    """Standard output takes nothing more; `closed` where its reader is gone, such as `head`."""
+    """Standard output cannot be written to. `closed`: its reader has closed it, such as `head`."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"cannot write the output: {error.strerror or error}")
@@ -44,7 +44,7 @@ class OutputError(Exception):
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        # Not rich's SystemExit, which ends an event loop in the middle of its work.
+        # rich would raise SystemExit, which stops a running event loop.
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
@@ -53,21 +53,21 @@ err = _Console(stderr=True, highlight=False)
 
 logger = logging.getLogger("yamarket_chat")
 
-_FOR_PROGRAMS = {
-    "campaigns() tells it": "yamarket-chat whoami tells it",
+_SDK_PHRASES = {
+    "campaigns() lists it": "yamarket-chat whoami shows it",
     "; pass max_wait to be refused instead": "",
 }
-_ARGUMENT = re.compile(r"\b(api_key|business_id|base_url|insecure_http)\b(=True)?")
+_SDK_ARGUMENT = re.compile(r"\b(api_key|business_id|base_url|insecure_http)\b(=True)?")
 
 
 def result(text: str) -> None:
-    """One line on standard output, however long; never broken, so that programs can read it."""
+    """Print one line on standard output. It is never wrapped, so that programs can read it."""
     with writing():
         out.print(Text(printable(text)), soft_wrap=True)
 
 
 def data(value: Any) -> None:
-    """One line of JSON on standard output, in UTF-8 whatever the terminal has."""
+    """Print one line of JSON on standard output, always in UTF-8."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(encoding="utf-8")
     with writing():
@@ -76,11 +76,11 @@ def data(value: Any) -> None:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Raise OutputError where standard output takes nothing more, and write no more to it."""
+    """Raise OutputError if standard output cannot be written to, and discard later output."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if error.errno not in _OUTPUT_ERRNOS:
             raise
         out.quiet = True
         discard_output()
@@ -88,61 +88,61 @@ def writing() -> Iterator[None]:
 
 
 def discard_output() -> None:
-    """Let what is left in the buffer go nowhere, or Python complains of it at its end."""
+    """Discard the buffered output, because Python would fail to flush it at exit."""
     with suppress(OSError, AttributeError):
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
         os.close(devnull)
 
 
-def replace_what_cannot_be_written() -> None:
-    """Write a question mark for what the encoding of standard output does not have."""
+def replace_unencodable_characters() -> None:
+    """Write "?" for each character that the encoding of standard output does not have."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def note(text: str) -> None:
-    """One line on standard error."""
-    _tell(Text(), text)
+    """Print one line on standard error."""
+    _print_message(Text(), text)
 
 
 def warning(text: str) -> None:
-    """One line on standard error about something that does not stop the command."""
-    _tell(Text("Warning: ", style="yellow"), text)
+    """Print one line on standard error about a problem that does not stop the command."""
+    _print_message(Text("Warning: ", style="yellow"), text)
 
 
 def failure(text: str) -> None:
-    """One line on standard error about what made the command fail."""
-    _tell(Text("Error: ", style="bold red"), text)
+    """Print one line on standard error about the error that made the command fail."""
+    _print_message(Text("Error: ", style="bold red"), text)
 
 
-def _tell(head: Text, text: str) -> None:
-    # A terminal gets it broken between words, a file as the one line that it is.
+def _print_message(prefix: Text, text: str) -> None:
+    # Wrapped between words on a terminal, one line in a file.
     try:
-        err.print(Text.assemble(head, printable(text)), soft_wrap=not err.is_terminal)
+        err.print(Text.assemble(prefix, printable(text)), soft_wrap=not err.is_terminal)
     except OSError:
-        err.quiet = True  # nobody reads it: no reason to stop
+        err.quiet = True  # standard error is closed; this must not stop the command
 
 
 def describe(error: ChatError) -> str:
-    """What happened and what to do, with the options of the command for the SDK's arguments."""
+    """Describe an error, with the options of the command instead of the SDK's arguments."""
     if isinstance(error, DeliveryUnknownError):
         seen = f" ({error.pending.seen})" if error.pending.seen else ""
         return (
-            f"the message to chat {error.pending.chat_id} may have arrived: nothing tells{seen}."
-            " Look at the chat before you send it again"
+            f"it is unknown whether the message to chat {error.pending.chat_id} was"
+            f" delivered{seen}. Check the chat before you send it again"
         )
-    return _for_people(str(error))
+    return _for_users(str(error))
 
 
-def _for_people(text: str) -> str:
-    for said, instead in _FOR_PROGRAMS.items():
-        text = text.replace(said, instead)
-    return _ARGUMENT.sub(lambda match: "--" + match[1].replace("_", "-"), text)
+def _for_users(text: str) -> str:
+    for phrase, replacement in _SDK_PHRASES.items():
+        text = text.replace(phrase, replacement)
+    return _SDK_ARGUMENT.sub(lambda match: "--" + match[1].replace("_", "-"), text)
 
 
 def new_table(*columns: str) -> Table:
-    """A table with these columns."""
+    """Create a table with these columns."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -150,26 +150,29 @@ def new_table(*columns: str) -> Table:
 
 
 def cells(*values: object) -> list[Text]:
-    """A row of a table; what is not known stays empty."""
+    """Convert values to the cells of a row. None becomes an empty cell."""
     return [Text("" if value is None else printable(str(value))) for value in values]
 
 
 def table(content: Table) -> None:
-    """A table on standard output: as wide as the terminal, or as a file's longest row."""
+    """Print a table on standard output, at most as wide as the terminal if it is one."""
     if not out.is_terminal:
         content.box = None
         content.padding = (0, 2, 0, 0)
     with writing():
-        out.print(content, width=None if out.is_terminal else WIDEST, crop=False, soft_wrap=False)
+        out.print(
+            content, width=None if out.is_terminal else MAX_FILE_WIDTH, crop=False, soft_wrap=False
+        )
 
 
 def moment(time: datetime) -> str:
-    """A time of the Market's, in the time zone of this machine."""
+    """Format a time in the time zone of this machine."""
     return f"{time.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def number(count: int, name: str) -> str:
-    """
+    """Format a number of things.
+
     >>> number(1000, "chat")
     '1,000 chats'
     """
@@ -177,38 +180,37 @@ def number(count: int, name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds, such as 0:01:30."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def show_log(level: int, at_most_every: float = 0.0) -> None:
-    """Show what the SDK logs from this level on, as plain lines.
+    """Print the SDK's log records of at least this level as lines on standard error.
 
-    Of what is less than a warning, one line in `at_most_every` seconds.
+    Records below WARNING are printed at most once in `at_most_every` seconds.
     """
     logger.setLevel(level)
-    logger.handlers = [_Lines(level, at_most_every)]
+    logger.handlers = [_LogHandler(level, at_most_every)]
     logger.propagate = False
 
 
-class _Lines(logging.Handler):
-    """Log records as lines of the console, which knows how to write beside a progress bar."""
+class _LogHandler(logging.Handler):
+    """Prints log records through the console, which does not disturb a progress bar."""
 
     def __init__(self, level: int, at_most_every: float) -> None:
         super().__init__(level)
-        self._pause = at_most_every
-        self._shown = -math.inf
+        self._interval = at_most_every
+        self._last_shown = -math.inf
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = _for_people(record.getMessage())
+        text = _for_users(record.getMessage())
         if record.levelno >= logging.WARNING:
             warning(text)
-        elif record.created >= self._shown + self._pause:
-            self._shown = record.created
+        elif record.created >= self._last_shown + self._interval:
+            self._last_shown = record.created
             note(text)
 
 
 def printable(text: str) -> str:
-    """Fit for one line of a terminal."""
-    # Texts of the Market and of users end up here: no line breaks, no control codes.
+    """Replace line breaks and control codes, which texts of the Market and of users may contain."""
     return "".join(c if c.isprintable() else " " for c in text)

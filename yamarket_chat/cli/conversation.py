@@ -1,4 +1,4 @@
-"""Messages as a person reads them."""
+"""Printing messages as a conversation."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ NAMES = {
 
 
 def show(message: Message, chat_id: int | None = None) -> None:
-    """Print a message: who said it when, in which chat if that is to be told, and what."""
+    """Print a message: sender, time, text and files, and the chat if `chat_id` is given."""
     name, style = NAMES.get(message.sender, (str(message.sender), "magenta"))
-    where = "" if chat_id is None else f", chat {chat_id}"
-    head = Text.assemble((console.printable(name) + where, f"bold {style}"), "  ")
+    chat = "" if chat_id is None else f", chat {chat_id}"
+    head = Text.assemble((console.printable(name) + chat, f"bold {style}"), "  ")
     head.append(console.moment(message.created_at), style="dim")
     console.out.print(head, soft_wrap=True)
     for line in (message.message or "").splitlines():
-        _indented(line)
+        _print_indented(line)
     for file in message.payload or ():
-        _indented(f"[{file.name}, {file.size:,} bytes]")
+        _print_indented(f"[{file.name}, {file.size:,} bytes]")
 
 
-def _indented(line: str) -> None:
+def _print_indented(line: str) -> None:
     text = Text(console.printable(line))
     if console.out.is_terminal:
         console.out.print(Padding(text, (0, 0, 0, 2), expand=False))

@@ -1,4 +1,4 @@
-"""The demo: many messages through a sandbox, and what its books say about them."""
+"""The command `demo`: send messages through a sandbox and show what the sandbox recorded."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from yamarket_chat.calls import Retry
-from yamarket_chat.models import Outcome, OutgoingMessage
-from yamarket_chat.operations import Rate
-from yamarket_chat.quota import Limits
+from yamarket_chat.limits import Limits, Rate
+from yamarket_chat.receipts import OutgoingMessage, Refused, Unknown
+from yamarket_chat.retry import Retry
 from yamarket_chat.sandbox import Fault, Sandbox, StoredMessage, numbered_faults
 from yamarket_chat.sandbox.faults import FaultPlan
 from yamarket_chat.session import ChatSession
@@ -30,9 +29,9 @@ FIRST_CHAT = 101
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the demo sends, and the limits of the sandbox and the session.
+    """The messages of the demo, and the limits of the sandbox and the session.
 
-    `latency` is the least and the largest number of seconds that a request takes.
+    `latency` is the shortest and the longest time of a request, in seconds.
     """
 
     chats: int
@@ -48,7 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def least_seconds(self) -> float:
-        """The least time in which the limit lets all messages through."""
+        """The shortest time in seconds in which the limit allows all messages."""
         return (self.total - 1) // self.rate.requests * self.rate.per
 
     @property
@@ -57,7 +56,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def texts(self) -> list[str]:
-        """What each chat gets, in this order."""
+        """The texts that each chat gets, in order."""
         return [f"Update {n} of {self.messages_each}" for n in range(1, self.messages_each + 1)]
 
     def messages(self) -> Iterator[OutgoingMessage]:
@@ -68,8 +67,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 PLAN = Plan(chats=40, messages_each=10, rate=Rate(100, per=2.0), parallel=4, latency=(0.01, 0.03))
 
-AMONG = 80
-"""The first requests, among which are those that fail: so all is settled at about the same time."""
+FAULTS_WITHIN = 80
+"""The faults hit some of the first requests, so that all are resolved at about the same time."""
 FAULTS = (
     *(Fault("reset", when=when) for when in ("before", "after")),
     *(Fault("half_body", when=when) for when in ("before", "after")),
@@ -79,35 +78,34 @@ FAULTS = (
     *(Fault("status", status=504, when=when) for when in ("before", "after")),
     Fault("status", status=503),
 )
-"""Of each of them one; none of those after which an answer is waited for in vain."""
+"""The demo uses each fault once. Faults that make the client wait for its timeout are left out."""
 SETTLE_AFTER = 10.0
-"""Seconds, the least that the Market's cut-off allows; for real work it is 15."""
+"""Seconds. The minimum, because the Market may process a request for up to 10 s."""
 
 
 def demo(
     *,
     faults: Annotated[
         bool,
-        typer.Option(
-            "--faults", help="Let some requests fail, before or after they are carried out."
-        ),
+        typer.Option("--faults", help="Let some requests fail, before or after they are executed."),
     ] = False,
 ) -> None:
-    """Send a few hundred messages through a sandbox on this machine, in some seconds.
+    """Send a few hundred messages through a sandbox on this machine, within seconds.
 
-    Nothing leaves this machine. What is shown at the end is what the sandbox saw.
+    Nothing leaves this machine. At the end the demo shows what the sandbox has recorded.
 
     Example: yamarket-chat demo --faults
     """
     plan = msgspec.structs.replace(PLAN, faults=FAULTS) if faults else PLAN
-    if not asyncio.run(play(plan)):
+    if not asyncio.run(run(plan)):
         raise typer.Exit(1)
 
 
-class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sandbox's books say when all is over.
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sandbox has recorded at the end.
 
-    `seconds` is the time from the first request to the last, `left` how much of the limit is.
+    `seconds` is the time from the first request to the last. `left` is how many requests the limit
+    allows now.
     """
 
     chats: dict[int, list[StoredMessage]]
@@ -125,8 +123,8 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         return [message.text or "" for message in self.chats.get(chat_id, [])]
 
 
-async def play(plan: Plan) -> bool:
-    """Send the plan's messages through a sandbox and show its books; whether all is as promised."""
+async def run(plan: Plan) -> bool:
+    """Send the messages through a sandbox and show its record. Return True if all checks passed."""
     console.out.print(_introduction(plan))
     market = Sandbox(
         limits={"send_message": plan.rate},
@@ -134,13 +132,13 @@ async def play(plan: Plan) -> bool:
         latency=partial(random.uniform, *plan.latency),
     )
     if plan.faults:
-        market.faults = _somewhere(plan.faults)
+        market.faults = _at_random_requests(plan.faults)
     async with market:
         settled: Counter[str] = Counter()
         failed = await _send(plan, market, settled)
-        books = _read(plan, market)
-    console.out.print(_report(plan, books, settled))
-    problems = _problems(plan, books, failed)
+        record = _collect(plan, market)
+    console.out.print(_report(plan, record, settled))
+    problems = _problems(plan, record, failed)
     for problem in problems:
         console.failure(problem)
     if not problems:
@@ -150,15 +148,18 @@ async def play(plan: Plan) -> bool:
     return not problems
 
 
-def _somewhere(faults: Sequence[Fault]) -> FaultPlan:
-    """Each fault for one of the first messages, elsewhere each time."""
-    numbers = random.sample(range(1, AMONG + 1), len(faults))
+def _at_random_requests(faults: Sequence[Fault]) -> FaultPlan:
+    """Assign each fault to a random one of the first requests."""
+    numbers = random.sample(range(1, FAULTS_WITHIN + 1), len(faults))
     return numbered_faults(dict(zip(numbers, faults, strict=True)), operation="send_message")
 
 
-async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Outcome]:
-    """Send everything; the outcomes of what was not delivered. Counts how the rest was settled."""
-    failed = []
+async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Refused | Unknown]:
+    """Send all messages and return the outcomes that are not delivered.
+
+    Counts in `settled` how the outcomes of failed requests were found out.
+    """
+    failed: list[Refused | Unknown] = []
     progress = Progress(
         TextColumn("Sending"),
         BarColumn(),
@@ -179,23 +180,23 @@ async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Outc
         async with session:
             async for outcome in session.send_many(plan.messages()):
                 progress.advance(bar)
-                if outcome.receipt is None:
+                if outcome.status != "delivered":
                     failed.append(outcome)
                 elif outcome.receipt.confirmed_by == "history":
                     settled["history"] += 1
-                elif outcome.receipt.attempts > 1:
+                elif outcome.receipt.requests > 1:
                     settled["again"] += 1
     return failed
 
 
-def _read(plan: Plan, market: Sandbox) -> Books:
+def _collect(plan: Plan, market: Sandbox) -> Record:
     counted = [
         arrival.time
         for arrival in market.arrivals
         if arrival.operation == "send_message" and arrival.counted
     ]
     window_began = asyncio.get_running_loop().time() - plan.rate.per
-    return Books(
+    return Record(
         chats={chat_id: market.messages(chat_id) for chat_id in market.chat_ids},
         refused=market.refused,
         busiest=market.busiest,
@@ -205,42 +206,44 @@ def _read(plan: Plan, market: Sandbox) -> Books:
     )
 
 
-def _problems(plan: Plan, books: Books, failed: list[Outcome]) -> list[str]:
-    """Where the books say something else than what was promised, a line each."""
+def _problems(plan: Plan, record: Record, failed: list[Refused | Unknown]) -> list[str]:
+    """Compare the record with the plan. Return a line for each difference."""
     problems = []
-    errors = [console.describe(outcome.error) for outcome in failed if outcome.error]
+    errors = [console.describe(outcome.error) for outcome in failed]
     if errors:
-        problems.append(f"not known to be delivered: {len(errors)}, the first: {errors[0]}")
+        problems.append(f"not delivered or unknown: {len(errors)}, the first: {errors[0]}")
     missing: list[str] = []
-    surplus: list[str] = []
-    for chat_id in sorted({*plan.chat_ids, *books.chats}):
+    extra: list[str] = []
+    for chat_id in sorted({*plan.chat_ids, *record.chats}):
         sent = Counter(plan.texts if chat_id in plan.chat_ids else ())
-        stored = Counter(books.texts(chat_id))
+        stored = Counter(record.texts(chat_id))
         missing += (f"{text!r} in chat {chat_id}" for text in (sent - stored).elements())
-        surplus += (f"{text!r} in chat {chat_id}" for text in (stored - sent).elements())
-    mixed = [f"chat {chat_id}" for chat_id in plan.chat_ids if not _in_order(plan, books, chat_id)]
+        extra += (f"{text!r} in chat {chat_id}" for text in (stored - sent).elements())
+    unordered = [
+        f"chat {chat_id}" for chat_id in plan.chat_ids if not _in_order(plan, record, chat_id)
+    ]
     for kind, found in (
         ("messages missing", missing),
-        ("messages stored more often than sent", surplus),
-        ("chats out of order", mixed),
+        ("messages stored more often than sent", extra),
+        ("chats out of order", unordered),
     ):
         if found:
             problems.append(f"{kind}: {len(found)}, the first: {found[0]}")
-    if books.refused:
-        problems.append(f"requests refused: {books.refused}")
-    if books.busiest > plan.parallel:
-        problems.append(f"requests at once: {books.busiest}, allowed: {plan.parallel}")
-    if books.fullest_window > plan.rate.requests:
+    if record.refused:
+        problems.append(f"requests refused: {record.refused}")
+    if record.busiest > plan.parallel:
+        problems.append(f"parallel requests: {record.busiest}, allowed: {plan.parallel}")
+    if record.fullest_window > plan.rate.requests:
         problems.append(
-            f"requests in {plan.rate.per:g} s: {books.fullest_window},"
+            f"requests in {plan.rate.per:g} s: {record.fullest_window},"
             f" allowed: {plan.rate.requests}"
         )
     return problems
 
 
-def _in_order(plan: Plan, books: Books, chat_id: int) -> bool:
-    """Whether what arrived did so in the order of the plan, however often it did."""
-    stored = dict.fromkeys(books.texts(chat_id))
+def _in_order(plan: Plan, record: Record, chat_id: int) -> bool:
+    """Return True if the messages of a chat are in the order of the plan. Ignores duplicates."""
+    stored = dict.fromkeys(record.texts(chat_id))
     return [text for text in plan.texts if text in stored] == [
         text for text in stored if text in plan.texts
     ]
@@ -250,42 +253,43 @@ def _introduction(plan: Plan) -> Text:
     documented = Limits().send_message
     least, most = (round(1000 * seconds) for seconds in plan.latency)
     text = Text(
-        f"{plan.total} messages go to {plan.chats} chats of a sandbox on this machine; nothing"
-        f" leaves it. The Market allows {documented.requests} requests in {documented.per:g} s;"
-        f" here it is {plan.rate.requests} in {plan.rate.per:g} s, so that you need not wait for"
-        f" hours. {plan.parallel} may be under way at once, and each takes {least} to {most} ms."
+        f"The demo sends {plan.total} messages to {plan.chats} chats of a sandbox. Nothing leaves"
+        f" this machine. The Market allows {documented.requests} requests in {documented.per:g} s;"
+        f" the sandbox allows {plan.rate.requests} in {plan.rate.per:g} s, so that you do not have"
+        f" to wait for hours. Up to {plan.parallel} requests run in parallel, and each takes"
+        f" {least} to {most} ms."
     )
     if plan.faults:
         text.append(
-            f"\n\n{len(plan.faults)} of the requests fail: a reset, half an answer, 5xx, HTML,"
-            " before or after the message was stored. Whether it arrived, its chat's history tells"
-            f" {SETTLE_AFTER:.0f} s later, when the Market can no longer be at it (for real work,"
-            f" {Retry().settle_after:.0f} s); only that chat waits. It takes about a"
-            " quarter of a minute."
+            f"\n\n{len(plan.faults)} of the requests fail: a reset, half a response, 5xx or HTML,"
+            " before or after the message was stored. To find out whether it was stored, the"
+            f" session reads the chat's history {SETTLE_AFTER:.0f} s later, when the Market can no"
+            " longer be processing the request (by default"
+            f" {Retry().settle_after:.0f} s later). Only this chat waits. This takes about 15 s."
         )
     return text
 
 
-def _report(plan: Plan, books: Books, settled: Counter[str]) -> RenderableType:
-    in_order = sum(_in_order(plan, books, chat_id) for chat_id in plan.chat_ids)
-    rate = books.total / books.seconds if books.seconds else 0.0
+def _report(plan: Plan, record: Record, settled: Counter[str]) -> RenderableType:
+    in_order = sum(_in_order(plan, record, chat_id) for chat_id in plan.chat_ids)
+    rate = record.total / record.seconds if record.seconds else 0.0
     table = Table.grid(padding=(0, 3, 0, 0))
     for name, value in (
-        ("Arrived", f"{books.total} of {plan.total} messages, in {len(books.chats)} chats"),
+        ("Arrived", f"{record.total} of {plan.total} messages, in {len(record.chats)} chats"),
         ("In order", f"{in_order} of {plan.chats} chats"),
-        ("Refused", f"{books.refused} requests"),
-        ("Busiest moment", f"{books.busiest} requests at once, of {plan.parallel} allowed"),
+        ("Refused", f"{record.refused} requests"),
+        ("Busiest moment", f"{record.busiest} parallel requests, of {plan.parallel} allowed"),
         (
             "Fullest window",
-            f"{books.fullest_window} requests in {plan.rate.per:g} s,"
+            f"{record.fullest_window} requests in {plan.rate.per:g} s,"
             f" of {plan.rate.requests} allowed",
         ),
         (
             "Rate",
-            f"{rate:.0f} a second, all in {books.seconds:.1f} s;"
-            f" the limit alone takes {plan.least_seconds:.1f} s",
+            f"{rate:.0f} per second, {record.seconds:.1f} s in total;"
+            f" the limit requires {plan.least_seconds:.1f} s",
         ),
-        ("Left of the quota", f"{books.left} of {plan.rate.requests} requests at this moment"),
+        ("Left of the limit", f"{record.left} of {plan.rate.requests} requests at this moment"),
     ):
         table.add_row(Text(name, style="bold"), value)
     if plan.faults:
@@ -296,13 +300,13 @@ def _report(plan: Plan, books: Books, settled: Counter[str]) -> RenderableType:
         table.add_row(Text("Failed requests", style="bold"), value)
     sample = plan.chat_ids[plan.chats // 2]
     chat = Table.grid(padding=(0, 3, 0, 0))
-    for message in books.chats.get(sample, []):
+    for message in record.chats.get(sample, []):
         chat.add_row(Text(f"{message.created_at.astimezone():%H:%M:%S}", style="dim"), message.text)
     return Group(
         "",
-        Text("What the sandbox's books say", style="bold underline"),
+        Text("What the sandbox has recorded", style="bold underline"),
         table,
         "",
-        Text(f"Chat {sample}, for example", style="bold underline"),
+        Text(f"Example: chat {sample}", style="bold underline"),
         chat,
     )

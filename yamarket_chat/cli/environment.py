@@ -1,4 +1,4 @@
-"""The `.env` file of the working directory."""
+"""Settings from the file `.env` in the working directory."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from . import console
 
-_from_files: set[str] = set()
+_set_from_file: set[str] = set()
 
 KEY, BUSINESS, URL = NAMES = ("YAMARKET_API_KEY", "YAMARKET_BUSINESS_ID", "YAMARKET_BASE_URL")
 
 
 def load(path: Path) -> None:
-    """Set the three variables that a file names, where the environment does not have them."""
+    """Set the variables in `NAMES` from a file. Variables that are already set do not change."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
-            raise ValueError("it has a NUL character in it")
-        found = _read(text)
+            raise ValueError("it contains a NUL character")
+        found = _parse(text)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -26,27 +26,33 @@ def load(path: Path) -> None:
         return
     new = {name: value for name, value in found.items() if name not in os.environ}
     if URL in new and KEY not in new:
-        _warn_of_url()
+        _warn_about_url()
         del new[URL]
     os.environ.update(new)
-    _from_files.update(new)
+    _set_from_file.update(new)
 
 
-def key_is_not_from_file() -> None:
-    """Forget the address of a file: whoever put it into some directory must not get the key."""
-    if URL in _from_files:
-        _from_files.remove(URL)
-        os.environ.pop(URL, None)
-        _warn_of_url()
+def ignore_url_from_file() -> None:
+    """Unset the URL if it comes from a file, because the key does not come from the same file.
 
-
-def _warn_of_url() -> None:
-    console.warning(f"{URL} of the file .env is ignored, because the Api-Key is not from there")
-
-
-def _read(text: str) -> dict[str, str]:
+    Otherwise anybody who can put a `.env` into a directory could have the key sent to their server.
     """
-    >>> _read('export YAMARKET_API_KEY="ACMA:1"')
+    if URL in _set_from_file:
+        _set_from_file.remove(URL)
+        os.environ.pop(URL, None)
+        _warn_about_url()
+
+
+def _warn_about_url() -> None:
+    console.warning(
+        f"{URL} from the file .env is ignored, because the Api-Key does not come from .env"
+    )
+
+
+def _parse(text: str) -> dict[str, str]:
+    """Parse lines such as NAME=value. Variables that are not in `NAMES` are ignored.
+
+    >>> _parse('export YAMARKET_API_KEY="ACMA:1"')
     {'YAMARKET_API_KEY': 'ACMA:1'}
     """
     found = {}

@@ -1,4 +1,4 @@
-"""Starting a chat."""
+"""The command `new-chat`: start a chat."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ class _Created(msgspec.Struct):
 
 def new_chat(
     *,
-    order: Annotated[int | None, typer.Option(min=1, help="The order that it is about.")] = None,
+    order: Annotated[
+        int | None, typer.Option(min=1, help="The id of the order that the chat is about.")
+    ] = None,
     return_: Annotated[
-        int | None, typer.Option("--return", min=1, help="The return that it is about.")
+        int | None,
+        typer.Option("--return", min=1, help="The id of the return that the chat is about."),
     ] = None,
     json: options.Json = False,
     api_key: options.ApiKey = None,
@@ -30,15 +33,15 @@ def new_chat(
     insecure_http: options.InsecureHttp = False,
     give_up_after: options.GiveUpAfter = options.GIVE_UP_AFTER,
 ) -> None:
-    """Start a chat about an order or a return; where there is one, tell its number.
+    """Start a chat about an order or a return. If it exists already, show its id.
 
     Example: yamarket-chat new-chat --order 55
     """
     if (order is None) is (return_ is None):
-        raise InvalidArgumentError("a chat is about --order or --return, one of the two")
+        raise InvalidArgumentError("pass either --order or --return")
     session = options.connect(api_key, business_id, base_url, insecure_http, give_up_after)
 
-    async def create(_: waiting.Silence) -> None:
+    async def create(_: waiting.ResponseTimer) -> None:
         chat_id = await session.create_chat(order_id=order, return_id=return_)
         if json:
             console.data(_Created(chat_id))

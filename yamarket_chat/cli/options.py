@@ -1,4 +1,4 @@
-"""Arguments and options that the commands share, and the session that they make."""
+"""Arguments and options that the commands share, and the session that they configure."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from typing import Annotated, Any
 
 import typer
 
-from yamarket_chat.calls import Retry
 from yamarket_chat.errors import InvalidArgumentError
+from yamarket_chat.retry import Retry
 from yamarket_chat.session import ChatSession
 
 from . import console, environment
 
 
-def _warn_of_key(context: typer.Context, value: str | None) -> str | None:
+def _warn_about_key(context: typer.Context, value: str | None) -> str | None:
     source = context.get_parameter_source("api_key")
     if source is not None and source.name == "COMMANDLINE":
-        console.warning("--api-key shows in the list of processes: better set YAMARKET_API_KEY")
-        # What is on the command line is looked at before the variables: that of the URL comes yet.
-        environment.key_is_not_from_file()
+        console.warning(
+            "--api-key is visible in the list of processes; set YAMARKET_API_KEY instead"
+        )
+        # typer reads options on the command line first, so it has not read the URL variable yet.
+        environment.ignore_url_from_file()
     return value
 
 
-ChatId = Annotated[int, typer.Argument(metavar="CHAT_ID", min=1, help="The number of the chat.")]
+ChatId = Annotated[int, typer.Argument(metavar="CHAT_ID", min=1, help="The id of the chat.")]
 ApiKey = Annotated[
     str | None,
     typer.Option(
         envvar="YAMARKET_API_KEY",
         help="The seller's Api-Key.",
         show_default=False,
-        callback=_warn_of_key,
+        callback=_warn_about_key,
     ),
 ]
 BusinessId = Annotated[
@@ -38,7 +40,7 @@ BusinessId = Annotated[
     typer.Option(
         envvar="YAMARKET_BUSINESS_ID",
         min=1,
-        help="The number of the seller's business; whoami tells it.",
+        help="The id of the seller's business. The command whoami shows it.",
         show_default=False,
     ),
 ]
@@ -46,32 +48,36 @@ BaseUrl = Annotated[
     str,
     typer.Option(
         envvar="YAMARKET_BASE_URL",
-        help="Where the API is, if not at the Market's own address.",
+        help="The base URL of the API, for example of a sandbox. Default: the Market's.",
         show_default=False,
     ),
 ]
 InsecureHttp = Annotated[
     bool,
-    typer.Option("--insecure-http", help="Allow plain http to another host than this one."),
+    typer.Option(
+        "--insecure-http", help="Allow plain http to other machines, not only to this one."
+    ),
 ]
 GiveUpAfter = Annotated[
     float,
     typer.Option(
-        min=0, metavar="SECONDS", help="How long to try again where the Market does not answer."
+        min=0, metavar="SECONDS", help="How long to retry if the Market does not respond."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for programs.")]
 
 GIVE_UP_AFTER = 30.0
-"""Seconds that a person waits for one answer."""
-GO_ON_FOR = Retry().give_up_after
-"""Seconds for which what runs by itself tries again: as long as the SDK does."""
+"""Seconds for commands whose result a person waits for."""
+UNATTENDED_GIVE_UP_AFTER = Retry().give_up_after
+"""Seconds for commands that run unattended: the default of the SDK."""
 
 
 def standard_input() -> bytes:
-    """All of it. Raises InvalidArgumentError where it is closed."""
+    """Read all of standard input. Raises InvalidArgumentError if it is closed."""
     if sys.stdin is None:
-        raise InvalidArgumentError("standard input is closed: nothing can be read from it")
+        raise InvalidArgumentError(
+            "standard input is closed; pipe data into the command or pass it as an argument"
+        )
     return sys.stdin.buffer.read()
 
 
@@ -83,7 +89,7 @@ def connect(
     give_up_after: float,
     **settings: Any,
 ) -> ChatSession:
-    """The session that these options ask for. Raises InvalidArgumentError."""
+    """Create a session from these options. Raises InvalidArgumentError."""
     return ChatSession(
         api_key,
         business_id,

@@ -1,4 +1,4 @@
-"""How a mailing goes, on a terminal: rate, what the quota leaves, and a true time to go."""
+"""The progress bar of `send-many`: the rate, what is left of the limit, and the time to go."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from datetime import timedelta
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from yamarket_chat.models import QuotaStatus
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import QuotaStatus, Rate
 
 from . import console
 
@@ -24,38 +23,40 @@ def seconds_to_go(
     pace: float,
     under_way: int = 0,
 ) -> float:
-    """How long `left` messages take by the limit or, where that lets all of them go, by the pace.
+    """Estimate how many seconds `left` messages take.
 
-    `under_way` of them have their places already. `ended` is when the latest messages ended,
-    ascending; the place of each is free again `rate.per` seconds after that. `pace` is how many end
-    in a second.
+    The rate limit decides. If it allows all of them at once, `pace` decides: the number of messages
+    that end per second. `under_way` of the messages are counted against the limit already. `ended`
+    are the times at which the latest messages ended, ascending. Each of these leaves the window
+    `rate.per` seconds later.
     """
-    behind = left - under_way - status.remaining
-    if behind <= 0:
+    blocked = left - under_way - status.remaining
+    if blocked <= 0:
         return left / pace if pace > 0 else 0.0
     limit = max(status.limit, 1)
     used = max(limit - status.remaining, 0)
     own = [time + rate.per - now for time in ended if time + rate.per > now][-used:] if used else []
     under_way = min(under_way, used - len(own))
-    # Places of others: the first one as the Market says, the rest at the latest.
+    # Requests of other programs. The Market says when the first one leaves the window; the others
+    # may stay for the whole period.
     others = [rate.per] * (used - len(own) - under_way)
     if others and status.resets_in and (not own or own[0] > status.resets_in):
         others = [status.resets_in] * len(others)
     free_in = sorted(own + others) + [rate.per] * (status.remaining + under_way)
-    rounds, place = divmod(behind - 1, limit)
-    return max(free_in[place] + rounds * rate.per, status.resets_in, 0.0)
+    rounds, index = divmod(blocked - 1, limit)
+    return max(free_in[index] + rounds * rate.per, status.resets_in, 0.0)
 
 
-class Sending:
-    """The progress bar of a mailing. Shows nothing where there is no terminal."""
+class SendingProgress:
+    """The progress bar. It shows nothing if standard error is not a terminal."""
 
     def __init__(self, total: int, rate: Rate) -> None:
         self._rate = rate
         self._left = total
-        self._begun = 0
-        self._ended_in_all = 0
+        self._started_messages = 0
+        self._ended_messages = 0
         self._stopped = False
-        self._began: float | None = None
+        self._start_time: float | None = None
         self._ended: deque[float] = deque(maxlen=rate.requests)
         self._recent: deque[float] = deque(maxlen=50)
         self._progress = Progress(
@@ -71,44 +72,44 @@ class Sending:
         )
         self._bar = self._progress.add_task("", total=total, rate="", quota="", to_go="")
 
-    def __enter__(self) -> Sending:
+    def __enter__(self) -> SendingProgress:
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def one_begins(self) -> None:
-        """A message is taken in hand."""
-        self._begun += 1
+    def message_started(self) -> None:
+        """Count a message that was passed to the session."""
+        self._started_messages += 1
 
     def stop(self) -> None:
-        """Nothing more is sent: no time to go is shown any more."""
+        """Hide the time to go, because no more messages are sent."""
         self._stopped = True
         self._progress.update(self._bar, to_go="")
 
     def under_way(self, status: QuotaStatus) -> int:
-        """How many messages have left, and have not ended."""
-        return max(self._begun - self._ended_in_all - status.waiting, 0)
+        """Return how many messages are being sent."""
+        return max(self._started_messages - self._ended_messages - status.waiting, 0)
 
-    def nothing_heard_for(self, now: float) -> float:
-        """Seconds since the beginning, 0 where some message has ended."""
-        return 0.0 if self._recent or self._began is None else now - self._began
+    def time_without_response(self, now: float) -> float:
+        """Return the seconds since the start, or 0 once a message has ended."""
+        return 0.0 if self._recent or self._start_time is None else now - self._start_time
 
-    def one_ended(self, now: float) -> None:
-        """A message has ended."""
+    def message_ended(self, now: float) -> None:
+        """Count a message whose outcome is known."""
         self._left -= 1
-        self._ended_in_all += 1
+        self._ended_messages += 1
         self._ended.append(now)
         self._recent.append(now)
         self._progress.advance(self._bar)
 
     def show(self, now: float, status: QuotaStatus) -> None:
-        """Bring the figures up to date."""
-        if self._began is None:
-            self._began = now
+        """Update the figures."""
+        if self._start_time is None:
+            self._start_time = now
         recent = self._recent
-        time = now - (recent[0] if len(recent) == recent.maxlen else self._began)
+        time = now - (recent[0] if len(recent) == recent.maxlen else self._start_time)
         pace = len(recent) / time if time > 0 else 0.0
         to_go = seconds_to_go(
             self._left, status, self._rate, self._ended, now, pace, self.under_way(status)

@@ -1,4 +1,4 @@
-"""The messages of a file: CSV as spreadsheets write it, or JSONL, checked line by line."""
+"""Reading messages from a file: CSV as spreadsheets write it, or JSONL."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from . import console
 CHAT_ID, TEXT = COLUMNS = ("chat_id", "text")
 DELIMITERS = ",;\t"
 SEPARATOR = re.compile(r'"?sep=([^"])"?', re.IGNORECASE)
-"""A first line that is for Excel alone."""
+"""A first line that sets the delimiter, for Excel."""
 
 
 class Format(enum.StrEnum):
-    """How the messages of a file are written."""
+    """The format of a file."""
 
     CSV = "csv"
     JSONL = "jsonl"
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A message of a file: which one it is, from 1, and the line that it begins in."""
+    """A message of a file: its number, from 1, and the line in which it begins."""
 
     number: int
     line: int
@@ -41,15 +41,15 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class BadLine(Exception):
-    """What is wrong with a line, and in which column where that is known."""
+    """An error in a line, and in which column if that is known."""
 
-    def __init__(self, line: int, what: str, column: str | None = None) -> None:
-        where = f"line {line}" if column is None else f"line {line}, column {column}"
-        super().__init__(f"{where}: {what}")
+    def __init__(self, line: int, problem: str, column: str | None = None) -> None:
+        place = f"line {line}" if column is None else f"line {line}, column {column}"
+        super().__init__(f"{place}: {problem}")
 
 
 class BadFile(Exception):
-    """A file of which nothing is sent: `problems` has a text for each bad line."""
+    """A file that cannot be sent. `problems` has a text for each error."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(*problems)
@@ -57,31 +57,31 @@ class BadFile(Exception):
 
 
 def read(content: bytes, name: str, form: Format | None = None) -> list[Record]:
-    """The messages of a file. Raises BadFile, which names all lines that cannot be sent."""
-    text = _decoded(content)
-    form = form or _format_of(name, text)
+    """Parse the messages of a file. Raises BadFile, which lists the errors of all lines."""
+    text = _decode(content)
+    form = form or _guess_format(name, text)
     parsed = _csv(text) if form is Format.CSV else _jsonl(text)
     records: list[Record] = []
     problems: list[str] = []
     while True:
         try:
-            line, chat_id, said = next(parsed)
+            line, chat_id, message = next(parsed)
         except StopIteration:
             break
         except BadLine as error:
             raise BadFile([*problems, str(error)]) from None
-        found = list(_problems(line, chat_id, said))
-        problems += found
-        if not found:
-            records.append(Record(len(records) + 1, line, int(str(chat_id)), str(said)))
+        errors = list(_problems(line, chat_id, message))
+        problems += errors
+        if not errors:
+            records.append(Record(len(records) + 1, line, int(str(chat_id)), str(message)))
     if problems:
         raise BadFile(problems)
     return records
 
 
-def _decoded(content: bytes) -> str:
+def _decode(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]  # "Unicode text" of spreadsheets
+        encodings = ["utf-16"]  # the format "Unicode text" of spreadsheets
     else:
         encodings = ["utf-8-sig", "cp1251"]
     for encoding in encodings:
@@ -89,10 +89,10 @@ def _decoded(content: bytes) -> str:
             return content.decode(encoding)
         except UnicodeDecodeError:
             pass
-    raise BadFile(["the file is no text in UTF-8, UTF-16 or Windows-1251"])
+    raise BadFile(["the file is not text in UTF-8, UTF-16 or Windows-1251; save it as UTF-8"])
 
 
-def _format_of(name: str, text: str) -> Format:
+def _guess_format(name: str, text: str) -> Format:
     match Path(name).suffix.lower():
         case ".jsonl" | ".ndjson":
             return Format.JSONL
@@ -101,26 +101,28 @@ def _format_of(name: str, text: str) -> Format:
     return Format.JSONL if text.lstrip().startswith("{") else Format.CSV
 
 
-class _Bad(msgspec.Struct, frozen=True):
-    """In place of a value: why there is none."""
+class _Invalid(msgspec.Struct, frozen=True):
+    """Stands for a value that could not be read."""
 
-    why: str
+    problem: str
     column: str | None = None
 
 
 def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
-    # Once, where one thing is wrong with the line as a whole.
-    for value in dict.fromkeys(v for v in (chat_id, text) if isinstance(v, _Bad)):
-        yield str(BadLine(line, value.why, value.column))
-    if not isinstance(chat_id, _Bad):
+    # An error of the whole line stands for both values, but is reported once.
+    for value in dict.fromkeys(v for v in (chat_id, text) if isinstance(v, _Invalid)):
+        yield str(BadLine(line, value.problem, value.column))
+    if not isinstance(chat_id, _Invalid):
         try:
             number = chat_id
             if isinstance(chat_id, str) and chat_id.isascii() and chat_id.isdigit():
                 number = int(chat_id[:40])
             check_id(CHAT_ID, number)
         except InvalidArgumentError:
-            yield str(BadLine(line, f"{chat_id!r:.40} is no chat number, such as 17", CHAT_ID))
-    if not isinstance(text, _Bad):
+            yield str(
+                BadLine(line, f"{chat_id!r:.40} is not a chat id; use a number such as 17", CHAT_ID)
+            )
+    if not isinstance(text, _Invalid):
         try:
             check_text(text)
         except InvalidArgumentError as error:
@@ -128,59 +130,61 @@ def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
 
 
 def _csv(text: str) -> Iterator[tuple[int, object, object]]:
-    """Line, chat_id and text of each row. Raises BadLine where it cannot be read on."""
+    """Yield line, chat_id and text of each row. Raises BadLine if the rest cannot be parsed."""
     lines = list(io.StringIO(text, newline=""))
-    if lines and (told := SEPARATOR.fullmatch(lines[0].strip("\r\n"))):
-        delimiter = told[1]
+    if lines and (separator := SEPARATOR.fullmatch(lines[0].strip("\r\n"))):
+        delimiter = separator[1]
         lines[0] = "\n"
     else:
         header_line = next((line for line in lines if line.strip()), "")
         delimiter = max(DELIMITERS, key=header_line.count)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
-    begins = 1
     while True:
-        begins = rows.line_num + 1
+        line = rows.line_num + 1
         try:
             row = next(rows)
         except StopIteration:
             break
         except csv.Error as error:
-            # The reader goes on with the next line, unless a quote has taken it to the end.
+            # The reader continues with the next line, unless an open quote extends to the end.
             if header is None or str(error) == "unexpected end of data":
-                raise BadLine(begins, f"this is no CSV from here on ({error})") from None
-            why = f"put the whole cell in quotes, and each quote within it twice ({error})"
-            bad = _Bad(why, _misquoted(lines[rows.line_num - 1], delimiter, header))
-            yield begins, bad, bad
+                raise BadLine(
+                    line,
+                    f"this and the following lines are not valid CSV ({error}); check the quotes",
+                ) from None
+            problem = f"put quotes around the whole cell and double each quote inside it ({error})"
+            bad = _Invalid(problem, _misquoted(lines[rows.line_num - 1], delimiter, header))
+            yield line, bad, bad
             continue
         if not any(cell.strip() for cell in row):
             continue
         if header is None:
-            header = _header(row, begins)
+            header = _header(row, line)
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
         if len(row) < len(header):
-            why = f"{console.number(len(row), 'cell')}, where the header has {len(header)}: "
-            bad = _Bad(why + f"{header[len(row)]} is missing")
-            yield begins, bad, bad
+            problem = f"{console.number(len(row), 'cell')}, but the header has {len(header)}; "
+            bad = _Invalid(problem + f"{header[len(row)]} is missing")
+            yield line, bad, bad
             continue
         if len(row) > len(header):
-            why = (
-                f"{len(row)} cells, where the header has {len(header)}: put a text that has"
-                f" {delimiter!r} in it in quotes"
+            problem = (
+                f"{len(row)} cells, but the header has {len(header)}; put quotes around a text that"
+                f" contains {delimiter!r}"
             )
-            bad = _Bad(why)
-            yield begins, bad, bad
+            bad = _Invalid(problem)
+            yield line, bad, bad
             continue
         cells = dict(zip(header, row, strict=True))
-        yield begins, cells[CHAT_ID].strip(), cells[TEXT]
+        yield line, cells[CHAT_ID].strip(), cells[TEXT]
     if header is None:
-        raise BadLine(1, "the file is empty; its first line is chat_id,text")
+        raise BadLine(1, "the file is empty; its first line must be chat_id,text")
 
 
 def _misquoted(line: str, delimiter: str, header: Sequence[str]) -> str | None:
-    """The column in which something stands behind a closing quote."""
+    """Return the column in which text follows a closing quote."""
     sign = re.escape(delimiter)
     found = re.search(rf'(?:^|{sign})"(?:[^"]|"")*"(?=[^"{sign}\r\n])', line)
     if found is None:
@@ -195,25 +199,29 @@ def _header(row: list[str], line: int) -> list[str]:
         header.pop()
     for column in COLUMNS:
         if header.count(column) != 1:
-            raise BadLine(line, f"the header names {column} once, as in chat_id,text", column)
+            raise BadLine(
+                line, f"the header must contain {column} once, as in chat_id,text", column
+            )
     return header
 
 
 def _jsonl(text: str) -> Iterator[tuple[int, object, object]]:
-    """Line, chat_id and text of each line."""
-    # Not splitlines(): a text may have U+2028 in it, which JSON need not escape.
+    """Yield line, chat_id and text of each line."""
+    # splitlines() would also split at U+2028, which JSON does not need to escape.
     for line, row in zip(itertools.count(1), text.split("\n"), strict=False):
         if not row.strip():
             continue
         try:
             fields = msgspec.json.decode(row)
         except (msgspec.DecodeError, UnicodeError) as error:
-            bad = _Bad(f"this is no JSON ({error})")
+            bad = _Invalid(f"this is not valid JSON ({error})")
             yield line, bad, bad
             continue
         if not isinstance(fields, dict):
-            bad = _Bad('a line is an object such as {"chat_id": 17, "text": "Hello"}')
+            bad = _Invalid('each line must be an object such as {"chat_id": 17, "text": "Hello"}')
             yield line, bad, bad
             continue
-        chat_id, said = (fields.get(name, _Bad("it is missing", name)) for name in COLUMNS)
-        yield line, chat_id, said
+        chat_id, message = (
+            fields.get(name, _Invalid("the value is missing", name)) for name in COLUMNS
+        )
+        yield line, chat_id, message

@@ -1,4 +1,4 @@
-"""Running the sandbox for other programs."""
+"""The command `sandbox`: run the sandbox for other programs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from yamarket_chat.operations import Rate
-from yamarket_chat.quota import Limits
+from yamarket_chat.limits import Limits, Rate
 from yamarket_chat.sandbox import Sandbox, random_faults
 
 from . import console
@@ -21,22 +20,22 @@ DOCUMENTED = Limits()
 
 def sandbox(
     *,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port; 0 takes any that is free.")
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")
     ] = 0,
     latency: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="How long each request takes.")
+        float, typer.Option(min=0, metavar="SECONDS", help="The time that each request takes.")
     ] = 0.1,
     requests: Annotated[
-        int, typer.Option(min=1, help="How many messages may be sent in --per seconds.")
+        int, typer.Option(min=1, help="The limit of messages in --per seconds.")
     ] = DOCUMENTED.send_message.requests,
     per: Annotated[
         float,
-        typer.Option(min=0.1, metavar="SECONDS", help="The time for which --requests counts."),
+        typer.Option(min=0.1, metavar="SECONDS", help="The length of the window of --requests."),
     ] = DOCUMENTED.send_message.per,
     parallel: Annotated[
-        int, typer.Option(min=1, help="How many requests may be under way at once.")
+        int, typer.Option(min=1, help="The limit of parallel requests.")
     ] = DOCUMENTED.parallel,
     faults: Annotated[
         float,
@@ -44,19 +43,18 @@ def sandbox(
             min=0,
             max=1,
             metavar="SHARE",
-            help="Which share of the requests fails, from 0 to 1, in every way that the Market"
-            " can: resets, no answer, 5xx, half an answer, 420, each before or after the request"
-            " was carried out.",
+            help="The share of requests that fail, from 0 to 1. The faults are random: a reset, no"
+            " response, 5xx, half a response or 420, before or after the request was executed.",
         ),
     ] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(help="The same faults again; by default others each time.")
+        int | None, typer.Option(help="The seed of the faults. Default: a random one.")
     ] = None,
 ) -> None:
-    """Run a sandbox on this machine that answers as the Market does, until Ctrl-C.
+    """Run a local server that behaves like the Market, until Ctrl-C.
 
-    It takes any chat number. Paste the lines that it prints into another terminal
-    to talk to it.
+    Every chat id exists. Paste the lines that the command prints into another terminal to
+    connect to the sandbox.
 
     Example: yamarket-chat sandbox --port 8080 --requests 100 --per 60
     """
@@ -70,7 +68,7 @@ def sandbox(
         faults=random_faults(faults, seed) if faults else None,
     )
     if faults:
-        console.note(f"{faults:.0%} of the requests fail; the same again with --seed {seed}")
+        console.note(f"{faults:.0%} of the requests fail; --seed {seed} repeats the same faults")
     try:
         with suppress(KeyboardInterrupt):
             asyncio.run(_serve(market))
@@ -80,9 +78,9 @@ def sandbox(
 
 
 async def _serve(market: Sandbox) -> None:
-    """Run the sandbox until this task is cancelled. Raises OSError where it cannot listen."""
+    """Run the sandbox until this task is cancelled. Raises OSError if it cannot listen."""
     async with market:
-        console.note("The sandbox runs until Ctrl-C. In another terminal:")
+        console.note("The sandbox runs until Ctrl-C. Run this in another terminal:")
         for name, value in (
             ("YAMARKET_BASE_URL", market.url),
             ("YAMARKET_API_KEY", market.api_key),

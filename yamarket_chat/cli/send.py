@@ -1,4 +1,4 @@
-"""Sending one message or one file, and telling what became of it."""
+"""The commands `send` and `send-file`: send one message and show the outcome."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ import typer
 
 from yamarket_chat.arguments import BASE_URL
 from yamarket_chat.errors import ChatError, InvalidArgumentError, SessionClosedError
-from yamarket_chat.models import Receipt
+from yamarket_chat.receipts import Receipt
 from yamarket_chat.session import ChatSession
 
 from . import console, options, waiting
 
 TIMEOUT = 11.0
-"""Seconds for one attempt with a text: the Market ends it after 10 s. With the default of the SDK
-no time would be left to look up an unknown outcome before the default of --give-up-after."""
+"""Timeout in seconds of one request with a text.
 
-LAST_GRACE = 0.3
-"""Seconds for which what is under way may still end when it is given up."""
+The Market aborts a request after 10 s. With the SDK's longer default no time would be left to look
+up an unknown outcome within the default of --give-up-after.
+"""
 
-NOTED = 0.1
-"""Seconds in which a call that only waits has learnt that its session is closed."""
+CLOSE_GRACE = 0.3
+"""Seconds for which a request in progress may still finish when the command gives up."""
+
+CANCEL_DELAY = 0.1
+"""Seconds until a call that waits for its turn has noticed that its session is closed."""
 
 
 def send(
@@ -33,7 +36,7 @@ def send(
     text: Annotated[
         str,
         typer.Argument(
-            metavar="TEXT", help="The message: 1 to 4,096 characters; - reads standard input."
+            metavar="TEXT", help="The text, 1 to 4,096 characters. - reads standard input."
         ),
     ],
     *,
@@ -44,28 +47,28 @@ def send(
     insecure_http: options.InsecureHttp = False,
     give_up_after: options.GiveUpAfter = options.GIVE_UP_AFTER,
 ) -> None:
-    """Send a message to a buyer, and wait until it has arrived.
+    """Send a message to a buyer and wait until it is delivered.
 
-    Exit status: 0 delivered, 1 not delivered or not known to be, 2 wrong use,
-    130 interrupted.
+    Exit status: 0 delivered, 1 not delivered or unknown, 2 wrong usage, 130 interrupted.
 
     Example: yamarket-chat send 17 "Your order is on its way"
     """
     session = options.connect(
         api_key, business_id, base_url, insecure_http, give_up_after, timeout=TIMEOUT
     )
-    said = _standard_input() if text == "-" else text
-    _deliver(session, give_up_after, lambda: session.send_message(chat_id, said), json)
+    message = _standard_input() if text == "-" else text
+    _deliver(session, give_up_after, lambda: session.send_message(chat_id, message), json)
 
 
 def send_file(
     chat_id: options.ChatId,
     path: Annotated[
-        Path, typer.Argument(metavar="PATH", help="The file: at most 5 MiB.", show_default=False)
+        Path, typer.Argument(metavar="PATH", help="The file, at most 5 MiB.", show_default=False)
     ],
     *,
     name: Annotated[
-        str | None, typer.Option(help="What the buyer sees; by default the name of the file.")
+        str | None,
+        typer.Option(help="The name that the buyer sees. Default: the name of the file."),
     ] = None,
     json: options.Json = False,
     api_key: options.ApiKey = None,
@@ -74,9 +77,9 @@ def send_file(
     insecure_http: options.InsecureHttp = False,
     give_up_after: options.GiveUpAfter = options.GIVE_UP_AFTER,
 ) -> None:
-    """Send a file to a buyer, and wait until it has arrived.
+    """Send a file to a buyer and wait until it is delivered.
 
-    Exit status: as that of send.
+    Exit status: 0 delivered, 1 not delivered or unknown, 2 wrong usage, 130 interrupted.
 
     Example: yamarket-chat send-file 17 label.pdf
     """
@@ -93,7 +96,9 @@ def _standard_input() -> str:
     try:
         text = options.standard_input().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InvalidArgumentError("standard input is no text in UTF-8") from None
+        raise InvalidArgumentError(
+            "standard input is not text in UTF-8; convert it to UTF-8"
+        ) from None
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -103,11 +108,11 @@ def _deliver(
     send: Callable[[], Coroutine[Any, Any, Receipt]],
     json: bool,
 ) -> None:
-    console.show_log(logging.INFO)  # someone waits for this one message: say why
-    raise typer.Exit(asyncio.run(_delivered(session, give_up_after, send, json)))
+    console.show_log(logging.INFO)  # shows why the command waits
+    raise typer.Exit(asyncio.run(_send_and_report(session, give_up_after, send, json)))
 
 
-async def _delivered(
+async def _send_and_report(
     session: ChatSession,
     give_up_after: float,
     send: Callable[[], Coroutine[Any, Any, Receipt]],
@@ -115,51 +120,52 @@ async def _delivered(
 ) -> int:
     """Send, print one line on success, and return the exit status.
 
-    An interruption (the cancellation of this task) ends the wait for the quota and between
-    attempts; a message under way is waited for, because it may arrive all the same. Where the
-    Market is silent for too long, nothing is waited for, and the outcome may stay unknown.
+    Ctrl-C cancels this task. A message that still waits for a rate limit or for a retry is then not
+    sent. If a request is in progress, the function waits for its outcome, because the message may
+    be delivered anyway. If the Market does not respond in time, the function stops waiting, and the
+    outcome may stay unknown.
     """
     interrupted = False
     status = 0
-    why = "interrupted"
+    reason = "interrupted"
     async with session:
         sending = asyncio.create_task(send())
         try:
-            async with waiting.bounded(session, give_up_after):
+            async with waiting.response_timeout(session, give_up_after):
                 with console.err.status("Sending"):
                     await asyncio.wait({sending})
         except TimeoutError:
-            why = waiting.no_answer(give_up_after)
-            await session.close(grace=LAST_GRACE)
+            reason = waiting.no_response(give_up_after)
+            await session.close(grace=CLOSE_GRACE)
         except asyncio.CancelledError:
             interrupted = True
             closing = asyncio.create_task(session.close())
-            await asyncio.wait({sending}, timeout=NOTED)
+            await asyncio.wait({sending}, timeout=CANCEL_DELAY)
             if not sending.done():
                 console.note(
-                    "Interrupted: finding out whether it arrived; Ctrl-C again leaves without"
-                    " knowing"
+                    "Interrupted; finding out whether the message was delivered. Press Ctrl-C again"
+                    " to quit without knowing"
                 )
             await closing
         try:
             receipt = await sending
         except SessionClosedError:
-            console.failure(f"{why}; nothing was sent")
+            console.failure(f"{reason}; nothing was sent")
             status = 1
         except ChatError as error:
             if not interrupted:
                 raise
             console.failure(console.describe(error))
         else:
-            _tell(receipt, json)
+            _print_receipt(receipt, json)
     return console.INTERRUPTED if interrupted else status
 
 
-def _tell(receipt: Receipt, json: bool) -> None:
+def _print_receipt(receipt: Receipt, json: bool) -> None:
     if json:
         console.data(receipt)
         return
-    attempts = console.number(receipt.attempts, "attempt")
+    attempts = console.number(receipt.requests, "attempt")
     proof = (
         f"trace id {receipt.trace_id or 'not given'}"
         if receipt.confirmed_by == "answer"

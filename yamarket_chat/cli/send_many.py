@@ -1,4 +1,4 @@
-"""Sending the messages of a file."""
+"""The command `send-many`: send the messages of a file."""
 
 from __future__ import annotations
 
@@ -13,48 +13,52 @@ from typing import Annotated
 import msgspec
 import typer
 
+from yamarket_chat._delivery.batch import READ_AHEAD
 from yamarket_chat.arguments import BASE_URL
-from yamarket_chat.batch import READ_AHEAD
 from yamarket_chat.errors import (
     ChatError,
     DeliveryUnknownError,
     InvalidArgumentError,
     SessionClosedError,
 )
-from yamarket_chat.models import Outcome, OutgoingMessage, Pending
-from yamarket_chat.operations import Rate
-from yamarket_chat.quota import Limits
+from yamarket_chat.limits import Limits, Rate
+from yamarket_chat.pending import Pending
+from yamarket_chat.receipts import Delivered, Outcome, OutgoingMessage, Unknown
 from yamarket_chat.session import ChatSession
 
 from . import console, options
-from .progress import Sending
+from .progress import SendingProgress
 from .records import BadFile, Format, Record, read
-from .report import Busy, Earlier, Report, earlier, line_of
-from .waiting import PATIENCE, tell_of_silence
+from .report import PreviousRun, Report, ReportLockedError, line_of, read_report
+from .waiting import NOTICE_AFTER, note_no_response
 
 DOCUMENTED = Limits().send_message
 SHOW_EVERY = 0.5
+"""Seconds between two updates of the progress bar."""
 LOG_EVERY = 5.0
-"""Seconds between two lines that say why some message takes longer."""
-SINGLY = 10
-"""So many messages that were not delivered are named one by one."""
+"""Seconds between two lines that say why a message takes longer."""
+MAX_ERRORS_SHOWN = 10
+"""The number of undelivered messages that are listed one by one."""
 
 
 def send_many(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="CSV with a header or JSONL; - is standard input.")
+        str,
+        typer.Argument(metavar="FILE", help="CSV with a header, or JSONL. - reads standard input."),
     ],
     *,
     form: Annotated[
         Format | None,
-        typer.Option("--format", help="What FILE is; by default its name or its content tells."),
+        typer.Option(
+            "--format", help="The format of FILE. Default: guessed from its name or content."
+        ),
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
             metavar="REPORT",
             dir_okay=False,
-            help="Write a line of JSON for each message as it ends, into a new file.",
+            help="Write one JSON line per message to this new file when its outcome is known.",
         ),
     ] = None,
     resume: Annotated[
@@ -63,148 +67,154 @@ def send_many(
             metavar="REPORT",
             exists=True,
             dir_okay=False,
-            help="Go on where this report ends: send what it does not tell to be delivered.",
+            help="Continue the run of this report: send what it does not list as delivered.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check every line, tell what it takes, send nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check all lines, show how long sending takes, send nothing."
+        ),
     ] = False,
     requests: Annotated[
-        int, typer.Option(min=1, help="Send at most so many messages in --per seconds.")
+        int, typer.Option(min=1, help="Send at most this many messages in --per seconds.")
     ] = DOCUMENTED.requests,
     per: Annotated[
         float,
-        typer.Option(min=0.1, metavar="SECONDS", help="The time for which --requests counts."),
+        typer.Option(min=0.1, metavar="SECONDS", help="The length of the window of --requests."),
     ] = DOCUMENTED.per,
     json: options.Json = False,
     api_key: options.ApiKey = None,
     business_id: options.BusinessId = None,
     base_url: options.BaseUrl = BASE_URL,
     insecure_http: options.InsecureHttp = False,
-    give_up_after: options.GiveUpAfter = options.GO_ON_FOR,
+    give_up_after: options.GiveUpAfter = options.UNATTENDED_GIVE_UP_AFTER,
 ) -> None:
-    """Send the messages of a file, each once, in order, and within the Market's limit.
+    """Send the messages of a file, each once, in order and within the Market's rate limit.
 
-    The file has the columns chat_id and text. All its lines are checked before the first message
-    is sent. Ctrl-C ends it with nothing lost: --resume goes on.
+    The file has the columns chat_id and text. The command checks all lines before it sends the
+    first message. After Ctrl-C, --resume continues where the run stopped.
 
-    Exit status: 0 all delivered, 1 not all, 2 wrong use, 130 interrupted.
+    Exit status: 0 all delivered, 1 not all delivered, 2 wrong usage, 130 interrupted.
 
     Example: yamarket-chat send-many messages.csv --report report.jsonl
     """
     try:
-        records = read(_content(file), file, form)
-        before = earlier(resume, records) if resume else Earlier({}, killed=False)
+        records = read(_read_input(file), file, form)
+        before = read_report(resume, records) if resume else PreviousRun({}, killed=False)
     except BadFile as error:
-        raise _bad(error) from None
+        raise _exit_for_bad_file(error) from None
     except OSError as error:
-        raise _wrong(str(error)) from None
+        raise _usage_error(str(error)) from None
     if not records:
         console.note("No messages in the file")
     if report and resume and report != resume:
-        raise _wrong("--resume goes on in the report that it is given: leave --report out")
+        raise _usage_error("--resume appends to its own report; leave --report out")
     rate = Rate(requests, per=per)
     if dry_run:
-        _tell_what_it_takes([r for r in records if before.status(r) != "delivered"], rate, json)
+        _print_estimate([r for r in records if before.status(r) != "delivered"], rate, json)
         return
     if business_id is None:
         raise InvalidArgumentError(
-            "business_id is missing: pass it or set YAMARKET_BUSINESS_ID;"
-            " yamarket-chat whoami tells it"
+            "business_id is missing; pass it or set YAMARKET_BUSINESS_ID."
+            " yamarket-chat whoami shows it"
         )
     session = options.connect(
         *(api_key, business_id, base_url, insecure_http, give_up_after),
         limits=Limits(send_message=rate),
     )
     if resume is None and report is not None and report.exists():
-        raise _wrong(f"{report} exists: --resume {report} goes on where it ends")
+        raise _usage_error(
+            f"{report} exists already; use --resume {report} to continue, or pass a new file"
+        )
     try:
-        writing = Report.begin(report) if report and not resume else None
+        writing = Report.create(report) if report and not resume else None
         if resume:
-            # Read once more: what another run wrote until it ended counts.
-            writing, before = Report.go_on(resume, records)
-    except Busy:
-        raise _wrong("another run is writing this report") from None
+            # Read the report again, because another run may have written to it until now.
+            writing, before = Report.resume(resume, records)
+    except ReportLockedError:
+        raise _usage_error("another run is writing this report; wait until it ends") from None
     except BadFile as error:
-        raise _bad(error) from None
+        raise _exit_for_bad_file(error) from None
     except OSError as error:
-        raise _wrong(f"the report cannot be written: {error}") from None
+        raise _usage_error(f"the report cannot be opened: {error}") from None
     console.show_log(logging.INFO, at_most_every=LOG_EVERY)
-    mailing = Mailing(
+    sender = BulkSender(
         *(session, records, before, writing, rate),
         business_id=business_id,
         json=json,
         give_up_after=give_up_after,
     )
     try:
-        status = asyncio.run(mailing.run())
+        status = asyncio.run(sender.run())
     except OSError as error:
-        console.failure(f"stopped, because what became of the messages cannot be told: {error}")
+        console.failure(f"stopped, because the outcomes cannot be recorded: {error}")
         raise typer.Exit(1) from None
     raise typer.Exit(status)
 
 
-def _bad(error: BadFile) -> typer.Exit:
+def _exit_for_bad_file(error: BadFile) -> typer.Exit:
     for problem in error.problems:
         console.failure(problem)
     if len(error.problems) > 1:
-        console.failure(f"{len(error.problems)} lines to mend; nothing was sent")
+        console.failure(f"{len(error.problems)} errors; nothing was sent")
     return typer.Exit(2)
 
 
-def _wrong(text: str) -> typer.Exit:
+def _usage_error(text: str) -> typer.Exit:
     console.failure(text)
     return typer.Exit(2)
 
 
-def _content(file: str) -> bytes:
+def _read_input(file: str) -> bytes:
     return options.standard_input() if file == "-" else Path(file).read_bytes()
 
 
-class _Needs(msgspec.Struct):
+class _Estimate(msgspec.Struct):
     messages: int
     chats: int
     least_seconds: float
 
 
-def _tell_what_it_takes(records: Sequence[Record], rate: Rate, json: bool) -> None:
-    needs = _needs(records, rate)
+def _print_estimate(records: Sequence[Record], rate: Rate, json: bool) -> None:
+    estimate = _estimate(records, rate)
     if json:
-        console.data(needs)
+        console.data(estimate)
     else:
-        console.result(_described(needs, rate) + "; nothing was sent")
+        console.result(_describe(estimate, rate) + "; nothing was sent")
 
 
-def _needs(records: Sequence[Record], rate: Rate) -> _Needs:
-    return _Needs(
+def _estimate(records: Sequence[Record], rate: Rate) -> _Estimate:
+    return _Estimate(
         len(records),
         len({record.chat_id for record in records}),
         max(len(records) - 1, 0) // rate.requests * rate.per,
     )
 
 
-def _described(needs: _Needs, rate: Rate) -> str:
-    if not needs.messages:
+def _describe(estimate: _Estimate, rate: Rate) -> str:
+    if not estimate.messages:
         return "no messages to send"
     return (
-        f"{console.number(needs.messages, 'message')} to {console.number(needs.chats, 'chat')};"
-        f" the limit of {rate.requests} in {rate.per:g} s"
+        f"{console.number(estimate.messages, 'message')} to"
+        f" {console.number(estimate.chats, 'chat')};"
+        f" the limit is {rate.requests:,} in {rate.per:g} s,"
         + (
-            f" makes them take {console.duration(needs.least_seconds)} or more"
-            if needs.least_seconds
-            else " lets all of them go at once"
+            f" so this takes at least {console.duration(estimate.least_seconds)}"
+            if estimate.least_seconds
+            else " so all of them can be sent without a pause"
         )
     )
 
 
-class Mailing:
-    """The messages of a file on their way."""
+class BulkSender:
+    """Sends the messages of a file and records the outcomes."""
 
     def __init__(
         self,
         session: ChatSession,
         records: Sequence[Record],
-        before: Earlier,
+        before: PreviousRun,
         report: Report | None,
         rate: Rate,
         *,
@@ -222,13 +232,13 @@ class Mailing:
         self._json = json
         self._ended: Counter[str] = Counter()
         self._interrupted = False
-        self._closing: asyncio.Task[None] | None = None  # since nobody reads the output
-        self._progress: Sending | None = None
+        self._closing: asyncio.Task[None] | None = None  # set when the output has failed
+        self._progress: SendingProgress | None = None
         self._failures = 0
-        self._never_told: list[int] = []  # chats of unknown messages, of which no history tells
+        self._undecidable: list[int] = []  # chats whose history does not decide an unknown outcome
 
     async def run(self) -> int:
-        """Send everything, tell what became of it, and return the exit status."""
+        """Send all messages, print a summary and return the exit status."""
         with self._report or nullcontext():
             async with self._session:
                 sending = asyncio.create_task(self._send_all())
@@ -238,8 +248,8 @@ class Mailing:
                     self._interrupted = True
                     self._hide_time_to_go()
                     console.note(
-                        "Interrupted: nothing more is sent; waiting for what is under way. Ctrl-C"
-                        " again leaves at once"
+                        "Interrupted; no more messages are sent, waiting for the requests in"
+                        " progress. Press Ctrl-C again to quit at once"
                     )
                     await self._session.close()
                 await sending
@@ -257,36 +267,36 @@ class Mailing:
         before = self._before
         left = [record for record in self._records if before.status(record) != "delivered"]
         self._ended["delivered earlier"] = len(self._records) - len(left)
-        doubtful = self._doubtful(left)
-        if doubtful:
+        uncertain = self._uncertain(left)
+        if uncertain:
             console.note(
-                f"Looking up {console.number(len(doubtful), 'message')} of which the report does"
-                " not tell whether they arrived"
+                f"Looking up {console.number(len(uncertain), 'message')} in the chat histories,"
+                " because the report does not say whether they were delivered"
             )
-        absent = await self._settle(doubtful)
-        asked = {record.number for record, _ in doubtful}
-        left = [r for r in left if r.number not in asked or r.number in absent]
+        absent = await self._settle(uncertain)
+        looked_up = {record.number for record, _ in uncertain}
+        left = [r for r in left if r.number not in looked_up or r.number in absent]
         if left:
-            console.note("Sending " + _described(_needs(left, self._rate), self._rate))
+            console.note("Sending " + _describe(_estimate(left, self._rate), self._rate))
         if not self._stopping:
             await self._send(left)
 
-    def _doubtful(self, left: Sequence[Record]) -> list[tuple[Record, Pending]]:
-        """What an earlier run may have sent, with what it takes to find it."""
+    def _uncertain(self, left: Sequence[Record]) -> list[tuple[Record, Pending]]:
+        """Return the messages that an earlier run may have sent, with the data to look them up."""
         found = []
-        in_hand = READ_AHEAD  # so many may have left
+        unlisted = READ_AHEAD  # a killed run may have sent this many without a line in the report
         for record in left:
             line = self._before.lines.get(record.number)
             if not self._before.killed:
                 pending = line.pending if line else None
-            elif line is not None or in_hand:
-                # It may have been sent once more since that line, if there is one.
-                in_hand -= line is None
+            elif line is not None or unlisted:
+                # The killed run may have sent the message again after it wrote the line.
+                unlisted -= line is None
                 pending = Pending(
                     business_id=self._business_id,
                     chat_id=record.chat_id,
                     text=record.text,
-                    attempts=0,
+                    requests=0,
                     seen="the program was ended while the message may have been under way",
                 )
             else:
@@ -295,26 +305,26 @@ class Mailing:
                 found.append((record, pending))
         return found
 
-    async def _settle(self, doubtful: Sequence[tuple[Record, Pending]]) -> set[int]:
-        """Find out what became of these; the numbers of those that never arrived."""
+    async def _settle(self, uncertain: Sequence[tuple[Record, Pending]]) -> set[int]:
+        """Look up these messages and return the numbers of those that were never delivered."""
         receipts = await asyncio.gather(
-            *(self._session.settle(pending) for _, pending in doubtful), return_exceptions=True
+            *(self._session.settle(pending) for _, pending in uncertain), return_exceptions=True
         )
         absent = set()
-        for (record, _), receipt in zip(doubtful, receipts, strict=True):
+        for (record, _), receipt in zip(uncertain, receipts, strict=True):
             message = OutgoingMessage(record.chat_id, record.text)
             if receipt is None:
                 absent.add(record.number)
             elif isinstance(receipt, ChatError):
                 if not isinstance(receipt, DeliveryUnknownError):
                     raise receipt
-                if receipt.__context__ is None:  # else the history could not be read
-                    self._never_told.append(record.chat_id)
-                self._note(record, Outcome(message, error=receipt))
+                if receipt.__context__ is None:  # otherwise reading the history failed
+                    self._undecidable.append(record.chat_id)
+                self._note(record, Unknown(message, receipt))
             elif isinstance(receipt, BaseException):
                 raise receipt
             else:
-                self._note(record, Outcome(message, receipt=receipt))
+                self._note(record, Delivered(message, receipt))
         return absent
 
     async def _send(self, records: Sequence[Record]) -> None:
@@ -322,17 +332,19 @@ class Mailing:
 
         def messages() -> Iterator[OutgoingMessage]:
             for record in records:
-                progress.one_begins()
+                progress.message_started()
                 yield OutgoingMessage(record.chat_id, record.text, ref=record)
 
-        with Sending(len(records), self._rate) as progress:
+        with SendingProgress(len(records), self._rate) as progress:
             self._progress = progress
             showing = asyncio.create_task(self._keep_showing(progress))
             try:
                 async for outcome in self._session.send_many(messages()):
-                    if isinstance(outcome.error, SessionClosedError):
-                        continue  # interrupted before it left
-                    progress.one_ended(now())
+                    if outcome.status == "refused" and isinstance(
+                        outcome.error, SessionClosedError
+                    ):
+                        continue  # interrupted before the message was sent
+                    progress.message_ended(now())
                     self._note(outcome.message.ref, outcome)
                 progress.show(now(), self._session.quota_status("send_message"))
             except SessionClosedError:
@@ -341,17 +353,17 @@ class Mailing:
             finally:
                 showing.cancel()
 
-    async def _keep_showing(self, progress: Sending) -> None:
+    async def _keep_showing(self, progress: SendingProgress) -> None:
         loop = asyncio.get_running_loop()
-        told = False
+        notice_shown = False
         with suppress(SessionClosedError):
             while True:
                 status = self._session.quota_status("send_message")
                 progress.show(loop.time(), status)
-                silent = progress.nothing_heard_for(loop.time()) >= PATIENCE
-                if silent and not told and progress.under_way(status):
-                    told = True
-                    tell_of_silence(f"{self._give_up_after:g} s a message")
+                waiting = progress.time_without_response(loop.time()) >= NOTICE_AFTER
+                if waiting and not notice_shown and progress.under_way(status):
+                    notice_shown = True
+                    note_no_response(f"{self._give_up_after:g} s per message")
                 await asyncio.sleep(SHOW_EVERY)
 
     def _note(self, record: Record, outcome: Outcome) -> None:
@@ -364,37 +376,39 @@ class Mailing:
                 console.data(line)
             except console.OutputError as error:
                 self._stop(error)
-        elif outcome.error is not None:
+        elif outcome.status != "delivered":
             self._failures += 1
-            if self._failures <= SINGLY:
+            if self._failures <= MAX_ERRORS_SHOWN:
                 why = console.describe(outcome.error)
                 console.failure(f"line {line.line}, chat {line.chat_id}: {outcome.status}: {why}")
-            elif self._failures == SINGLY + 1:
-                console.note("More messages were not delivered; --report tells of each")
+            elif self._failures == MAX_ERRORS_SHOWN + 1:
+                console.note("More messages were not delivered; use --report to list all of them")
 
     def _stop(self, error: console.OutputError) -> None:
         self._hide_time_to_go()
-        console.failure(f"{error}; nothing more is sent; waiting for what is under way")
+        console.failure(f"{error}; no more messages are sent, waiting for the requests in progress")
         self._closing = asyncio.create_task(self._session.close())
 
     def _conclude(self) -> int:
         ended = self._ended
         delivered = ended["delivered"] + ended["delivered earlier"]
         left = len(self._records) - ended.total()
-        told = f"Delivered {delivered} of {console.number(len(self._records), 'message')}"
+        summary = f"Delivered {delivered} of {console.number(len(self._records), 'message')}"
         if ended["delivered earlier"]:
-            told += f" ({ended['delivered earlier']} of them earlier)"
-        told += f", refused {ended['refused']}, unknown {ended['unknown']}, not sent {left}"
-        (console.note if self._json else console.result)(told)
-        if self._never_told and delivered + len(self._never_told) == len(self._records):
-            look_at = sorted(set(self._never_told))
-            chats = ", ".join(map(str, look_at[:SINGLY])) + (", ..." if look_at[SINGLY:] else "")
+            summary += f" ({ended['delivered earlier']} of them earlier)"
+        summary += f", refused {ended['refused']}, unknown {ended['unknown']}, not sent {left}"
+        (console.note if self._json else console.result)(summary)
+        if self._undecidable and delivered + len(self._undecidable) == len(self._records):
+            to_check = sorted(set(self._undecidable))
+            chats = ", ".join(map(str, to_check[:MAX_ERRORS_SHOWN])) + (
+                ", ..." if to_check[MAX_ERRORS_SHOWN:] else ""
+            )
             console.note(
-                "Only a person can tell whether the unknown ones arrived, --resume cannot: look at"
-                f" chat {chats}"
+                "--resume cannot find out whether the unknown messages were delivered; check chat"
+                f" {chats}"
             )
         elif self._report is not None and delivered < len(self._records):
-            console.note(f"To go on: the same command with --resume {self._report.path}")
+            console.note(f"To continue, run the same command with --resume {self._report.path}")
         if self._interrupted:
             return console.INTERRUPTED
         return 0 if delivered == len(self._records) and not self._closing else 1

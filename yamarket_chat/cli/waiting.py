@@ -1,4 +1,4 @@
-"""Waiting for the Market: saying so where it takes long, and giving up in time."""
+"""Waiting for the Market's responses: a notice if one takes long, and a timeout."""
 
 from __future__ import annotations
 
@@ -8,126 +8,131 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from yamarket_chat._http.operations import OPERATIONS
 from yamarket_chat.errors import ConnectionFailedError
-from yamarket_chat.models import Item, Page
-from yamarket_chat.operations import OPERATIONS
-from yamarket_chat.reading import Listing
+from yamarket_chat.listing import Item, Listing, Page
 from yamarket_chat.session import ChatSession
 
 from . import console
 
-PATIENCE = 1.2
-"""Seconds after which a person is told that no answer has come."""
-PATIENCE_WITH_A_SLOW_ONE = 5.0
-"""The same where that was told before, and an answer came all the same."""
-ATTEMPT = 15.0
-"""Seconds that are waited where nothing is to be tried again."""
+NOTICE_AFTER = 1.2
+"""Seconds without a response after which a notice is printed."""
+LATER_NOTICE_AFTER = 5.0
+"""The same for later responses, after a notice was printed and the response came."""
+SINGLE_REQUEST_TIMEOUT = 15.0
+"""Seconds to wait for a response if requests are not retried (--give-up-after 0)."""
 
-TICK = 0.1
+POLL_INTERVAL = 0.1
+"""Seconds between two checks of the timer."""
 
 
-def tell_of_silence(how_long: str) -> None:
-    """Tell a person that no answer has come, and for how long it is tried."""
+def note_no_response(how_long: str) -> None:
+    """Print a notice that no response has come, and for how long the command keeps trying."""
     console.note(
-        "No answer from the Market yet: waiting, and trying again where that is safe, for"
+        "No response from the Market yet; waiting, and retrying if that is safe, for up to"
         f" {how_long} (--give-up-after)"
     )
 
 
-class Silence:
-    """How long the Market has owed an answer; waiting for the quota does not count."""
+class ResponseTimer:
+    """Measures how long the command has waited for a response.
+
+    Time that the session waits for a rate limit does not count.
+    """
 
     def __init__(self, session: ChatSession, give_up_after: float) -> None:
         self._session = session
-        self._longest = give_up_after or ATTEMPT
-        self._seconds = 0.0
-        self._asking = True
-        self._told = False
-        self._patience = PATIENCE
+        self._timeout = give_up_after or SINGLE_REQUEST_TIMEOUT
+        self._waited = 0.0
+        self._running = True
+        self._notice_shown = False
+        self._notice_after = NOTICE_AFTER
 
-    def heard(self) -> None:
-        """An answer came; from now on the next one is waited for."""
-        if self._told:
-            self._patience = PATIENCE_WITH_A_SLOW_ONE
-        self._seconds, self._told = 0.0, False
+    def response_received(self) -> None:
+        """Restart the timer for the next response."""
+        if self._notice_shown:
+            self._notice_after = LATER_NOTICE_AFTER
+        self._waited, self._notice_shown = 0.0, False
 
     async def pages(self, listing: Listing[Item]) -> AsyncIterator[Page[Item]]:
-        """The pages of a listing, each of which is an answer."""
+        """Yield the pages of a listing. Each page is a response and restarts the timer."""
         async for page in listing.pages():
-            self.heard()
+            self.response_received()
             yield page
 
     async def items(self, listing: Listing[Item]) -> AsyncIterator[Item]:
-        """The items of a listing."""
+        """Yield the items of a listing."""
         async for page in self.pages(listing):
             for item in page.items:
                 yield item
 
     async def sleep(self, seconds: float) -> None:
-        """Pause while the Market is not asked for anything."""
-        self._asking = False
+        """Sleep, with the timer stopped."""
+        self._running = False
         await asyncio.sleep(seconds)
-        self._asking = True
+        self._running = True
 
-    async def too_long(self) -> None:
-        """Tell when it takes long, and return when it is to be given up."""
-        while self._seconds < self._longest:
-            await asyncio.sleep(TICK)
-            if not self._asking or self._waits_for_quota():
+    async def wait_for_timeout(self) -> None:
+        """Print the notice when a response takes long, and return after the timeout."""
+        while self._waited < self._timeout:
+            await asyncio.sleep(POLL_INTERVAL)
+            if not self._running or self._waits_for_limit():
                 continue
-            self._seconds += TICK
-            if self._seconds >= self._patience and not self._told:
-                self._told = True
-                tell_of_silence(f"{self._longest:g} s in all")
+            self._waited += POLL_INTERVAL
+            if self._waited >= self._notice_after and not self._notice_shown:
+                self._notice_shown = True
+                note_no_response(f"{self._timeout:g} s in total")
 
-    def _waits_for_quota(self) -> bool:
+    def _waits_for_limit(self) -> bool:
         return any(self._session.quota_status(name).waiting for name in OPERATIONS)
 
 
 @asynccontextmanager
-async def bounded(session: ChatSession, give_up_after: float) -> AsyncIterator[Silence]:
-    """Cancel what is done here when the Market is silent for too long; TimeoutError then."""
+async def response_timeout(
+    session: ChatSession, give_up_after: float
+) -> AsyncIterator[ResponseTimer]:
+    """Raise TimeoutError in the block if the Market does not respond in time."""
 
     async def give_up() -> None:
-        await silence.too_long()
+        await timer.wait_for_timeout()
         deadline.reschedule(asyncio.get_running_loop().time())
 
-    silence = Silence(session, give_up_after)
+    timer = ResponseTimer(session, give_up_after)
     async with asyncio.timeout(None) as deadline:
-        listening = asyncio.create_task(give_up())
+        watchdog = asyncio.create_task(give_up())
         try:
-            yield silence
+            yield timer
         finally:
-            listening.cancel()
+            watchdog.cancel()
 
 
-def no_answer(give_up_after: float) -> str:
-    """What happened where the Market was silent for too long."""
-    return f"no answer from the Market in {give_up_after or ATTEMPT:g} s"
+def no_response(give_up_after: float) -> str:
+    """Describe the timeout."""
+    return f"no response from the Market within {give_up_after or SINGLE_REQUEST_TIMEOUT:g} s"
 
 
 def read(
     session: ChatSession,
     give_up_after: float,
-    work: Callable[[Silence], Coroutine[Any, Any, None]],
+    work: Callable[[ResponseTimer], Coroutine[Any, Any, None]],
 ) -> None:
-    """Run a command that sends no message, in its session, until it ends or Ctrl-C."""
+    """Run `work` in the session until it ends or Ctrl-C. It must not send messages."""
 
-    async def within() -> None:
+    async def run() -> None:
         async with session:
             try:
-                async with bounded(session, give_up_after) as silence:
-                    await work(silence)
+                async with response_timeout(session, give_up_after) as timer:
+                    await work(timer)
             except TimeoutError:
                 await session.close(grace=0)
                 raise ConnectionFailedError(
-                    f"{no_answer(give_up_after)}: check the network; the Market may be down."
-                    " --give-up-after waits longer",
+                    f"{no_response(give_up_after)}; check the network, the Market may also be down."
+                    " Use --give-up-after to wait longer",
                     sent=None,
                 ) from None
             except asyncio.CancelledError:
-                await session.close(grace=0)  # nothing is lost by not waiting for an answer
+                await session.close(grace=0)  # no message was sent, so no outcome is lost
                 raise
 
-    console.show_log(logging.INFO)  # someone waits: say why
-    asyncio.run(within())
+    console.show_log(logging.INFO)  # shows why the command waits
+    asyncio.run(run())

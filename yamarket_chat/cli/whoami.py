@@ -1,4 +1,4 @@
-"""What a key is, what it may do, and what it sees."""
+"""The command `whoami`: show what a key may do and which shops it can access."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yamarket_chat.session import ChatSession
 
 from . import console, options, waiting
 
-MAY_CHAT = {Scope.COMMUNICATION, Scope.ALL_METHODS}
+CHAT_SCOPES = {Scope.COMMUNICATION, Scope.ALL_METHODS}
 
 
 def whoami(
@@ -21,45 +21,45 @@ def whoami(
     insecure_http: options.InsecureHttp = False,
     give_up_after: options.GiveUpAfter = options.GIVE_UP_AFTER,
 ) -> None:
-    """Tell what the key may do and which businesses and shops it sees.
+    """Show what the key may do, and which businesses and shops it can access.
 
-    It needs no business id: it is how one finds that number.
+    This command needs no business id. Use it to find the id.
 
     Example: yamarket-chat whoami
     """
-    # Any business id will do, as none is asked about: that of the environment may be wrong.
+    # These requests use no business id, so a wrong one in the environment must not matter.
     session = options.connect(api_key, 1, base_url, insecure_http, give_up_after)
-    waiting.read(session, give_up_after, lambda silence: _tell(session, silence, json))
+    waiting.read(session, give_up_after, lambda timer: _show(session, timer, json))
 
 
-async def _tell(session: ChatSession, silence: waiting.Silence, json: bool) -> None:
+async def _show(session: ChatSession, timer: waiting.ResponseTimer, json: bool) -> None:
     token = await session.token()
-    silence.heard()
+    timer.response_received()
     if json:
         console.data(token)
-        async for shop in silence.items(session.campaigns()):
+        async for shop in timer.items(session.campaigns()):
             console.data(shop)
         return
-    _tell_token(token)
-    shops = [shop async for shop in silence.items(session.campaigns())]
+    _print_token(token)
+    shops = [shop async for shop in timer.items(session.campaigns())]
     if not shops:
-        console.note("The key sees no shop")
+        console.note("The key has access to no shops")
         return
     console.table(_table(shops))
 
 
-def _tell_token(token: Token) -> None:
+def _print_token(token: Token) -> None:
     scopes = ", ".join(token.auth_scopes) or "none"
     console.result(f"Key: {token.name}")
     console.result(f"Scopes: {scopes}")
-    if MAY_CHAT.isdisjoint(token.auth_scopes):
-        console.result("It may not chat: that takes COMMUNICATION or ALL_METHODS")
+    if CHAT_SCOPES.isdisjoint(token.auth_scopes):
+        console.result("Chat: not allowed; the key needs the scope COMMUNICATION or ALL_METHODS")
     else:
-        console.result("It may chat")
+        console.result("Chat: allowed")
 
 
 def _table(shops: list[Campaign]) -> Table:
-    table = console.new_table("Business id", "Business", "Shop id", "Shop", "Works by", "API")
+    table = console.new_table("Business id", "Business", "Shop id", "Shop", "Model", "API")
     for shop in shops:
         business = shop.business
         table.add_row(

@@ -1,10 +1,12 @@
-"""A stand-in for the Market on loopback: for the demo, for tests, and for users' own tests.
+"""A local server that behaves like the Market's chat API, for tests and demos.
 
-async with Sandbox() as market:
-    ...  # talk to market.url with market.api_key and market.business_id
+    async with Sandbox() as market:
+        ...  # connect to market.url with market.api_key and market.business_id
+
+The sandbox listens on the loopback interface. It implements the operations, the limits and the
+errors that the Market documents, and it can inject faults.
 """
 
-from .books import Arrival, Refusals
 from .faults import (
     EVERY_FAULT,
     Fault,
@@ -13,6 +15,7 @@ from .faults import (
     numbered_faults,
     random_faults,
 )
+from .recorder import Arrival, Refusals
 from .sandbox import Sandbox
 from .state import StoredFile, StoredMessage
 

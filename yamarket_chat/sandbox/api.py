@@ -1,4 +1,4 @@
-"""The documented operations: what each takes, checks, does and answers. No HTTP here."""
+"""The documented operations: their parameters, checks, effects and responses. No HTTP here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 from . import wire
 from .state import ChatRecord, State, StoredMessage
@@ -30,7 +30,7 @@ OK_BODY = b'{"status":"OK"}'
 
 
 class ApiError(Exception):
-    """A documented error: its status, its code and its text."""
+    """A documented error: its HTTP status, its code and its text."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ def not_found(message: str) -> ApiError:
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request that was let in: the parameters of its address, and its body or its file."""
+    """A request that passed the limits: the parameters of its URL, and its body or its file."""
 
     query: Mapping[str, str]
     body: bytes = b""
@@ -60,7 +60,7 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Seller(msgspec.Struct, frozen=True):
-    """What campaigns and token tell about the seller."""
+    """What the operations campaigns and token return about the seller."""
 
     business_id: int
     campaigns: int
@@ -69,7 +69,7 @@ class Seller(msgspec.Struct, frozen=True):
 
 
 class Api:
-    """Carries the operations out upon the state."""
+    """Executes the operations on the state."""
 
     def __init__(self, state: State, seller: Callable[[], Seller], *, strip_spaces: bool) -> None:
         self._state = state
@@ -96,11 +96,11 @@ class Api:
     def create_chat(self, call: Call) -> bytes:
         request = _decode(_CREATE_CHAT, call.body)
         if request.context is not msgspec.UNSET:
-            chat = self._state.chat_about(request.context.type, request.context.id)
+            chat = self._state.chat_for(request.context.type, request.context.id)
         elif request.order_id is not msgspec.UNSET:
             if request.order_id < 1:
                 raise not_found(f"Order not found: {request.order_id}")
-            chat = self._state.chat_about("ORDER", request.order_id)
+            chat = self._state.chat_for("ORDER", request.order_id)
         else:
             raise bad_request("Value of context must not be null")
         return _ok(wire.CreatedChat(chat.chat_id))
@@ -112,17 +112,17 @@ class Api:
         limit = _limit(call.query, default=10, maximum=20)
         position = _page_token(call.query, "chats")
         request = _decode(_GET_CHATS, call.body)
-        wanted = _chat_filter(request)
+        matches = _chat_filter(request)
         chats: list[wire.Chat] = []
         token = None
-        for behind, chat in self._state.chats_from(position or 0):
-            if not wanted(chat):
+        for next_position, chat in self._state.chats_from(position or 0):
+            if not matches(chat):
                 continue
             if len(chats) == limit:
                 token = _encode_token("chats", position or 0)
                 break
             chats.append(self._chat_row(chat))
-            position = behind
+            position = next_position
         return _ok(wire.ChatPage(chats, wire.Paging(token)))
 
     def history(self, call: Call) -> bytes:
@@ -230,24 +230,27 @@ FIRST_CAMPAIGN = 1_001
 
 
 class Operation(msgspec.Struct, frozen=True):
-    """One row of the documentation; `path` follows /v2/businesses/ID or, `anywhere`, the host."""
+    """One documented operation.
+
+    `path` follows /v2/businesses/ID or, if `outside_business` is set, the host.
+    """
 
     name: str
     resource: str
     method: Literal["GET", "POST"]
     path: str
     limit: Rate
-    carry_out: Callable[[Api, Call], bytes]
+    execute: Callable[[Api, Call], bytes]
     media_type: str | None = None
     scopes: frozenset[wire.Scope] | None = None
-    anywhere: bool = False
+    outside_business: bool = False
 
 
 _WRITE: frozenset[wire.Scope] = frozenset({"ALL_METHODS", "COMMUNICATION"})
 _READ: frozenset[wire.Scope] = _WRITE | {"ALL_METHODS_READ_ONLY"}
 
 
-def _an_hour(requests: int) -> Rate:
+def _per_hour(requests: int) -> Rate:
     return Rate(requests, per=3600)
 
 
@@ -259,7 +262,7 @@ OPERATIONS: dict[str, Operation] = {
             "sendMessageToChat",
             "POST",
             "/chats/message",
-            _an_hour(1000),
+            _per_hour(1000),
             Api.send_message,
             JSON,
             _WRITE,
@@ -269,7 +272,7 @@ OPERATIONS: dict[str, Operation] = {
             "sendFileToChat",
             "POST",
             "/chats/file/send",
-            _an_hour(1000),
+            _per_hour(1000),
             Api.send_file,
             MULTIPART,
             _WRITE,
@@ -279,21 +282,21 @@ OPERATIONS: dict[str, Operation] = {
             "createChat",
             "POST",
             "/chats/new",
-            _an_hour(1000),
+            _per_hour(1000),
             Api.create_chat,
             JSON,
             _WRITE,
         ),
         Operation(
-            "get_chat", "getChat", "GET", "/chat", _an_hour(1000), Api.get_chat, scopes=_READ
+            "get_chat", "getChat", "GET", "/chat", _per_hour(1000), Api.get_chat, scopes=_READ
         ),
-        Operation("chats", "getChats", "POST", "/chats", _an_hour(5000), Api.chats, JSON, _READ),
+        Operation("chats", "getChats", "POST", "/chats", _per_hour(5000), Api.chats, JSON, _READ),
         Operation(
             "history",
             "getChatHistory",
             "POST",
             "/chats/history",
-            _an_hour(10_000),
+            _per_hour(10_000),
             Api.history,
             JSON,
             _READ,
@@ -303,7 +306,7 @@ OPERATIONS: dict[str, Operation] = {
             "getChatMessage",
             "GET",
             "/chats/message",
-            _an_hour(1000),
+            _per_hour(1000),
             Api.get_message,
             scopes=_READ,
         ),
@@ -312,18 +315,18 @@ OPERATIONS: dict[str, Operation] = {
             "getCampaigns",
             "GET",
             "/v2/campaigns",
-            _an_hour(1000),
+            _per_hour(1000),
             Api.campaigns,
-            anywhere=True,
+            outside_business=True,
         ),
         Operation(
             "token",
             "getAuthTokenInfo",
             "POST",
             "/v2/auth/token",
-            _an_hour(100),
+            _per_hour(100),
             Api.token,
-            anywhere=True,
+            outside_business=True,
         ),
     )
 }
@@ -338,7 +341,7 @@ _GET_HISTORY = msgspec.json.Decoder(wire.GetHistoryRequest)
 
 
 def parse_id(text: str) -> int | None:
-    """An int64 of at least 1, or None for anything else."""
+    """Parse an int64 of at least 1. None means that the text is something else."""
     if not (text.isascii() and text.isdigit()) or len(text) > 100:
         return None
     number = int(text)
@@ -413,7 +416,7 @@ def _chat_filter(request: wire.GetChatsRequest) -> Callable[[ChatRecord], bool]:
     types = _distinct("types", request.types)
     statuses = _distinct("statuses", request.statuses)
 
-    def wanted(chat: ChatRecord) -> bool:
+    def matches(chat: ChatRecord) -> bool:
         return (
             (order_ids is None or chat.order_id in order_ids)
             and (contexts is None or (chat.context_type, chat.identifier) in contexts)
@@ -422,7 +425,7 @@ def _chat_filter(request: wire.GetChatsRequest) -> Callable[[ChatRecord], bool]:
             and (statuses is None or chat.status in statuses)
         )
 
-    return wanted
+    return matches
 
 
 def _distinct(name: str, values: Sequence[Any] | None) -> set[Any] | None:
@@ -434,7 +437,7 @@ def _distinct(name: str, values: Sequence[Any] | None) -> set[Any] | None:
     return distinct
 
 
-# Answers
+# Responses
 
 
 def _ok(result: Any) -> bytes:
@@ -452,6 +455,8 @@ def _message_row(message: StoredMessage) -> wire.Message:
 
 
 def check_operation(name: str) -> None:
-    """Raise InvalidArgumentError where there is no operation of this name."""
+    """Raise InvalidArgumentError if there is no operation of this name."""
     if name not in OPERATIONS:
-        raise InvalidArgumentError(f"{name!r} is no operation; they are {', '.join(OPERATIONS)}")
+        raise InvalidArgumentError(
+            f"there is no operation {name!r}; pass one of {', '.join(OPERATIONS)}"
+        )

@@ -1,6 +1,6 @@
-"""The sandbox's clock: wall time that is carried on by the time of the event loop.
+"""The sandbox's clock. It derives the wall time from the time of the event loop.
 
-So it stands, runs and jumps with the loop, on a loop with a virtual clock as well.
+The clock therefore also works on an event loop whose time is virtual.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ _MOSCOW = timezone(timedelta(hours=3))
 
 
 class Clock:
-    """Tells the loop's time (`now`) and the wall time of answers, which is `offset` seconds off."""
+    """The loop's time (`now`), and the wall time in responses, which is ahead by `offset` seconds.
+
+    The wall time is read once, when the clock is made.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, offset: float) -> None:
         self._loop = loop
-        self._wall_at_zero = time.time() - loop.time() + offset
+        self._wall_time_at_loop_zero = time.time() - loop.time() + offset
 
     def now(self) -> float:
         return self._loop.time()
 
-    def http_date(self, moment: float) -> str:
-        """The Date header of a moment of the loop; whole seconds, rounded down."""
-        return _http_date(self._wall_second(moment))
+    def http_date(self, loop_time: float) -> str:
+        """Format a time of the loop for a Date header: whole seconds, rounded down."""
+        return _http_date(self._wall_second(loop_time))
 
-    def timestamp(self, moment: float) -> datetime:
-        """The createdAt of a moment of the loop: whole seconds with Moscow's offset."""
-        return _timestamp(self._wall_second(moment))
+    def timestamp(self, loop_time: float) -> datetime:
+        """Convert a time of the loop for a createdAt field: whole seconds, Moscow's offset."""
+        return _timestamp(self._wall_second(loop_time))
 
-    def _wall_second(self, moment: float) -> int:
-        return int(self._wall_at_zero + moment)
+    def _wall_second(self, loop_time: float) -> int:
+        return int(self._wall_time_at_loop_zero + loop_time)
 
 
 @lru_cache(maxsize=1024)

@@ -1,4 +1,4 @@
-"""What can be made to fail, and when."""
+"""Faults that the sandbox injects, and functions that choose the requests that fail."""
 
 from __future__ import annotations
 
@@ -22,26 +22,39 @@ FaultTime = Literal["before", "after", "later"]
 class Fault(msgspec.Struct, frozen=True):
     """One failure of the Market, as a client sees it.
 
-    `kind` is what happens instead of the answer:
+    Attributes:
+        kind: What happens instead of the response.
 
-    - "reset": the connection is reset;
-    - "no_answer": nothing comes, for as long as the client waits;
-    - "status": an answer of this `status`, 200 to 599, in the API's form (status ERROR) or, with
-      `html`, a page of HTML such as a balancer sends. A 3xx redirects to a path that leads nowhere;
-    - "half_body": the answer promises twice the bytes that come before the connection closes;
-    - "slow": the right answer, `delay` seconds later than usual;
-    - "rate_limit", "parallel_limit": a 420 that the client did not earn. The first one says that
-      nothing goes through for another `delay` seconds.
+            - "reset": the server resets the connection.
+            - "no_answer": the server sends nothing until the client closes the connection.
+            - "status": the server responds with `status`. The body is an error in the API's format
+              or, if `html` is set, an HTML page like that of a load balancer. A 3xx status
+              redirects to a path that does not exist.
+            - "half_body": the server announces the whole body, sends half of it and closes the
+              connection.
+            - "slow": the server sends the correct response `delay` seconds later than usual.
+            - "rate_limit": the server refuses the request with 420, although the client kept to
+              the rate limit. The headers say that the limit resets in `delay` seconds.
+            - "parallel_limit": the server refuses the request with 420, although the client kept
+              to the limit of parallel requests.
+        when: When the request fails.
 
-    `when` says what became of the request: it fails "before" it is carried out, which then never
-    happens; "after" it was carried out; or it is carried out "later", `delay` seconds after the
-    failure. A 420 is always "before".
+            - "before": before the server executes it. The server never executes it.
+            - "after": after the server has executed it.
+            - "later": the server executes it `delay` seconds after the failure.
 
+            A 420 is always "before".
+        delay: Seconds, at least 0. "slow", "rate_limit" and "later" use them.
+        status: The HTTP status for the kind "status", from 200 to 599.
+        html: True makes the kind "status" respond with an HTML page.
+
+    Raises:
+        InvalidArgumentError: A value is out of range, or `kind` and `when` contradict each other.
+
+    Example:
         Fault("reset", when="after")
         Fault("status", status=502, html=True)
         Fault("reset", when="later", delay=9.9)
-
-    Raises InvalidArgumentError where the fields do not go together.
     """
 
     kind: FaultKind
@@ -52,23 +65,42 @@ class Fault(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(FaultKind):
-            raise InvalidArgumentError(f"Fault.kind is one of {', '.join(get_args(FaultKind))}")
+            raise InvalidArgumentError(
+                f"Fault.kind must be one of {', '.join(get_args(FaultKind))}"
+            )
         if self.when not in get_args(FaultTime):
-            raise InvalidArgumentError(f"Fault.when is one of {', '.join(get_args(FaultTime))}")
+            raise InvalidArgumentError(
+                f"Fault.when must be one of {', '.join(get_args(FaultTime))}"
+            )
         if not 0 <= self.delay < math.inf:
-            raise InvalidArgumentError("Fault.delay is a number of seconds of at least 0")
+            raise InvalidArgumentError("Fault.delay must be at least 0 seconds and finite")
         if not 200 <= self.status <= 599:
-            raise InvalidArgumentError("Fault.status is an HTTP status from 200 to 599")
+            raise InvalidArgumentError("Fault.status must be an HTTP status from 200 to 599")
         if self.kind in ("rate_limit", "parallel_limit") and self.when != "before":
-            raise InvalidArgumentError("a request that is refused with 420 is never carried out")
+            raise InvalidArgumentError(
+                f'the kind "{self.kind}" refuses a request before it is executed;'
+                ' pass when="before"'
+            )
 
 
 class RequestInfo(msgspec.Struct, frozen=True):
-    """A request for which a fault may be chosen.
+    """A request, as a fault plan sees it.
 
-    `number` counts the requests that were let in, from 1; `operation_number` those of the same
-    `operation`. Requests that the key, the business id or the limits keep out are not counted and
-    never made to fail. `time` is the event loop's, in seconds.
+    The sandbox does not number requests that it refuses because of the key, the business id or a
+    limit, and never makes them fail.
+
+    Attributes:
+        number: The number of the request among the requests to all operations, from 1.
+        operation_number: The number of the request among the requests to its operation, from 1.
+        operation: The name of the operation, for example "send_message".
+        chat_id: The chat that the URL names, or None.
+        time: The event loop's time at which the request arrived, in seconds.
+
+    Example:
+        def every_tenth_request_fails(request: RequestInfo) -> Fault | None:
+            return Fault("reset") if request.number % 10 == 0 else None
+
+        Sandbox(faults=every_tenth_request_fails)
     """
 
     number: int
@@ -79,10 +111,8 @@ class RequestInfo(msgspec.Struct, frozen=True):
 
 
 FaultPlan = Callable[[RequestInfo], Fault | None]
+"""A function that returns the fault for a request, or None if the request must not fail."""
 
-# The failures between which a client has to tell, each before and after the request was carried
-# out where that makes sense. Not among them: a 503 in the API's form after the request was carried
-# out, because by that answer the Market says that it was not.
 EVERY_FAULT: tuple[Fault, ...] = (
     *(Fault(kind, when=when) for kind in ("reset", "no_answer") for when in ("before", "after")),
     *(
@@ -100,25 +130,39 @@ EVERY_FAULT: tuple[Fault, ...] = (
     Fault("rate_limit", delay=30.0),
     Fault("parallel_limit"),
 )
+"""All failures that a client must handle differently, "before" and "after" if both are possible.
+
+A 503 in the API's format is never "after", because with it the Market says that it has not executed
+the request.
+"""
 
 
 def numbered_faults(faults: Mapping[int, Fault], *, operation: str | None = None) -> FaultPlan:
-    """Make the n-th request fail, counted from 1 over all operations or those of one.
+    """Make the requests with the given numbers fail.
 
-    Sandbox(faults=numbered_faults({3: Fault("reset")}, operation="send_message"))
+    Args:
+        faults: The fault for each number of a request. Numbers start at 1.
+        operation: Count the requests to this operation only. None counts all requests.
 
-    Raises InvalidArgumentError for an operation or a number that there is not.
+    Returns:
+        A plan for `Sandbox(faults=...)`.
+
+    Raises:
+        InvalidArgumentError: A number is less than 1, or there is no such operation.
+
+    Example:
+        Sandbox(faults=numbered_faults({3: Fault("reset")}, operation="send_message"))
     """
     if operation is not None:
         check_operation(operation)
     if any(number < 1 for number in faults):
-        raise InvalidArgumentError("requests are numbered from 1")
-    chosen = dict(faults)
+        raise InvalidArgumentError("requests are numbered from 1; pass numbers of at least 1")
+    fault_of = dict(faults)
 
     def plan(request: RequestInfo) -> Fault | None:
         if operation is None:
-            return chosen.get(request.number)
-        return chosen.get(request.operation_number) if request.operation == operation else None
+            return fault_of.get(request.number)
+        return fault_of.get(request.operation_number) if request.operation == operation else None
 
     return plan
 
@@ -130,18 +174,29 @@ def random_faults(
     kinds: Sequence[Fault] = EVERY_FAULT,
     operations: Collection[str] | None = None,
 ) -> FaultPlan:
-    """Make each request fail with a probability from 0 to 1, in one of the ways of `kinds`.
+    """Make each request fail with the given probability.
 
-    The same seed gives the same faults to the same sequence of requests. `operations` restricts
-    the faults to these. Raises InvalidArgumentError for a probability out of range, no kinds, or an
-    operation that there is not.
+    Args:
+        probability: The probability of a fault, from 0 to 1.
+        seed: The seed of the random generator. The same seed gives the same faults for the same
+            sequence of requests.
+        kinds: The faults to choose from, all with equal probability.
+        operations: Make only requests to these operations fail. None means all operations.
 
+    Returns:
+        A plan for `Sandbox(faults=...)`.
+
+    Raises:
+        InvalidArgumentError: The probability is out of range, `kinds` is empty, or there is no such
+            operation.
+
+    Example:
         Sandbox(faults=random_faults(0.2, seed=7, operations={"send_message"}))
     """
     if not 0 <= probability <= 1:
-        raise InvalidArgumentError("probability is a number from 0 to 1")
+        raise InvalidArgumentError("probability must be from 0 to 1")
     if not kinds:
-        raise InvalidArgumentError("kinds holds at least one Fault")
+        raise InvalidArgumentError("kinds is empty; pass at least one Fault")
     for operation in operations or ():
         check_operation(operation)
     rng = random.Random(seed)

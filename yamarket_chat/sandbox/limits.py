@@ -1,8 +1,8 @@
-"""What the Market lets in: requests over time for each operation, requests at once for all.
+"""The sandbox's limits: a rate limit for each operation, and one limit of parallel requests.
 
-Everything here is counted when a request arrives. A request that is refused because the window is
-full takes no place in it, or a client that keeps knocking would never be let in again. Any other
-request keeps its place whatever came of it; the real Market may be milder and count no 5xx.
+A request is counted when it arrives. A request that is refused because the window is full is not
+counted. Otherwise a client that keeps retrying would never be served again. All other requests stay
+counted, whatever the response was. The real Market may be less strict and not count a 5xx.
 """
 
 from __future__ import annotations
@@ -13,37 +13,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 WindowKind = Literal["rolling", "fixed"]
 
 
 class RollingWindow:
-    """At most `rate.requests` in any `rate.per` seconds; `rate.burst` means nothing here."""
+    """At most `rate.requests` in any `rate.per` seconds; `rate.burst` is ignored."""
 
     def __init__(self, rate: Rate) -> None:
         self.rate = rate
-        self._taken: deque[float] = deque()
+        self._times: deque[float] = deque()
 
     def used(self, now: float) -> int:
-        taken = self._taken
+        """Return how many requests are counted in the window that ends now."""
+        times = self._times
         per = self.rate.per
-        while taken and taken[0] + per <= now:
-            taken.popleft()
-        return len(taken)
+        while times and times[0] + per <= now:
+            times.popleft()
+        return len(times)
 
-    def take(self, now: float, places: int = 1) -> int:
-        """Take so many places, or as many as are free; answers how many were taken."""
-        places = max(0, min(places, self.rate.requests - self.used(now)))
-        self._taken.extend([now] * places)
-        return places
+    def take(self, now: float, requests: int = 1) -> int:
+        """Count this many requests, or as many as the limit allows; return how many."""
+        requests = max(0, min(requests, self.rate.requests - self.used(now)))
+        self._times.extend([now] * requests)
+        return requests
 
     def until(self, now: float) -> float:
-        """When the next place becomes free."""
+        """Return the time from which one more request is allowed than now."""
         used = self.used(now)
         if not used:
             return now
-        return self._taken[max(0, used - self.rate.requests)] + self.rate.per
+        return self._times[max(0, used - self.rate.requests)] + self.rate.per
 
 
 class FixedWindow:
@@ -56,20 +57,21 @@ class FixedWindow:
         self._used = 0
 
     def used(self, now: float) -> int:
+        """Return how many requests are counted in the current window."""
         if now >= self._end:
             per = self.rate.per
             self._end = self._start + (math.floor((now - self._start) / per) + 1) * per
             self._used = 0
         return self._used
 
-    def take(self, now: float, places: int = 1) -> int:
-        """Take so many places, or as many as are free; answers how many were taken."""
-        places = max(0, min(places, self.rate.requests - self.used(now)))
-        self._used += places
-        return places
+    def take(self, now: float, requests: int = 1) -> int:
+        """Count this many requests, or as many as the limit allows; return how many."""
+        requests = max(0, min(requests, self.rate.requests - self.used(now)))
+        self._used += requests
+        return requests
 
     def until(self, now: float) -> float:
-        """When the window ends and the next begins."""
+        """Return the time at which the window ends and the next one begins."""
         self.used(now)
         return self._end
 
@@ -77,50 +79,51 @@ class FixedWindow:
 Window = RollingWindow | FixedWindow
 
 
-class Place:
-    """One request that is being processed."""
+class ParallelSlot:
+    """The parallel slot of one request in progress."""
 
-    __slots__ = ("_places",)
+    __slots__ = ("_limit",)
 
-    def __init__(self, places: Places) -> None:
-        self._places: Places | None = places
+    def __init__(self, limit: ParallelLimit) -> None:
+        self._limit: ParallelLimit | None = limit
 
     def release(self) -> None:
-        if self._places is not None:
-            self._places.in_progress -= 1
-            self._places = None
+        """Free the slot. Further calls do nothing."""
+        if self._limit is not None:
+            self._limit.in_progress -= 1
+            self._limit = None
 
 
-class Places:
-    """The requests that are being processed at once, over all operations."""
+class ParallelLimit:
+    """Counts the requests in progress, over all operations."""
 
     def __init__(self) -> None:
         self.in_progress = 0
         self._held_by_others = 0
 
-    def take(self, limit: int) -> Place | None:
-        """A place, or None where `limit` of them are taken."""
-        if self.in_progress + self._held_by_others >= limit:
+    def acquire(self, slots: int) -> ParallelSlot | None:
+        """Take one of `slots` parallel slots. None means that all of them are taken."""
+        if self.in_progress + self._held_by_others >= slots:
             return None
         self.in_progress += 1
-        return Place(self)
+        return ParallelSlot(self)
 
     @contextmanager
-    def held(self, places: int) -> Iterator[None]:
-        self._held_by_others += places
+    def held_by_others(self, slots: int) -> Iterator[None]:
+        self._held_by_others += slots
         try:
             yield
         finally:
-            self._held_by_others -= places
+            self._held_by_others -= slots
 
 
 def describe_period(seconds: float) -> str:
-    """3600 -> "1 hour", 90 -> "90 seconds"."""
+    """Name a period as the Market does: "1 hour" for 3600, "90 seconds" for 90."""
     for name, length in (("hour", 3600), ("minute", 60)):
         if seconds >= length and seconds % length == 0:
-            return _counted(seconds / length, name)
-    return _counted(seconds, "second")
+            return _plural(seconds / length, name)
+    return _plural(seconds, "second")
 
 
-def _counted(number: float, name: str) -> str:
+def _plural(number: float, name: str) -> str:
     return f"{number:g} {name}" if number == 1 else f"{number:g} {name}s"

@@ -1,4 +1,4 @@
-"""The sandbox's socket and its connections, which can be broken at will."""
+"""The sandbox's listening socket and its connections."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from aiohttp import web
 
-# Closing such a socket sends RST instead of FIN and throws away what was not sent.
+# With this option, closing a socket sends RST instead of FIN and discards the send buffer.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Break a connection as a crashed server or a bad network does."""
+    """Reset a connection, as a crashed server or a broken network does."""
     sock = transport.get_extra_info("socket")
     if sock is not None and not transport.is_closing():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -23,12 +23,12 @@ def reset(transport: asyncio.Transport) -> None:
 
 
 class _Connections(web.Server):
-    """aiohttp's low-level server, which also tells when a connection is gone."""
+    """aiohttp's low-level server. One can also wait until a connection is closed."""
 
     def __init__(self, handler: Callable[[web.BaseRequest], Any], **settings: Any) -> None:
         super().__init__(handler, **settings)
         self.transports: dict[web.RequestHandler, asyncio.Transport] = {}
-        self._gone: dict[web.RequestHandler, asyncio.Event] = {}
+        self._closed: dict[web.RequestHandler, asyncio.Event] = {}
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -39,19 +39,19 @@ class _Connections(web.Server):
     ) -> None:
         super().connection_lost(handler, exc)
         self.transports.pop(handler, None)
-        if (gone := self._gone.pop(handler, None)) is not None:
-            gone.set()
+        if (closed := self._closed.pop(handler, None)) is not None:
+            closed.set()
 
-    async def wait_until_gone(self, handler: web.RequestHandler) -> None:
+    async def wait_until_closed(self, handler: web.RequestHandler) -> None:
         if handler in self.transports:
-            await self._gone.setdefault(handler, asyncio.Event()).wait()
+            await self._closed.setdefault(handler, asyncio.Event()).wait()
 
-    async def wait_until_all_gone(self) -> None:
-        await asyncio.gather(*map(self.wait_until_gone, list(self.transports)))
+    async def wait_until_all_closed(self) -> None:
+        await asyncio.gather(*map(self.wait_until_closed, list(self.transports)))
 
 
 class Listener:
-    """Listens on one port and hands each request to `handler`; can go down and come back."""
+    """Listens on one port and passes each request to `handler`. It can be closed and reopened."""
 
     def __init__(
         self,
@@ -73,38 +73,38 @@ class Listener:
             access_log=None,
         )
         self._server: asyncio.Server | None = None
-        self._kept: list[socket.socket] = []  # bound, not listening
+        self._reserved: list[socket.socket] = []  # bound to the port, not listening
         self.port = port
 
     async def open(self) -> None:
         if self._server is None:
-            self._let_go()
+            self._release_port()
             self._server = await asyncio.get_running_loop().create_server(
                 self._connections, self._host, self.port
             )
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Refuse new connections and reset those there are; requests in progress go on.
+        """Refuse new connections and reset the open ones. Requests in progress continue.
 
-        The port stays ours: somebody else's server there would answer in our place.
+        The port stays reserved, because another program that listens there would get our requests.
         """
         bound = [] if self._server is None else list(self._server.sockets)
-        places = [(sock.family, sock.getsockname()) for sock in bound]
-        self._refuse_new()
-        for family, address in places:
-            kept = socket.socket(family)
-            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            kept.bind(address)
-            self._kept.append(kept)
+        addresses = [(sock.family, sock.getsockname()) for sock in bound]
+        self._stop_listening()
+        for family, address in addresses:
+            reserved = socket.socket(family)
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(address)
+            self._reserved.append(reserved)
         for transport in list(self._connections.transports.values()):
             reset(transport)
-        await self._connections.wait_until_all_gone()
+        await self._connections.wait_until_all_closed()
 
     async def stop(self) -> None:
-        """Close, and end all that is in progress."""
-        self._refuse_new()
-        self._let_go()
+        """Close all connections and cancel the requests in progress."""
+        self._stop_listening()
+        self._release_port()
         self._connections.pre_shutdown()
         tasks = list(self._tasks)
         for task in tasks:
@@ -113,24 +113,24 @@ class Listener:
             await asyncio.wait(tasks)
         await self._connections.shutdown(timeout=1.0)
         for transport in list(self._connections.transports.values()):
-            transport.abort()  # also where a client does not read its answer
-        await self._connections.wait_until_all_gone()
+            transport.abort()  # shutdown() leaves those whose client does not read its response
+        await self._connections.wait_until_all_closed()
 
-    def _refuse_new(self) -> None:
+    def _stop_listening(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
 
-    def _let_go(self) -> None:
-        for kept in self._kept:
-            kept.close()
-        self._kept.clear()
+    def _release_port(self) -> None:
+        for reserved in self._reserved:
+            reserved.close()
+        self._reserved.clear()
 
-    async def wait_until_gone(self, request: web.BaseRequest) -> None:
-        await self._connections.wait_until_gone(request.protocol)
+    async def wait_until_closed(self, request: web.BaseRequest) -> None:
+        await self._connections.wait_until_closed(request.protocol)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        # The connection's own task, which waits for this one and outlives it by a step.
+        # aiohttp's task of the connection; it ends shortly after this coroutine does.
         task = request.task
         self._tasks.add(task)
         try:

@@ -1,4 +1,4 @@
-"""The sandbox as its users see it."""
+"""The public class `Sandbox`."""
 
 from __future__ import annotations
 
@@ -9,70 +9,86 @@ from types import TracebackType
 from typing import Self
 
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 from .api import Api, Seller, check_operation
-from .books import Arrival, Books, Refusals
 from .clock import Clock
-from .front import FILES, Front
+from .recorder import Arrival, Recorder, Refusals
+from .server import FILES, Server
 from .settings import Settings, check_int, check_rates
 from .state import State, StoredMessage
 from .wire import MAX_INT64, Sender
 
 
 class Sandbox(Settings):
-    """A stand-in for the Market on loopback, which behaves as the Market's documentation says.
+    """A local server that behaves as the Market's documentation says.
 
-        async with Sandbox(latency=0.1) as market:
-            async with ChatSession(market.api_key, market.business_id, base_url=market.url) as chat:
-                await chat.send_message(7, "On its way")
-            assert [message.text for message in market.messages(7)] == ["On its way"]
+    The sandbox serves the chat API of one seller on the loopback interface while its `async with`
+    block runs. It takes the time from the event loop, so it also works on a loop whose time is
+    virtual.
 
-    It takes its time from the event loop, so it also works on one whose clock is virtual. Times are
-    in seconds. All keywords have defaults; wrong ones raise InvalidArgumentError.
+    `latency`, `parallel`, `faults`, `scopes` and `rate_limit_headers` can be changed while the
+    sandbox runs. Three more attributes are False at first and can be set at any time:
 
-    Who is served:
+    - `revoked`: True makes the sandbox refuse the key with 401.
+    - `inactive`: True makes the sandbox refuse the business with 403.
+    - `locked`: True makes the sandbox respond with 423, as during a migration of the business.
 
-    - `api_key`, `business_id`: those of the seller; others get 401 and 403. `scopes` are what
-      the key may do, `campaigns` is how many shops the seller has.
-    - `host`, `port`: where to listen; 0 takes any free port. See `url`.
-    - `chats`: "any" (the default) makes each chat when it is first named, as one that its buyer
-      started; given ids are the only ones that exist, beside those made by create_chat.
-    - `strip_spaces`: text is stored without spaces at its ends.
+    All methods and properties raise RuntimeError if the sandbox was never started. What the sandbox
+    has received can also be read after the block.
 
-    Limits, which are strict:
+    Args:
+        api_key: The only key that the sandbox accepts. Other keys get 401.
+        business_id: The only business that the sandbox accepts. Other ids get 403.
+        host: The address to listen on.
+        port: The port to listen on. 0 takes a free port; see `url`.
+        limits: A `Rate` for the name of an operation, instead of the documented limit. The names
+            are send_message, send_file, create_chat, get_chat, chats, history, get_message,
+            campaigns and token. The sandbox counts a request when it arrives, whatever the response
+            is, unless it refuses the request because of the key, the business id or a full window.
+            `Rate.burst` is ignored.
+        parallel: The number of requests that may be in progress at the same time. A request is in
+            progress until the sandbox has responded, even if the client has closed the connection.
+            After 10 s the sandbox aborts it with 504.
+        window: "rolling" counts the requests of the last `per` seconds. "fixed" counts them from
+            one multiple of `per` seconds to the next.
+        window_phase: Seconds for which the first "fixed" window has run when the sandbox starts.
+        rate_limit_headers: False omits the X-RateLimit headers.
+        latency: Seconds that the sandbox takes for each request, or a function without arguments
+            that returns them. The sandbox executes a request at the end of this time. It refuses
+            a request at once.
+        clock_offset: Seconds by which the sandbox's clock is ahead. The clock sets the Date header,
+            createdAt and X-RateLimit-Resource-Until.
+        keep_alive: Seconds that an idle connection stays open. True means 75 s. False closes the
+            connection after each response.
+        faults: A function from `RequestInfo` to a `Fault` or None, or a mapping from the number of
+            a request to its `Fault`. See also `numbered_faults` and `random_faults`.
+        scopes: What the key may do, for example ["COMMUNICATION"].
+        chats: The ids of the chats that exist from the start. "any" means that every id is valid:
+            the sandbox creates a chat when a request first names it, as a chat that the buyer
+            started.
+        campaigns: The number of the seller's shops.
+        strip_spaces: True removes whitespace from both ends of a text before it is stored.
+        history_order: The order of messages in a history: "ascending" or "descending".
+        history_includes_from: True if a history contains the message that messageIdFrom names.
+        history_delay: Seconds until a stored message appears in the history.
+        keep_books: False keeps only counters, and neither messages nor arrivals. Use it for runs
+            with millions of messages.
 
-    - `limits`: a `Rate` for the name of an operation (send_message, send_file, create_chat,
-      get_chat, chats, history, get_message, campaigns, token) instead of the documented limit.
-      A request is counted when it arrives, whatever comes of it, unless the key, the business id
-      or a full window keeps it out. `Rate.burst` means nothing here.
-    - `window`: "rolling" counts the last `per` seconds; "fixed" counts from one multiple of `per`
-      to the next, beginning `window_phase` seconds before the start of the sandbox.
-    - `parallel`: how many requests may be processed at once. One is processed until it is answered,
-      also when its client has gone, and cut off with 504 after 10 s.
-    - `rate_limit_headers`: False leaves the X-RateLimit headers out.
+    Raises:
+        InvalidArgumentError: An argument is out of range or has the wrong type.
+        OSError: The sandbox cannot listen on this host and port (raised when the block is entered).
 
-    Time and connections:
-
-    - `latency`: seconds, or a function that returns them: how long a request is processed. It is
-      carried out at the end of this time; requests that are refused are answered at once.
-    - `clock_offset`: how far the clock of Date, createdAt and Until is ahead.
-    - `keep_alive`: True, seconds that an idle connection stays open, or False: closed after each
-      answer.
-    - `history_order` ("ascending" or "descending"), `history_includes_from` (whether messageIdFrom
-      is in its own answer), `history_delay` (how much later a stored message can be read).
-    - `faults`: a function from `RequestInfo` to a `Fault` or None, or a mapping from the number of
-      a request to its `Fault`. See `numbered_faults` and `random_faults`.
-    - `keep_books`: False keeps neither messages nor arrivals, only numbers: for very long runs.
-
-    While it runs, `latency`, `parallel`, `faults`, `scopes` and `rate_limit_headers` may be set
-    anew, and so may three attributes that begin as False: `revoked` (the key: 401), `inactive`
-    (the business: 403) and `locked` (the business is in migration: 423).
+    Example:
+        async with Sandbox(latency=0.1) as box:
+            async with ChatSession(box.api_key, box.business_id, base_url=box.url) as chats:
+                await chats.send_message(17, "Ваш заказ в пути")
+            assert [message.text for message in box.messages(17)] == ["Ваш заказ в пути"]
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._running: tuple[Front, State, Books] | None = None
+        self._running: tuple[Server, State, Recorder] | None = None
 
     async def __aenter__(self) -> Self:
         clock = Clock(asyncio.get_running_loop(), self.clock_offset)
@@ -84,12 +100,12 @@ class Sandbox(Settings):
             history_order=self.history_order,
             history_includes_from=self.history_includes_from,
         )
-        books = Books(keep_arrivals=self.keep_books)
+        recorder = Recorder(keep_arrivals=self.keep_books)
         api = Api(state, self._seller, strip_spaces=self.strip_spaces)
-        front = Front(self, clock, state, api, books)
-        await front.listener.open()
-        self.port = front.listener.port
-        self._running = (front, state, books)
+        server = Server(self, clock, state, api, recorder)
+        await server.listener.open()
+        self.port = server.listener.port
+        self._running = (server, state, recorder)
         state.files_url = f"{self.url}{FILES}"
         return self
 
@@ -99,102 +115,223 @@ class Sandbox(Settings):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._front.stop()
+        await self._server.stop()
 
     @property
     def url(self) -> str:
-        """The address of the API, for example "http://127.0.0.1:54321"."""
+        """The base URL of the API, for example "http://127.0.0.1:54321".
+
+        Example:
+            async with ChatSession("ACMA:sandbox:key", 12345, base_url=market.url) as chats:
+                await chats.send_message(17, "Ваш заказ в пути")
+        """
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self._front.listener.port}"
+        return f"http://{host}:{self._server.listener.port}"
 
     async def go_down(self) -> None:
-        """Refuse new connections and reset all there are.
+        """Refuse new connections and reset the open ones.
 
-        Requests in progress go on, answered to nobody, as behind a balancer that broke down.
+        Requests in progress continue, but their responses go nowhere, as behind a load balancer
+        that broke down.
+
+        Example:
+            await market.go_down()
+            ...  # clients cannot connect
+            await market.come_back()
         """
-        await self._front.listener.close()
+        await self._server.listener.close()
 
     async def come_back(self) -> None:
-        """Listen again on the same port, with all that was stored."""
-        await self._front.listener.open()
+        """Listen on the same port again. All stored messages are still there.
 
-    # What arrived
+        Raises:
+            OSError: The sandbox cannot listen on the port.
+        """
+        await self._server.listener.open()
+
+    # What the sandbox has received
 
     def messages(self, chat_id: int) -> list[StoredMessage]:
-        """All messages of a chat in the order in which they were stored."""
-        chat = self._state.known_chat(chat_id)
+        """Return all messages of a chat in the order in which they were stored.
+
+        Args:
+            chat_id: The chat. The list is empty if it does not exist.
+
+        Returns:
+            A new list of messages. It is empty with `keep_books=False`.
+
+        Example:
+            await session.send_message(chat_id, "Ваш заказ в пути")
+            assert market.messages(chat_id)[-1].text == "Ваш заказ в пути"
+        """
+        chat = self._state.existing_chat(chat_id)
         return [] if chat is None else list(chat.messages)
 
     @property
     def chat_ids(self) -> list[int]:
-        """The ids of all chats, in the order in which they came to be."""
+        """The ids of all chats, in the order in which they were created."""
         return [chat.chat_id for _, chat in self._state.chats_from(0)]
 
     @property
     def messages_stored(self) -> int:
-        """How many messages were stored in all chats, whoever wrote them."""
+        """The number of messages stored in all chats, from all senders."""
         return self._state.messages_stored
 
     @property
     def arrivals(self) -> list[Arrival]:
-        """Every request to an operation, in the order of arrival."""
-        return self._books.arrivals
+        """All requests to operations, in order of arrival. Empty with `keep_books=False`."""
+        return self._recorder.arrivals
 
     def requests(self, operation: str) -> int:
-        """How many requests to an operation arrived, refused ones included."""
+        """Return how many requests to an operation arrived, refused ones included.
+
+        Args:
+            operation: The name of the operation, for example "send_message".
+
+        Raises:
+            InvalidArgumentError: There is no such operation.
+
+        Example:
+            await session.send_message(chat_id, "Ваш заказ в пути")
+            assert market.requests("send_message") >= 1
+        """
         check_operation(operation)
-        return self._books.requests[operation]
+        return self._recorder.requests[operation]
 
     @property
     def refused(self) -> int:
-        """How many requests were answered with 420."""
-        return self._books.refusals.total
+        """The number of requests that were answered with 420."""
+        return self._recorder.refusals.total
 
     @property
     def refusals(self) -> Refusals:
-        """How many requests were answered with 420, by cause."""
-        return self._books.refusals
+        """The numbers of requests that were answered with 420, by cause."""
+        return self._recorder.refusals
 
     @property
     def busiest(self) -> int:
-        """The largest number of requests in progress at once, refused ones included."""
-        return self._books.busiest
+        """The largest number of requests in progress at the same time, refused ones included."""
+        return self._recorder.busiest
 
     def busiest_window(self, operation: str, per: float | None = None) -> int:
-        """The largest number of requests of an operation that were counted in any `per` seconds.
+        """Return the largest number of counted requests of an operation in any `per` seconds.
 
-        `per` is by default that of the operation's limit. Needs `keep_books`.
+        Args:
+            operation: The name of the operation, for example "send_message".
+            per: The length of the window in seconds. Default: that of the operation's limit.
+
+        Raises:
+            InvalidArgumentError: There is no such operation.
+            RuntimeError: The sandbox was created with `keep_books=False`.
+
+        Example:
+            assert market.busiest_window("send_message", per=3600) <= 1000
         """
         check_operation(operation)
         if per is None:
-            per = self._front.windows[operation].rate.per
-        return self._books.busiest_window(operation, per)
+            per = self._server.windows[operation].rate.per
+        return self._recorder.busiest_window(operation, per)
 
-    # What others do
+    # What other people and programs do
 
     def buyer_says(self, chat_id: int, text: str) -> StoredMessage:
-        """The buyer writes; the chat waits for the shop.
+        """Store a message from the buyer.
 
-        market.buyer_says(7, "Where is my order?")
+        The status of the chat becomes WAITING_FOR_PARTNER (in a dispute: WAITING_FOR_ARBITER).
 
-        Raises InvalidArgumentError where the chat does not exist, as do all of this kind.
+        Args:
+            chat_id: The chat, at least 1.
+            text: The text, at least one character.
+
+        Returns:
+            The stored message.
+
+        Raises:
+            InvalidArgumentError: The chat does not exist, the id is out of range or the text is
+                empty.
+
+        Example:
+            market.buyer_says(chat_id, "Где мой заказ?")
         """
         return self._store(chat_id, "CUSTOMER", text)
 
     def shop_says(self, chat_id: int, text: str) -> StoredMessage:
-        """A colleague of the seller's writes, by hand or from another program."""
+        """Store a message from the seller that another person or program has sent.
+
+        The status of the chat becomes WAITING_FOR_CUSTOMER (in a dispute: WAITING_FOR_ARBITER).
+
+        Args:
+            chat_id: The chat, at least 1.
+            text: The text, at least one character.
+
+        Returns:
+            The stored message.
+
+        Raises:
+            InvalidArgumentError: The chat does not exist, the id is out of range or the text is
+                empty.
+
+        Example:
+            market.shop_says(chat_id, "Уже проверяем")
+        """
         return self._store(chat_id, "PARTNER", text)
 
     def market_says(self, chat_id: int, text: str) -> StoredMessage:
-        """The Market writes an automatic message, which leaves the chat's status as it is."""
+        """Store an automatic message from the Market. The status of the chat does not change.
+
+        Args:
+            chat_id: The chat, at least 1.
+            text: The text, at least one character.
+
+        Returns:
+            The stored message.
+
+        Raises:
+            InvalidArgumentError: The chat does not exist, the id is out of range or the text is
+                empty.
+
+        Example:
+            market.market_says(chat_id, "Заказ передан в доставку")
+        """
         return self._store(chat_id, "MARKET", text)
 
     def support_says(self, chat_id: int, text: str) -> StoredMessage:
-        """The Market's support writes, which leaves the chat's status as it is."""
+        """Store a message from the Market's support. The status of the chat does not change.
+
+        Args:
+            chat_id: The chat, at least 1.
+            text: The text, at least one character.
+
+        Returns:
+            The stored message.
+
+        Raises:
+            InvalidArgumentError: The chat does not exist, the id is out of range or the text is
+                empty.
+
+        Example:
+            market.support_says(chat_id, "Чем помочь?")
+        """
         return self._store(chat_id, "SUPPORT", text)
 
     def buyer_sends_file(self, chat_id: int, name: str, content: bytes) -> StoredMessage:
-        """The buyer sends a file, which can be fetched from the URL in the message's payload."""
+        """Store a file from the buyer. It can be downloaded from the URL in the message's payload.
+
+        Args:
+            chat_id: The chat, at least 1.
+            name: The name of the file.
+            content: The bytes of the file.
+
+        Returns:
+            The stored message.
+
+        Raises:
+            InvalidArgumentError: The chat does not exist or the id is out of range.
+
+        Example:
+            message = market.buyer_sends_file(chat_id, "чек.jpg", b"photo")
+            assert message.payload[0].name == "чек.jpg"
+        """
         return self._store(chat_id, "CUSTOMER", None, [(name, content)])
 
     def add_chat(
@@ -204,9 +341,23 @@ class Sandbox(Settings):
         order_id: int | None = None,
         return_id: int | None = None,
     ) -> int:
-        """Make a chat about a return, about an order or, without both, one that its buyer started.
+        """Create a chat about a return or about an order.
 
-        Returns its id. Raises InvalidArgumentError where such a chat exists.
+        Without `order_id` and `return_id` it is a chat that the buyer started.
+
+        Args:
+            chat_id: The id of the chat. None takes a free one.
+            order_id: The order that the chat is about.
+            return_id: The return that the chat is about.
+
+        Returns:
+            The id of the chat.
+
+        Raises:
+            InvalidArgumentError: The chat exists already, or the order or the return has a chat.
+
+        Example:
+            chat = market.add_chat(order_id=55)
         """
         try:
             return self._state.add_chat(chat_id, order_id=order_id, return_id=return_id).chat_id
@@ -216,45 +367,77 @@ class Sandbox(Settings):
     def set_chat(
         self, chat_id: int, *, status: str | None = None, chat_type: str | None = None
     ) -> None:
-        """Set the status or the type of a chat: finish it, or make a dispute of it.
+        """Set the status or the type of a chat.
 
-        market.set_chat(7, chat_type="ARBITRAGE", status="WAITING_FOR_ARBITER")
+        Args:
+            chat_id: The chat.
+            status: For example "FINISHED", or a value that the Market does not document yet. None
+                leaves the status as it is.
+            chat_type: "CHAT", "ARBITRAGE" for a dispute, or a value that the Market does not
+                document yet. None leaves the type as it is.
 
-        Both may be values that the Market does not document yet.
+        Raises:
+            InvalidArgumentError: The chat does not exist.
+
+        Example:
+            market.set_chat(chat_id, chat_type="ARBITRAGE", status="WAITING_FOR_ARBITER")
         """
         chat = self._state.chat(chat_id)
         if chat is None:
-            raise InvalidArgumentError(f"there is no chat {chat_id}")
+            raise InvalidArgumentError(f"there is no chat {chat_id}; create it with add_chat()")
         chat.status = status or chat.status
         chat.type = chat_type or chat.type
 
     def other_programs_use(self, operation: str, requests: int) -> None:
-        """Other programs of the seller use up so many of an operation's requests, now.
+        """Count requests of the seller's other programs against the limit of an operation, now.
 
-        As many as its limit allows; what exceeds it is refused to them, not to us.
+        Args:
+            operation: The name of the operation, for example "send_message".
+            requests: The number of requests. At most as many are counted as the limit allows.
+
+        Raises:
+            InvalidArgumentError: There is no such operation.
+
+        Example:
+            market.other_programs_use("send_file", 900)
         """
         check_operation(operation)
-        self._front.windows[operation].take(self._clock_now(), requests)
+        self._server.windows[operation].take(self._clock_now(), requests)
 
     @contextmanager
     def other_programs_hold(self, places: int) -> Iterator[None]:
-        """Other programs of the seller hold so many of the parallel places, until this is left.
+        """Let the seller's other programs hold parallel slots while the `with` block runs.
 
-        with market.other_programs_hold(2):
-            ...
+        Args:
+            places: The number of parallel slots that are not available to us.
+
+        Example:
+            with market.other_programs_hold(2):
+                await session.send_message(chat_id, "Ваш заказ в пути")
         """
-        with self._front.places.held(places):
+        with self._server.parallel.held_by_others(places):
             yield
 
     def set_limit(self, operation: str, rate: Rate) -> None:
-        """Change the limit of an operation; what was counted stays counted."""
-        check_rates({operation: rate})
-        self._front.windows[operation].rate = rate
+        """Change the limit of an operation. Requests that are already counted stay counted.
 
-    # Inside
+        Args:
+            operation: The name of the operation, for example "send_message".
+            rate: The new limit.
+
+        Raises:
+            InvalidArgumentError: There is no such operation, or `rate` is not a Rate.
+
+        Example:
+            market.set_limit("history", Rate(500, per=3600))
+        """
+        check_rates({operation: rate})
+        self._server.windows[operation].rate = rate
+
+    # Internals
 
     @property
-    def _front(self) -> Front:
+    def _server(self) -> Server:
         return self._parts[0]
 
     @property
@@ -262,11 +445,11 @@ class Sandbox(Settings):
         return self._parts[1]
 
     @property
-    def _books(self) -> Books:
+    def _recorder(self) -> Recorder:
         return self._parts[2]
 
     @property
-    def _parts(self) -> tuple[Front, State, Books]:
+    def _parts(self) -> tuple[Server, State, Recorder]:
         if self._running is None:
             raise RuntimeError("the sandbox is not running; use it in `async with`")
         return self._running
@@ -286,8 +469,8 @@ class Sandbox(Settings):
     ) -> StoredMessage:
         check_int("chat_id", chat_id, 1, MAX_INT64)
         if text is not None and not (isinstance(text, str) and text):
-            raise InvalidArgumentError("the text is a str of at least one character")
+            raise InvalidArgumentError("the text must be a str of at least one character")
         chat = self._state.chat(chat_id)
         if chat is None:
-            raise InvalidArgumentError(f"there is no chat {chat_id}; add_chat() makes one")
+            raise InvalidArgumentError(f"there is no chat {chat_id}; create it with add_chat()")
         return self._state.store(chat, sender, text, files)

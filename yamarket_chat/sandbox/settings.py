@@ -1,4 +1,4 @@
-"""What can be set of a sandbox."""
+"""The settings of a sandbox, and their checks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from yamarket_chat.errors import InvalidArgumentError
-from yamarket_chat.operations import Rate
+from yamarket_chat.limits import Rate
 
 from .api import check_operation
 from .faults import Fault, FaultPlan
@@ -22,7 +22,7 @@ Latency = Seconds | Callable[[], Seconds]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Settings:
-    """The keywords of `Sandbox`, which explains them; checked when they are given."""
+    """The keyword arguments of `Sandbox`, which documents them. They are checked on creation."""
 
     api_key: str = "ACMA:sandbox:key"
     business_id: int = 12345
@@ -51,52 +51,56 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.api_key, str) and self.api_key.strip()):
-            raise InvalidArgumentError("api_key is a text that is not empty")
+            raise InvalidArgumentError("api_key must be a string that is not empty")
         check_int("business_id", self.business_id, 1, MAX_INT64)
         check_int("port", self.port, 0, 65535)
         check_int("parallel", self.parallel, 1)
         check_int("campaigns", self.campaigns, 0)
         check_rates(self.limits)
         if self.window not in get_args(WindowKind):
-            raise InvalidArgumentError('window is "rolling" or "fixed"')
+            raise InvalidArgumentError('window must be "rolling" or "fixed"')
         if not callable(self.latency):
             _check_seconds("latency", self.latency)
         for name in ("window_phase", "history_delay"):
             _check_seconds(name, getattr(self, name))
         if not _is_number(self.clock_offset) or not math.isfinite(self.clock_offset):
-            raise InvalidArgumentError("clock_offset is a number of seconds")
+            raise InvalidArgumentError("clock_offset must be a finite number of seconds")
         if not isinstance(self.keep_alive, bool):
             _check_seconds("keep_alive", self.keep_alive)
         if not (self.faults is None or callable(self.faults) or isinstance(self.faults, Mapping)):
-            raise InvalidArgumentError("faults is a function, a mapping of numbers, or None")
+            raise InvalidArgumentError(
+                "faults must be a function, a mapping from request numbers to Fault, or None"
+            )
         if isinstance(self.scopes, str) or not set(self.scopes) <= set(get_args(Scope)):
-            raise InvalidArgumentError(f"scopes are among {', '.join(get_args(Scope))}")
+            raise InvalidArgumentError(f"scopes must be a list of: {', '.join(get_args(Scope))}")
         if self.chats != "any":
             if isinstance(self.chats, str):
-                raise InvalidArgumentError('chats is "any" or the ids that exist')
+                raise InvalidArgumentError('chats must be "any" or a list of chat ids')
             self.chats = tuple(self.chats)
             for chat_id in self.chats:
                 check_int("an id in chats", chat_id, 1, MAX_INT64)
         if self.history_order not in get_args(HistoryOrder):
-            raise InvalidArgumentError('history_order is "ascending" or "descending"')
+            raise InvalidArgumentError('history_order must be "ascending" or "descending"')
 
 
 def check_rates(limits: Mapping[str, Rate]) -> None:
     for operation, rate in limits.items():
         check_operation(operation)
         if not isinstance(rate, Rate):
-            raise InvalidArgumentError(f"the limit of {operation} is a Rate")
+            raise InvalidArgumentError(
+                f"the limit of {operation} must be a Rate; pass Rate(requests, per)"
+            )
 
 
 def check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
     if type(value) is not int or value < least or (most is not None and value > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise InvalidArgumentError(f"{name} is a whole number {limit}")
+        raise InvalidArgumentError(f"{name} must be an int {limit}")
 
 
 def _check_seconds(name: str, value: Any) -> None:
     if not _is_number(value) or not 0 <= value < math.inf:
-        raise InvalidArgumentError(f"{name} is a number of seconds of at least 0")
+        raise InvalidArgumentError(f"{name} must be a finite number of seconds, at least 0")
 
 
 def _is_number(value: Any) -> bool:

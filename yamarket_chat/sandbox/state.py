@@ -1,4 +1,4 @@
-"""Chats, messages and files, without any input or output."""
+"""The chats, messages and files that the sandbox stores. No HTTP here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,17 @@ HistoryOrder = Literal["ascending", "descending"]
 
 
 class StoredFile(msgspec.Struct, frozen=True):
-    """A file of a message: its name, its size in bytes, and where it can be fetched."""
+    """A file in a message.
+
+    Attributes:
+        name: The name of the file.
+        url: The URL from which the file can be downloaded while the sandbox runs.
+        size: The size in bytes.
+
+    Example:
+        message = market.buyer_sends_file(chat_id, "чек.jpg", b"photo")
+        assert message.payload[0].size == 5
+    """
 
     name: str
     url: str
@@ -25,10 +35,20 @@ class StoredFile(msgspec.Struct, frozen=True):
 
 
 class StoredMessage(msgspec.Struct, frozen=True):
-    """A message as it stands in a chat.
+    """A message that is stored in a chat.
 
-    `created_at` is what the history shows: whole seconds of the sandbox's clock. `stored_at` is the
-    exact moment by the time of the event loop. `sender` is PARTNER, CUSTOMER, MARKET or SUPPORT.
+    Attributes:
+        message_id: The id of the message. Ids grow in the order in which messages are stored.
+        created_at: The time that the history shows: the sandbox's clock, in whole seconds.
+        sender: "PARTNER" (the seller), "CUSTOMER" (the buyer), "MARKET" or "SUPPORT".
+        text: The text, or None for a message that is a file.
+        payload: The files.
+        stored_at: The event loop's time at which the message was stored, in seconds.
+
+    Example:
+        await session.send_message(chat_id, "Ваш заказ в пути")
+        message = market.messages(chat_id)[-1]
+        assert (message.sender, message.text) == ("PARTNER", "Ваш заказ в пути")
     """
 
     message_id: int
@@ -78,12 +98,12 @@ class ChatRecord:
 
     @property
     def identifier(self) -> int | None:
-        """The id of what the chat is about."""
+        """The id of the order or the return that the chat is about."""
         return self.order_id if self.return_id is None else self.return_id
 
 
 class HistoryPage(msgspec.Struct, frozen=True):
-    """Messages of a page, and the id of the last one where more follow."""
+    """The messages of a page. `last_id` is the id of the last one, or None if no page follows."""
 
     messages: list[StoredMessage]
     last_id: int | None
@@ -92,8 +112,8 @@ class HistoryPage(msgspec.Struct, frozen=True):
 class State:
     """All that the Market stores for one seller.
 
-    `chats` are the ids that exist from the start; None means that any id exists and its chat is
-    made when it is first named, as one that the buyer started (DIRECT).
+    `chats` are the ids of the chats that exist from the start. None means that every id is valid:
+    the chat is created when a request first names it, as a chat that the buyer started (DIRECT).
     """
 
     def __init__(
@@ -107,13 +127,13 @@ class State:
         history_includes_from: bool,
     ) -> None:
         self._clock = clock
-        self._any_chat = chats is None
+        self._create_unknown_chats = chats is None
         self._keep_messages = keep_messages
         self._history_delay = history_delay
         self._history_order = history_order
         self._history_includes_from = history_includes_from
         self._chats: dict[int, ChatRecord] = {}
-        self._in_order_of_creation: list[ChatRecord] = []
+        self._chats_by_creation: list[ChatRecord] = []
         self._by_context: dict[tuple[ContextType, int], ChatRecord] = {}
         self._chat_ids = count(1_000_001)
         self._message_ids = count(1)
@@ -128,13 +148,14 @@ class State:
     # Chats
 
     def chat(self, chat_id: int) -> ChatRecord | None:
+        """Return the chat, or None. If every id is valid, create the chat if it is missing."""
         chat = self._chats.get(chat_id)
-        if chat is None and self._any_chat:
+        if chat is None and self._create_unknown_chats:
             chat = self.add_chat(chat_id)
         return chat
 
-    def chat_about(self, context_type: Literal["ORDER", "RETURN"], identifier: int) -> ChatRecord:
-        """The chat about this order or return, made where there is none yet."""
+    def chat_for(self, context_type: Literal["ORDER", "RETURN"], identifier: int) -> ChatRecord:
+        """Return the chat about this order or return. Create it if it is missing."""
         chat = self._by_context.get((context_type, identifier))
         if chat is None:
             name = "order_id" if context_type == "ORDER" else "return_id"
@@ -144,11 +165,11 @@ class State:
     def add_chat(
         self, chat_id: int | None, *, order_id: int | None = None, return_id: int | None = None
     ) -> ChatRecord:
-        """A new chat about a return, an order or nothing. Raises ValueError where there is one."""
+        """Create a chat about a return, an order or neither. ValueError if it already exists."""
         if chat_id is None:
             chat_id = next(i for i in self._chat_ids if i not in self._chats)
         elif chat_id in self._chats:
-            raise ValueError(f"chat {chat_id} exists")
+            raise ValueError(f"chat {chat_id} exists already; pass another id")
         chat = ChatRecord(
             chat_id,
             self._clock.timestamp(self._clock.now()),
@@ -158,19 +179,21 @@ class State:
         if chat.identifier is not None:
             key = (chat.context_type, chat.identifier)
             if key in self._by_context:
-                raise ValueError(f"{chat.context_type.lower()} {chat.identifier} has a chat")
+                raise ValueError(
+                    f"{chat.context_type.lower()} {chat.identifier} has a chat already"
+                )
             self._by_context[key] = chat
         self._chats[chat_id] = chat
-        self._in_order_of_creation.append(chat)
+        self._chats_by_creation.append(chat)
         return chat
 
-    def known_chat(self, chat_id: int) -> ChatRecord | None:
-        """The chat, without making one."""
+    def existing_chat(self, chat_id: int) -> ChatRecord | None:
+        """Return the chat if it exists. Never create it."""
         return self._chats.get(chat_id)
 
     def chats_from(self, position: int) -> Iterable[tuple[int, ChatRecord]]:
-        """Each chat behind a position, in the order of creation, and the position behind it."""
-        return enumerate(islice(self._in_order_of_creation, position, None), position + 1)
+        """Yield the chats from `position` on, in order of creation, each with the next position."""
+        return enumerate(islice(self._chats_by_creation, position, None), position + 1)
 
     # Messages and files
 
@@ -215,7 +238,10 @@ class State:
     def history(
         self, chat: ChatRecord, *, from_id: int | None, after_id: int | None, limit: int
     ) -> HistoryPage:
-        """A page from the message `from_id` on, behind `after_id`, the last of the page before."""
+        """Return a page of messages from `from_id` on.
+
+        `after_id` is the id of the last message of the page before, or None for the first page.
+        """
         rows = chat.messages
         start, end = 0, self._visible(chat)
         if from_id is not None:

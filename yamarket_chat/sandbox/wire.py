@@ -1,4 +1,4 @@
-"""The bodies of requests and answers, as the Market's OpenAPI description has them."""
+"""The bodies of requests and responses, as the Market's OpenAPI description defines them."""
 
 from __future__ import annotations
 
@@ -72,35 +72,35 @@ class GetChatsRequest(Request):
     statuses: Annotated[list[ChatStatus], msgspec.Meta(min_length=1)] | None = None
 
 
-class Answer(msgspec.Struct, rename="camel", omit_defaults=True):
+class Response(msgspec.Struct, rename="camel", omit_defaults=True):
     pass
 
 
-class Ok(Answer, omit_defaults=False):
+class Ok(Response, omit_defaults=False):
     result: Any
     status: Literal["OK"] = "OK"
 
 
-class ErrorDetail(Answer):
+class ErrorDetail(Response):
     code: str
     message: str
 
 
-class Errors(Answer, omit_defaults=False):
+class Errors(Response, omit_defaults=False):
     errors: list[ErrorDetail]
     status: Literal["ERROR"] = "ERROR"
 
 
-class Paging(Answer):
+class Paging(Response):
     next_page_token: str | None = None
 
 
-class Customer(Answer):
+class Customer(Response):
     name: str
     public_id: str
 
 
-class Context(Answer):
+class Context(Response):
     type: ContextType
     customer: Customer
     campaign_id: int
@@ -108,23 +108,23 @@ class Context(Answer):
     return_id: int | None = None
 
 
-class Chat(Answer):
+class Chat(Response):
     chat_id: int
     context: Context
-    type: str  # a ChatType, or what a test sets: the Market may have new ones
+    type: str  # not ChatType: tests also set values that the Market does not document yet
     status: str
     created_at: datetime
     updated_at: datetime
     order_id: int | None = None
 
 
-class Payload(Answer):
+class Payload(Response):
     name: str
     url: str
     size: int
 
 
-class Message(Answer):
+class Message(Response):
     message_id: int
     created_at: datetime
     sender: Sender
@@ -132,28 +132,28 @@ class Message(Answer):
     payload: list[Payload] | None = None
 
 
-class CreatedChat(Answer):
+class CreatedChat(Response):
     chat_id: int
 
 
-class ChatPage(Answer):
+class ChatPage(Response):
     chats: list[Chat]
     paging: Paging
 
 
-class MessagePage(Answer):
+class MessagePage(Response):
     context: Context
     messages: list[Message]
     paging: Paging
     order_id: int | None = None
 
 
-class Business(Answer):
+class Business(Response):
     id: int
     name: str
 
 
-class Campaign(Answer):
+class Campaign(Response):
     id: int
     domain: str
     client_id: int
@@ -162,7 +162,7 @@ class Campaign(Answer):
     api_availability: Literal["AVAILABLE", "MANUALLY_DISABLED"]
 
 
-class Pager(Answer):
+class Pager(Response):
     total: int
     from_: int = msgspec.field(name="from")
     to: int
@@ -171,16 +171,16 @@ class Pager(Answer):
     page_size: int
 
 
-class CampaignPage(Answer):
+class CampaignPage(Response):
     campaigns: list[Campaign]
     pager: Pager
     paging: Paging
 
 
-class ApiKey(Answer):
+class ApiKey(Response):
     name: str
     auth_scopes: list[str]
 
 
-class Token(Answer):
+class Token(Response):
     api_key: ApiKey

@@ -1,4 +1,4 @@
-"""Files on their way out: checked before anything is sent, streamed, never held twice."""
+"""Files to send: checked before anything is sent, streamed, never held in memory twice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 
 from aiohttp import MultipartWriter, payload
 
-from .errors import InvalidArgumentError
-from .exchange import Leaving
+from ..errors import InvalidArgumentError
+from .bodies import RequestBody
 
 LARGEST_FILE = 5 * 2**20
-"""Bytes of a file at most: 5 MB, as documented for sendFileToChat."""
+"""The most bytes of a file: 5 MB, as documented for sendFileToChat."""
 
 CHUNK = 2**16
 
@@ -26,17 +26,17 @@ _reading = threading.Lock()
 
 
 class Upload:
-    """A file to send: where it comes from, the name that the buyer sees, its size in bytes."""
+    """A file to send: its source, the name that the buyer sees, and its size in bytes."""
 
     def __init__(self, source: object, filename: str | None) -> None:
-        """Raises InvalidArgumentError where there is nothing to send, or too much."""
+        """Raises InvalidArgumentError if the file is missing, empty or too large."""
         self._path: str | bytes | None = None
         self._file: BinaryIO | None = None
         self._start = 0
         name: object = filename
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.size = memoryview(source).nbytes
-            # Shares bytes; what can be changed meanwhile is copied, unless it is too large anyway.
+            # Bytes are shared; what can be changed is copied, unless it is too large anyway.
             self._file = io.BytesIO(source if self.size <= LARGEST_FILE else b"")
         elif isinstance(source, (str, os.PathLike)):
             self._path = os.fspath(source)
@@ -45,7 +45,7 @@ class Upload:
             except (OSError, ValueError) as error:
                 raise InvalidArgumentError(f"the file cannot be read: {error}") from None
             if not os.path.isfile(self._path):
-                raise InvalidArgumentError(f"{os.fsdecode(self._path)} is no file")
+                raise InvalidArgumentError(f"{os.fsdecode(self._path)} is not a file")
             name = filename or os.path.basename(os.fsdecode(self._path))
         elif hasattr(source, "read"):
             try:
@@ -55,15 +55,15 @@ class Upload:
             if filename is None and isinstance(getattr(source, "name", None), str):
                 name = os.path.basename(source.name)  # type: ignore[attr-defined]
         else:
-            raise InvalidArgumentError("a file is a path, bytes, or a file opened for bytes")
+            raise InvalidArgumentError("file is a path, bytes, or a file opened for bytes")
         self.name = _check_name(name)
         if not 0 < self.size <= LARGEST_FILE:
             raise InvalidArgumentError(
-                f"{self.name} has {self.size} bytes; the Market takes 1 to {LARGEST_FILE}"
+                f"{self.name} has {self.size} bytes; the Market accepts 1 to {LARGEST_FILE}"
             )
 
     def body(self) -> FormBody:
-        """The form for one attempt."""
+        """Return the form for one request."""
         form = FormBody("form-data")
         part = form.append_payload(_Part(self))
         # As browsers send it: the name itself in UTF-8, which Russian names need (RFC 7578).
@@ -73,32 +73,34 @@ class Upload:
         return form
 
     def open(self) -> BinaryIO:
-        """What `read` reads from."""
+        """Open the file for `read`."""
         if self._path is not None:
             return open(self._path, "rb")
         assert self._file is not None  # noqa: S101 - a path or a file
         return self._file
 
     def read(self, file: BinaryIO, position: int, size: int) -> bytes:
-        """A piece from `position` on. One open file may be on its way to several chats at once."""
+        """Read a piece. One open file may be sent to several chats at the same time."""
         with _reading:
             file.seek(self._start + position)
             return file.read(size)
 
     def done(self, file: BinaryIO) -> None:
-        """Close what `open` opened; a file of the caller's stays open."""
+        """Close what `open` opened. A file of the caller stays open."""
         if self._path is not None:
             file.close()
 
 
 def _seekable(source: Any) -> tuple[BinaryIO, int, int]:
     if not (hasattr(source, "seekable") and source.seekable()):
-        # A pipe or a socket: its size shows only by reading it, and it cannot be read again.
+        # A pipe or a socket: only reading shows its size, and it cannot be read again.
         content = bytearray()
         while len(content) <= LARGEST_FILE:
             piece = source.read(LARGEST_FILE + 1 - len(content))
             if not isinstance(piece, bytes):
-                raise InvalidArgumentError("the file is to be opened for bytes, and to block")
+                raise InvalidArgumentError(
+                    "the file must be opened for bytes, and reading must block"
+                )
             if not piece:
                 break
             content += piece
@@ -113,7 +115,9 @@ def _seekable(source: Any) -> tuple[BinaryIO, int, int]:
 
 def _check_name(name: object) -> str:
     if not isinstance(name, str) or not name:
-        raise InvalidArgumentError("filename is missing: the buyer sees it, such as 'label.pdf'")
+        raise InvalidArgumentError(
+            "filename is missing: pass the name that the buyer sees, such as 'label.pdf'"
+        )
     forbidden = any(c in "/\\" or unicodedata.category(c) in _NOT_IN_NAMES for c in name)
     if len(name) > 255 or forbidden:
         raise InvalidArgumentError(
@@ -124,19 +128,23 @@ def _check_name(name: object) -> str:
 
 
 class _Part(payload.Payload):
-    """The file's part of the form: read in a thread, piece by piece."""
+    """The file in the form. It is read in a thread, in pieces."""
 
     def __init__(self, upload: Upload) -> None:
         super().__init__(upload, content_type="application/octet-stream")
         self._upload = upload
-        self._size = upload.size
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self._upload.size
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Not to be had: it is streamed."""
+        """Fail: the file is streamed."""
         raise TypeError("a file is streamed")
 
     async def write(self, writer: Any) -> None:
-        """Write all of it."""
+        """Write the file."""
         upload = self._upload
         try:
             file = await asyncio.to_thread(upload.open)
@@ -158,20 +166,20 @@ class _Part(payload.Payload):
         except (OSError, ValueError) as error:
             raise Unreadable(str(error)) from None
         if not piece:
-            raise Unreadable("it has become shorter since it was handed over")
+            raise Unreadable("it has become shorter since it was passed to send_file")
         return piece
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
-        """Write all of it: its length was told before."""
+        """Write the file. Its length is known before."""
         await self.write(writer)
 
 
-class FormBody(Leaving, MultipartWriter):
-    """A form that knows whether it may have left, and whether its file could not be read."""
+class FormBody(RequestBody, MultipartWriter):
+    """A form that knows whether it may have been sent, and whether its file could not be read."""
 
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
-        """Write to a connection that was made."""
-        self.leave(writer)
+        """Write the form to a connection."""
+        self.begin(writer)
         try:
             await super().write_with_length(writer, content_length)
         except Unreadable as error:
@@ -181,4 +189,4 @@ class FormBody(Leaving, MultipartWriter):
 
 
 class Unreadable(Exception):
-    """The file could not be read when its turn came."""
+    """The file could not be read when it was to be sent."""

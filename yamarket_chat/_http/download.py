@@ -1,4 +1,4 @@
-"""Fetching a file of a chat in pieces, with a bound; only the Market's own host gets the key."""
+"""Downloads a file of a chat, in pieces and up to a size."""
 
 from __future__ import annotations
 
@@ -10,35 +10,32 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import BinaryIO
 
-from .calls import LONGEST_PAUSE, Effort, Retry
-from .errors import ChatError, ConnectionFailedError, UnexpectedAnswerError, api_error
+from ..errors import ChatError, ConnectionFailedError, UnexpectedAnswerError, api_error
+from ..models import File
+from ..retry import LONGEST_PAUSE, Budget, Retry
 from .exchange import Exchange, FetchFailed
-from .models import File
 
 logger = logging.getLogger("yamarket_chat")
-
-LARGEST_DOWNLOAD = 64 * 2**20
-"""Bytes of a download at most, where the caller names no other bound."""
 
 
 async def download(
     exchange: Exchange, file: File, to: Path | None, max_bytes: int, retry: Retry
 ) -> bytes | Path:
     """Fetch a file; see `ChatSession.download`."""
-    effort = Effort(retry)
+    budget = Budget(retry)
     loop = asyncio.get_running_loop()
     while True:
         began = loop.time()
         try:
             return await _fetch(exchange, file, to, max_bytes)
         except FetchFailed as failed:
-            effort.attempts += 1
-            effort.spent += loop.time() - began
-            pause = effort.next_pause() if failed.passes else None
+            budget.attempts += 1
+            budget.spent += loop.time() - began
+            pause = budget.next_pause() if failed.passes else None
             if pause is None:
                 error = _error(file, failed)
                 break
-            logger.info("%s; again in %.1f s", _error(file, failed), pause)
+            logger.info("%s; retry in %.1f s", _error(file, failed), pause)
         await asyncio.sleep(pause)
     raise error
 
@@ -51,7 +48,7 @@ async def _fetch(exchange: Exchange, file: File, to: Path | None, max_bytes: int
 async def _take(pieces: AsyncIterator[bytes], to: Path | None) -> bytes | Path:
     if to is None:
         return b"".join([piece async for piece in pieces])
-    # Beside it first: a download that breaks off leaves nothing under the name asked for.
+    # Under another name first: a download that breaks off leaves nothing under the final name.
     part = to.with_name(f"{to.name}.part")
     try:
         with await asyncio.to_thread(part.open, "wb") as out:

@@ -1,4 +1,4 @@
-"""Where the messages of `send_many` come from: an iterable, or an async one, and one by one."""
+"""The source of the messages of `send_many`: an iterable or an async iterable."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterable
 from typing import Any
 
-from .calls import running_task
-from .models import OutgoingMessage
+from .._http.attempt import running_task
+from ..receipts import OutgoingMessage
 
 Messages = Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage]
 
 END = object()
-"""What comes behind the last message."""
+"""What comes after the last message."""
 
 
 class Source:
@@ -23,7 +23,7 @@ class Source:
         self.failure: BaseException | None = None  # why it ended early, if so
 
     def take(self) -> Any:
-        """The next message, whatever was given as one, or `END`."""
+        """Return the next message, whatever was given as one, or `END`."""
         try:
             return next(self._iterator, END)
         except (KeyboardInterrupt, SystemExit):
@@ -42,8 +42,8 @@ class Source:
 class AsyncSource:
     """The messages of an async iterable.
 
-    All of it is run in one task: what it opens in one step, such as a timeout or a context
-    variable, it closes in another.
+    One task runs it, because it may open something in one step (a timeout, a context variable) and
+    close it in another.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class AsyncSource:
         self._reader = start(self._run(messages))
 
     async def next(self) -> Any:
-        """The next message, whatever was given as one, or `END`. For one task at a time."""
+        """Return the next message, whatever was given as one, or `END`. For one task at a time."""
         self._wanted.set()
         return await self._read.get()
 
@@ -94,12 +94,12 @@ class AsyncSource:
         finally:
             self._read.put_nowait(END)
             if isinstance(iterator, AsyncGenerator):
-                # Or the loop does, in another task, when nobody refers to it any more.
+                # Otherwise the loop does, in another task, when nothing refers to it any more.
                 await iterator.aclose()
 
 
 def _failure(error: BaseException) -> BaseException:
     if isinstance(error, asyncio.CancelledError):
-        # Or whoever takes outcomes would seem to be cancelled.
+        # Otherwise whoever takes outcomes would seem to be cancelled.
         return RuntimeError("the reading of the messages was cancelled")
     return error

@@ -1,37 +1,39 @@
-"""Telling from a chat's history whether a message arrived.
+"""Decides from a chat's history whether a message arrived.
 
-Everything here is a pure function of what was seen, in seconds on the Market's clock. Messages of
-one chat go out one after the other, so the shop's rows since an attempt must be what was delivered
-shortly before it, and then the message itself or nothing. Whatever else stands there is not for us
-to guess.
+All functions here are pure. Times are seconds on the Market's clock. The messages of a chat are
+sent one after another, so the shop's rows since an attempt must be what was delivered shortly
+before it, and then the message itself or nothing. If anything else stands there, nobody guesses.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-import re
 from collections.abc import Iterable, Sequence
 
-from .models import Content, Message, Sender, Stored
+from ..models import Message, Sender
+from ..pending import Content, Stored
 
 KNOWN_FOR = 40.0
-"""Seconds before an attempt for which all messages to its chat are known. Less than the time
-for which they are remembered, by what the two clocks may be off and an answer may take."""
+"""Seconds before an attempt for which all messages to its chat are known. This is shorter than the
+time for which they are remembered, because clocks differ and an answer takes a while."""
 
-_OUTER_SPACES = re.compile(r"\A[\s\x00-\x20]+|[\s\x00-\x20]+\Z")
+SPACES = "".join(map(chr, range(33))) + (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+"""All that `str.isspace` calls a space, and the control characters."""
 
 
 def content_of_text(text: str) -> Content:
-    """What a text says, as it is sent or stored.
+    """Return what a text says, whether it was sent or stored.
 
     Some systems of the Market strip spaces at both ends of a string, as it documents.
     """
-    return Content(text=_OUTER_SPACES.sub("", text))
+    return Content(text=text.strip(SPACES))
 
 
 def content_of_row(row: Message) -> Content:
-    """What a row of a history says."""
+    """Return what a row of a history says."""
     if row.payload and len(row.payload) == 1 and not row.message:
         return Content(file_name=row.payload[0].name, file_size=row.payload[0].size)
     return content_of_text(row.message or "")
@@ -46,11 +48,11 @@ class Found(enum.Enum):
 
 
 def find(rows: Iterable[Message], wanted: Stored, before: Sequence[Stored]) -> Found:
-    """Look for `wanted` among the rows of a history.
+    """Look for `wanted` in the rows of a history.
 
     `before` is what was sent to the chat in the `KNOWN_FOR` seconds before it, in order. Rows may
-    tell whole seconds, so those of the message before may seem to be as late as the attempt. Where
-    that one says the same, more of the chat is looked at until the count tells.
+    have whole seconds, so the row of the message before may seem to be as late as the attempt. If
+    that message says the same, earlier rows are looked at until their number decides.
     """
     by_shop = [row for row in rows if row.sender == Sender.PARTNER]
     by_shop.sort(key=lambda row: (row.created_at, row.message_id))
@@ -70,7 +72,7 @@ def find(rows: Iterable[Message], wanted: Stored, before: Sequence[Stored]) -> F
 
 
 def last_of_shop(rows: Iterable[Message], until: float) -> float:
-    """When the last of the rows of the shop until a moment was stored."""
+    """Return when the shop's last row until a moment was stored."""
     return max(
         at
         for row in rows
@@ -81,8 +83,8 @@ def last_of_shop(rows: Iterable[Message], until: float) -> float:
 def _explains(
     items: Sequence[Stored], stored: Sequence[tuple[float, Content]], since: float
 ) -> bool:
-    """Whether the rows since a moment are messages of these, in order, and all that must be."""
-    explained = {0}  # how many of the rows the messages up to here can account for
+    """Whether the rows since a moment are some of these messages in order, and all that must be."""
+    explained = {0}  # the numbers of rows that the messages up to here can account for
     for item in items:
         if item.latest < since:
             continue

@@ -1,12 +1,11 @@
-"""Many messages: read as fast as they can be sent, told as they end.
+"""Many messages: read as fast as they can be sent, and their outcomes told as they end.
 
-A worker takes a message, sends it, and goes on with the next. At most one of them is in front: it
-takes, or waits for a place. When its message has left, or waits for something else (its chat, a
-pause, an unknown outcome), somebody else steps in front, if one more message could leave. A worker
-whose message has ended steps in front itself, or goes home if somebody is there. So there are as
-many workers as there is work for, and where each finds a place free when it comes back with one, a
-message costs neither a task of its own nor a turn among those that wait: 5 % of a send instead of
-31 %.
+Workers send the messages: each takes one, sends it, and goes on with the next. At most one worker
+is *in front*: it takes a message, or waits for a place in the limits. When its message was sent, or
+waits for something else (its chat, a pause, an unknown outcome), another worker steps in front, if
+one more message could be sent. A worker whose message has ended steps in front itself, or ends if
+another one is there. So there are as many workers as there is work for. If a worker finds a place
+free when it comes back, a message costs neither a task nor a wait: 5 % of a send instead of 31 %.
 """
 
 from __future__ import annotations
@@ -17,24 +16,26 @@ from collections import deque
 from collections.abc import AsyncIterable, Callable, Coroutine
 from typing import Any
 
-from .calls import closed_error, running_task
-from .errors import ChatError, InvalidArgumentError, UnauthorizedError
-from .models import Outcome, OutgoingMessage, Receipt
-from .scheduler import Owner, Scheduler
+from .._http.attempt import running_task
+from .._limits.scheduler import Scheduler
+from .._limits.tickets import CallGroup
+from ..errors import ChatError, DeliveryUnknownError, InvalidArgumentError, UnauthorizedError
+from ..receipts import Delivered, Outcome, OutgoingMessage, Receipt, Refused, Unknown
+from .failures import closed_error
 from .source import END, AsyncSource, Messages, Source
 
 READ_AHEAD = 256
-"""How many messages `send_many` has in hand at most: read, and their outcome not yet taken. Enough
-to keep all parallel places busy while some chats wait for their turn or for an unknown outcome."""
+"""The most messages that `send_many` has in hand: read, and their outcome not taken yet. Enough to
+keep all parallel places busy while some chats wait for their turn or for an unknown outcome."""
 
 
-class Batch(Owner):
-    """The messages of one `send_many`, each sent by `send` on its behalf."""
+class Batch(CallGroup):
+    """The messages of one `send_many`. `send` sends each of them as a call of this group."""
 
     def __init__(
         self,
         scheduler: Scheduler,
-        send: Callable[[Owner, OutgoingMessage], Coroutine[Any, Any, Receipt]],
+        send: Callable[[CallGroup, OutgoingMessage], Coroutine[Any, Any, Receipt]],
         messages: Messages,
     ) -> None:
         super().__init__()
@@ -50,13 +51,13 @@ class Batch(Owner):
         self._in_hand = 0
         self._workers: set[asyncio.Task[None]] = set()
         self._front: asyncio.Task[None] | None = None
-        self._coming: asyncio.Task[None] | None = None  # a worker that has not begun yet
+        self._coming: asyncio.Task[None] | None = None  # a worker that has not started yet
         self._all_read = False
         self._stopped = False
         # What `take` returns or raises. asyncio.Queue would cost 1.5 % of a send.
         self._ended: deque[Outcome | BaseException | None] = deque()
         self._told: asyncio.Future[None] | None = None
-        scheduler.bulks.add(self)
+        scheduler.bulks[self] = None
         self.place_freed()
 
     def has_ended(self) -> bool:
@@ -70,7 +71,7 @@ class Batch(Owner):
             await self._told
 
     def take(self) -> Outcome | None:
-        """What became of the message that ended next; None behind the last one."""
+        """Return what became of the message that ended next; None after the last one."""
         ended = self._ended.popleft()
         if isinstance(ended, BaseException):
             raise ended
@@ -88,28 +89,28 @@ class Batch(Owner):
         """Read and send nothing more."""
         if not self._stopped:
             self._stopped = True
-            self._scheduler.bulks.discard(self)
-            self._scheduler.end_waiting(self, closed_error())
+            self._scheduler.bulks.pop(self, None)
+            self.close(closed_error())
             self._source.close()
 
     async def stop(self) -> None:
-        """Read and send nothing more, and let end what is under way."""
+        """Read and send nothing more, and wait until what is under way has ended."""
         self.end_waiting()
         if self._workers:
             await asyncio.wait(self._workers)
         await self._source.closed()
-        # Whoever still takes outcomes must not take this for the end of the messages.
+        # Whoever still takes outcomes must not mistake this for the end of the messages.
         self._tell(closed_error())
 
     def make_way(self) -> None:
-        """One of its messages left, or waits for something else than a place."""
+        """See `CallGroup`: another worker may step in front."""
         if self._front is not None and asyncio.current_task(self._loop) is self._front:
             self._front = None
         self.place_freed()
 
     def place_freed(self) -> None:
-        """See to it that somebody is in front, where one more message could leave."""
-        # With all places taken, one of them by us, its worker steps in front when it comes back.
+        """Put a worker in front if one more message could be sent."""
+        # If all places are taken, and one of them by this batch, its worker steps in front later.
         if (
             self._front is None
             and self._coming is None
@@ -117,14 +118,14 @@ class Batch(Owner):
             and self._has_more()
         ):
             self._coming = self._start(self._work())
-            self._coming.add_done_callback(self._went_home)
+            self._coming.add_done_callback(self._ended_worker)
             self._workers.add(self._coming)
 
     def _has_more(self) -> bool:
         return not (self._all_read or self._stopped) and self._in_hand < READ_AHEAD
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # In the context of whoever sends, not of whoever freed a place; and never eagerly.
+        # In the context of the sender, not of whoever freed a place; and never eagerly.
         return asyncio.Task(work, loop=self._loop, context=self._context)
 
     async def _work(self) -> None:
@@ -140,27 +141,29 @@ class Batch(Owner):
                     self._all_read = True
                     break
                 try:
-                    outcome = Outcome(message, receipt=await self._send(self, _checked(message)))
+                    receipt = await self._send(self, _checked(message))
+                except DeliveryUnknownError as error:
+                    self._tell(Unknown(message, error))
                 except ChatError as error:
                     if isinstance(error, UnauthorizedError):
                         # The key is wrong for all of them.
-                        self._scheduler.end_waiting(self, error)
-                    outcome = Outcome(message, error=error)
+                        self.close(error)
+                    self._tell(Refused(message, error))
                 except Exception as error:  # noqa: BLE001 - a defect: or the message would be lost
                     self._tell(error)
-                    continue
-                self._tell(outcome)
+                else:
+                    self._tell(Delivered(message, receipt))
         finally:
             if self._front is worker:
                 self._front = None
 
-    def _went_home(self, worker: asyncio.Task[None]) -> None:
-        # Not a part of `_work`: of a worker that is cancelled before it begins, nothing runs.
+    def _ended_worker(self, worker: asyncio.Task[None]) -> None:
+        # Not a part of `_work`, of which nothing runs if the worker is cancelled before it starts.
         self._workers.discard(worker)
         if self._stopped:
             return
         if worker.cancelled():
-            # All tasks are ended: whoever takes outcomes must not wait for this one for ever.
+            # All tasks are cancelled: whoever takes outcomes must not wait for this one for ever.
             self._tell(closed_error())
         elif self._all_read and not self._workers:
             self._tell(self._source.failure)

@@ -1,4 +1,4 @@
-"""What happens to one request between its arrival and its answer."""
+"""The HTTP server: what happens to a request between its arrival and its response."""
 
 from __future__ import annotations
 
@@ -28,15 +28,24 @@ from .api import (
     not_found,
     parse_id,
 )
-from .books import Arrival, Books
 from .clock import Clock
 from .faults import Fault, RequestInfo
-from .limits import FixedWindow, Place, Places, RollingWindow, Window, describe_period
+from .limits import (
+    FixedWindow,
+    ParallelLimit,
+    ParallelSlot,
+    RollingWindow,
+    Window,
+    describe_period,
+)
 from .listener import Listener, reset
+from .recorder import Arrival, Recorder
 from .settings import Settings
 from .state import State
 
-CUT_OFF = 10.0
+PROCESSING_TIMEOUT = 10.0
+"""Seconds after which the Market aborts a request and responds with 504."""
+
 FILES = "/files/"
 
 _BUSINESS = "/v2/businesses/"
@@ -46,7 +55,7 @@ _UNTIL = "X-RateLimit-Resource-Until"
 _TRACEPARENT = "traceparent"
 
 _REASONS = {420: "Enhance Your Calm"}
-_FAILURES = {
+_ERRORS = {
     400: ("BAD_REQUEST", "Bad request"),
     401: ("UNAUTHORIZED", "Api-Key token is invalid"),
     403: ("FORBIDDEN", "Access denied"),
@@ -59,46 +68,46 @@ _FAILURES = {
 }
 
 
-def _routes(*, anywhere: bool) -> dict[str, dict[str, Operation]]:
+def _routes(*, outside_business: bool) -> dict[str, dict[str, Operation]]:
     routes: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS.values():
-        if operation.anywhere is anywhere:
+        if operation.outside_business is outside_business:
             routes.setdefault(operation.path, {})[operation.method] = operation
     return routes
 
 
-_BUSINESS_ROUTES = _routes(anywhere=False)
-_OTHER_ROUTES = _routes(anywhere=True)
+_BUSINESS_ROUTES = _routes(outside_business=False)
+_OTHER_ROUTES = _routes(outside_business=True)
 
 
-class _ClientGoneError(Exception):
-    """The client left before the whole of its request was here."""
+class _ClientDisconnectedError(Exception):
+    """The client closed the connection before its whole request had arrived."""
 
 
-class _Visit(msgspec.Struct):
-    """One request to an operation, and what each answer to it says."""
+class _Exchange(msgspec.Struct):
+    """One request to an operation, and what every response to it contains."""
 
     request: web.BaseRequest
     operation: Operation
     arrival: Arrival
     limit_headers: Mapping[str, str] = {}
-    place: Place | None = None
+    slot: ParallelSlot | None = None
 
 
-class Front:
-    """Checks, counts, delays, carries out and answers; makes fail what is to fail."""
+class Server:
+    """Receives, checks, counts, delays and executes requests, and injects the faults."""
 
     def __init__(
-        self, settings: Settings, clock: Clock, state: State, api: Api, books: Books
+        self, settings: Settings, clock: Clock, state: State, api: Api, recorder: Recorder
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._state = state
         self._api = api
-        self._books = books
-        self._let_in: Counter[str] = Counter()
+        self._recorder = recorder
+        self._accepted: Counter[str] = Counter()
         self._timers: set[asyncio.TimerHandle] = set()
-        self.places = Places()
+        self.parallel = ParallelLimit()
         self.windows = _windows(settings, clock.now())
         keep_alive = settings.keep_alive
         self.listener = Listener(
@@ -115,7 +124,7 @@ class Front:
             timer.cancel()
         self._timers.clear()
 
-    # The way of a request
+    # Handling a request
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path
@@ -126,148 +135,150 @@ class Front:
         else:
             methods = _OTHER_ROUTES.get(path)
         if methods is None:
-            return self._outside_the_api(request)
+            return self._respond_to_other_path(request)
         operation = methods.get(request.method)
         if operation is None:
             error = ApiError(
                 405, "METHOD_NOT_ALLOWED", f"Request method '{request.method}' not supported"
             )
-            return self._answer(error.status, error.body, {"Allow": ", ".join(methods)})
-        return await self._visit(request, operation, business_id)
+            return self._response(error.status, error.body, {"Allow": ", ".join(methods)})
+        return await self._handle_operation(request, operation, business_id)
 
-    async def _visit(
+    async def _handle_operation(
         self, request: web.BaseRequest, operation: Operation, business_id: str | None
     ) -> web.StreamResponse:
-        """Let a request in, or refuse it at once."""
+        """Check the key and the limits, then process the request or refuse it."""
         now = self._clock.now()
         arrival = Arrival(
             now,
             operation.name,
             parse_id(request.query.get("chatId", "")),
-            self.places.in_progress + 1,
+            self.parallel.in_progress + 1,
             counted=False,
             trace_id=f"{random.getrandbits(128) or 1:032x}",
         )
-        visit = _Visit(request, operation, arrival)
+        exchange = _Exchange(request, operation, arrival)
         try:
-            self._check_seller(request, business_id)
+            self._check_credentials(request, business_id)
         except ApiError as error:
-            self._books.arrived(arrival)
-            return self._answer_error(visit, error)
+            self._recorder.record(arrival)
+            return self._respond_with_error(exchange, error)
 
         window = self.windows[operation.name]
         arrival.counted = window.take(now) == 1
-        visit.limit_headers = self._limit_headers(
+        exchange.limit_headers = self._limit_headers(
             operation, window.rate.requests - window.used(now), window.until(now)
         )
-        self._books.arrived(arrival)
-        place = self.places.take(self._settings.parallel)
-        if place is None:
-            self._books.refusals.parallel += 1
-            return self._answer_error(visit, self._too_many_at_once())
-        visit.place = place
+        self._recorder.record(arrival)
+        slot = self.parallel.acquire(self._settings.parallel)
+        if slot is None:
+            self._recorder.refusals.parallel += 1
+            return self._respond_with_error(exchange, self._parallel_limit_error())
+        exchange.slot = slot
         try:
             if not arrival.counted:
-                self._books.refusals.rate += 1
-                return self._answer_error(visit, self._too_many_over_time(operation))
-            return await self._serve(visit)
+                self._recorder.refusals.rate += 1
+                return self._respond_with_error(exchange, self._rate_limit_error(operation))
+            return await self._process(exchange)
         finally:
-            if visit.place is not None:
-                visit.place.release()
+            if exchange.slot is not None:
+                exchange.slot.release()
 
-    async def _serve(self, visit: _Visit) -> web.StreamResponse:
-        """Answer a request that was let in."""
-        arrival = visit.arrival
+    async def _process(self, exchange: _Exchange) -> web.StreamResponse:
+        """Process a request that is within the limits."""
+        arrival = exchange.arrival
         fault = self._choose_fault(arrival)
-        deadline = arrival.time + CUT_OFF
+        deadline = arrival.time + PROCESSING_TIMEOUT
         try:
-            self._check_access(visit)
+            self._check_permissions(exchange)
             async with asyncio.timeout_at(deadline):
-                call = await self._receive(visit)
+                call = await self._receive(exchange)
         except ApiError as error:
-            return self._answer_error(visit, error)
+            return self._respond_with_error(exchange, error)
         except TimeoutError:
-            return self._answer_error(visit, _failure(504))
-        except _ClientGoneError:
+            return self._respond_with_error(exchange, _documented_error(504))
+        except _ClientDisconnectedError:
             return web.Response()
 
         latency = self._settings.latency
-        answer_at = arrival.time + (latency() if callable(latency) else latency)
+        respond_at = arrival.time + (latency() if callable(latency) else latency)
         if fault is not None and fault.kind == "slow":
-            answer_at += fault.delay
+            respond_at += fault.delay
             fault = None
-        await self._sleep_until(min(answer_at, deadline))
-        if answer_at > deadline:
-            return self._answer_error(visit, _failure(504))
+        await self._sleep_until(min(respond_at, deadline))
+        if respond_at > deadline:
+            return self._respond_with_error(exchange, _documented_error(504))
         if fault is None:
-            return self._answer_visit(visit, *self._carry_out(visit.operation, call))
-        return await self._fail(visit, call, fault)
+            return self._respond(exchange, *self._execute(exchange.operation, call))
+        return await self._fail(exchange, call, fault)
 
-    async def _fail(self, visit: _Visit, call: Call, fault: Fault) -> web.StreamResponse:
+    async def _fail(self, exchange: _Exchange, call: Call, fault: Fault) -> web.StreamResponse:
         status, body = 200, OK_BODY
         if fault.when == "after":
-            status, body = self._carry_out(visit.operation, call)
+            status, body = self._execute(exchange.operation, call)
         elif fault.when == "later":
             then = self._clock.now() + fault.delay
-            self._at(then, self._carry_out, visit.operation, call)
-            self._hold_place(visit, until=then)
+            self._call_at(then, self._execute, exchange.operation, call)
+            self._hold_slot(exchange, until=then)
 
         match fault.kind:
             case "reset":
-                if visit.request.transport is not None:
-                    reset(visit.request.transport)
+                if exchange.request.transport is not None:
+                    reset(exchange.request.transport)
                 return web.Response()
             case "no_answer":
-                self._hold_place(visit, until=visit.arrival.time + CUT_OFF)
-                await self.listener.wait_until_gone(visit.request)
+                self._hold_slot(exchange, until=exchange.arrival.time + PROCESSING_TIMEOUT)
+                await self.listener.wait_until_closed(exchange.request)
                 return web.Response()
             case "half_body":
-                return self._answer_half(visit, status, body)
+                return self._respond_with_half(exchange, status, body)
             case "rate_limit":
-                self._books.refusals.fault += 1
+                self._recorder.refusals.fault += 1
                 until = self._clock.now() + fault.delay
-                visit.limit_headers = self._limit_headers(visit.operation, 0, until)
-                return self._answer_error(visit, self._too_many_over_time(visit.operation))
+                exchange.limit_headers = self._limit_headers(exchange.operation, 0, until)
+                return self._respond_with_error(
+                    exchange, self._rate_limit_error(exchange.operation)
+                )
             case "parallel_limit":
-                self._books.refusals.fault += 1
-                return self._answer_error(visit, self._too_many_at_once())
+                self._recorder.refusals.fault += 1
+                return self._respond_with_error(exchange, self._parallel_limit_error())
         if fault.html:
-            return self._answer_html(visit, fault.status)
+            return self._respond_with_html(exchange, fault.status)
         if 300 <= fault.status < 400:
-            return self._answer_visit(visit, fault.status, b"", {hdrs.LOCATION: "/elsewhere"})
-        return self._answer_visit(visit, fault.status, _failure(fault.status).body)
+            return self._respond(exchange, fault.status, b"", {hdrs.LOCATION: "/elsewhere"})
+        return self._respond(exchange, fault.status, _documented_error(fault.status).body)
 
     def _choose_fault(self, arrival: Arrival) -> Fault | None:
         plan = self._settings.faults
         if plan is None:
             return None
-        self._let_in[arrival.operation] += 1
+        self._accepted[arrival.operation] += 1
         info = RequestInfo(
-            number=self._let_in.total(),
-            operation_number=self._let_in[arrival.operation],
+            number=self._accepted.total(),
+            operation_number=self._accepted[arrival.operation],
             operation=arrival.operation,
             chat_id=arrival.chat_id,
             time=arrival.time,
         )
         return plan(info) if callable(plan) else plan.get(info.number)
 
-    def _carry_out(self, operation: Operation, call: Call) -> tuple[int, bytes]:
+    def _execute(self, operation: Operation, call: Call) -> tuple[int, bytes]:
         try:
-            return 200, operation.carry_out(self._api, call)
+            return 200, operation.execute(self._api, call)
         except ApiError as error:
             return error.status, error.body
 
-    # Who may, and how much
+    # Access and limits
 
-    def _check_seller(self, request: web.BaseRequest, business_id: str | None) -> None:
+    def _check_credentials(self, request: web.BaseRequest, business_id: str | None) -> None:
         settings = self._settings
         key = request.headers.get("Api-Key")
         if key is None:
             raise ApiError(401, "UNAUTHORIZED", "Api-Key token is not specified")
         if key != settings.api_key:
             prefix = settings.api_key.partition(":")[0]
-            fault = "is invalid" if key.startswith(prefix) else "prefix invalid"
-            raise ApiError(401, "UNAUTHORIZED", f"Api-Key token {fault}")
+            problem = "is invalid" if key.startswith(prefix) else "prefix invalid"
+            raise ApiError(401, "UNAUTHORIZED", f"Api-Key token {problem}")
         if settings.revoked:
             raise ApiError(401, "UNAUTHORIZED", "Api-Key token is revoked")
         if business_id is not None:
@@ -277,9 +288,9 @@ class Front:
             if number != settings.business_id:
                 raise ApiError(403, "FORBIDDEN", "Access denied")
 
-    def _check_access(self, visit: _Visit) -> None:
+    def _check_permissions(self, exchange: _Exchange) -> None:
         settings = self._settings
-        operation = visit.operation
+        operation = exchange.operation
         if settings.inactive:
             raise ApiError(
                 403,
@@ -293,15 +304,18 @@ class Front:
             )
         if settings.locked:
             raise ApiError(423, "LOCKED", "Business is in migration")
-        media_type = visit.request.content_type
+        media_type = exchange.request.content_type
         if operation.media_type is not None and media_type != operation.media_type:
-            if not visit.request.can_read_body and hdrs.CONTENT_TYPE not in visit.request.headers:
+            if (
+                not exchange.request.can_read_body
+                and hdrs.CONTENT_TYPE not in exchange.request.headers
+            ):
                 raise bad_request("Required request body is missing")
             raise ApiError(
                 415, "UNSUPPORTED_MEDIA_TYPE", f"Content type '{media_type}' not supported"
             )
 
-    def _too_many_at_once(self) -> ApiError:
+    def _parallel_limit_error(self) -> ApiError:
         settings = self._settings
         return ApiError(
             420,
@@ -310,7 +324,7 @@ class Front:
             f" for businessId {settings.business_id}",
         )
 
-    def _too_many_over_time(self, operation: Operation) -> ApiError:
+    def _rate_limit_error(self, operation: Operation) -> ApiError:
         rate = self.windows[operation.name].rate
         return ApiError(
             420,
@@ -332,22 +346,22 @@ class Front:
 
     # Bodies
 
-    async def _receive(self, visit: _Visit) -> Call:
-        request = visit.request
+    async def _receive(self, exchange: _Exchange) -> Call:
+        request = exchange.request
         try:
-            if visit.operation.media_type == JSON:
+            if exchange.operation.media_type == JSON:
                 return Call(request.query, await request.read())
-            if visit.operation.media_type == MULTIPART:
+            if exchange.operation.media_type == MULTIPART:
                 return Call(request.query, file=await _receive_file(request))
             return Call(request.query)
         except web.HTTPRequestEntityTooLarge:
             raise bad_request(f"Request body is larger than {MAX_JSON_BODY} bytes") from None
         except OSError:
-            raise _ClientGoneError from None
+            raise _ClientDisconnectedError from None
         except (ValueError, RuntimeError, AssertionError, BadHttpMessage, web.RequestPayloadError):
             raise bad_request("Request body is malformed") from None
 
-    def _outside_the_api(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _respond_to_other_path(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.path.startswith(FILES) and request.method in ("GET", "HEAD"):
             file = self._state.file(parse_id(request.path[len(FILES) :]) or 0)
             if file is not None:
@@ -359,11 +373,11 @@ class Front:
                 }
                 return web.Response(body=content, headers=headers)
         error = not_found("Resource not found")
-        return self._answer(error.status, error.body)
+        return self._response(error.status, error.body)
 
-    # Answers
+    # Responses
 
-    def _answer(
+    def _response(
         self, status: int, body: bytes, headers: Mapping[str, str] = {}
     ) -> web.StreamResponse:
         response = web.Response(
@@ -380,62 +394,68 @@ class Front:
             response.force_close()
         return response
 
-    def _answer_visit(
-        self, visit: _Visit, status: int, body: bytes, headers: Mapping[str, str] = {}
+    def _respond(
+        self, exchange: _Exchange, status: int, body: bytes, headers: Mapping[str, str] = {}
     ) -> web.StreamResponse:
-        visit.arrival.status = status
-        return self._answer(
+        exchange.arrival.status = status
+        return self._response(
             status,
             body,
-            {_TRACEPARENT: _traceparent(visit.arrival), **visit.limit_headers, **headers},
+            {_TRACEPARENT: _traceparent(exchange.arrival), **exchange.limit_headers, **headers},
         )
 
-    def _answer_error(self, visit: _Visit, error: ApiError) -> web.StreamResponse:
-        return self._answer_visit(visit, error.status, error.body)
+    def _respond_with_error(self, exchange: _Exchange, error: ApiError) -> web.StreamResponse:
+        return self._respond(exchange, error.status, error.body)
 
-    def _answer_html(self, visit: _Visit, status: int) -> web.StreamResponse:
-        """A page of a balancer or a robot check, which knows nothing of the API's headers."""
-        visit.arrival.status = status
+    def _respond_with_html(self, exchange: _Exchange, status: int) -> web.StreamResponse:
+        """Respond with a page like a load balancer's or a robot check's, without API headers."""
+        exchange.arrival.status = status
         title = "Are you a robot?" if status == 200 else f"{status} - nginx"
         body = f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>"
-        return self._answer(status, body.encode(), {hdrs.CONTENT_TYPE: "text/html; charset=utf-8"})
+        return self._response(
+            status, body.encode(), {hdrs.CONTENT_TYPE: "text/html; charset=utf-8"}
+        )
 
-    def _answer_half(self, visit: _Visit, status: int, body: bytes) -> web.StreamResponse:
-        visit.arrival.status = status
-        transport = visit.request.transport
+    def _respond_with_half(
+        self, exchange: _Exchange, status: int, body: bytes
+    ) -> web.StreamResponse:
+        exchange.arrival.status = status
+        transport = exchange.request.transport
         if transport is not None:
             head = (
                 f"HTTP/1.1 {status} OK\r\n"
                 f"Date: {self._clock.http_date(self._clock.now())}\r\n"
                 f"Content-Type: {JSON}\r\n"
                 f"Content-Length: {len(body)}\r\n"
-                f"{_TRACEPARENT}: {_traceparent(visit.arrival)}\r\n\r\n"
+                f"{_TRACEPARENT}: {_traceparent(exchange.arrival)}\r\n\r\n"
             )
             transport.write(head.encode() + body[: len(body) // 2])
             transport.close()
-        # Nobody sees this one: the connection is closed.
+        # aiohttp needs a response object; it is not sent, because the connection is closing.
         return web.Response()
 
     # Time
 
-    async def _sleep_until(self, moment: float) -> None:
-        delay = moment - self._clock.now()
+    async def _sleep_until(self, when: float) -> None:
+        delay = when - self._clock.now()
         if delay > 0:
             await asyncio.sleep(delay)
 
-    def _at(self, moment: float, action: Callable[..., object], *args: Any) -> None:
-        def act() -> None:
+    def _call_at(self, when: float, action: Callable[..., object], *args: Any) -> None:
+        def run() -> None:
             self._timers.discard(timer)
             action(*args)
 
-        timer = asyncio.get_running_loop().call_at(moment, act)
+        timer = asyncio.get_running_loop().call_at(when, run)
         self._timers.add(timer)
 
-    def _hold_place(self, visit: _Visit, *, until: float) -> None:
-        """Keep the place of a request that ends later than its connection."""
-        if visit.place is not None:
-            self._at(min(until, visit.arrival.time + CUT_OFF), visit.place.release)
-            visit.place = None
+    def _hold_slot(self, exchange: _Exchange, *, until: float) -> None:
+        """Keep the parallel slot of a request that ends later than its connection."""
+        if exchange.slot is not None:
+            self._call_at(
+                min(until, exchange.arrival.time + PROCESSING_TIMEOUT), exchange.slot.release
+            )
+            exchange.slot = None
 
 
 def _windows(settings: Settings, now: float) -> dict[str, Window]:
@@ -449,8 +469,8 @@ def _windows(settings: Settings, now: float) -> dict[str, Window]:
     return windows
 
 
-def _failure(status: int) -> ApiError:
-    code, message = _FAILURES.get(status, ("ERROR", "Something went wrong"))
+def _documented_error(status: int) -> ApiError:
+    code, message = _ERRORS.get(status, ("ERROR", "Something went wrong"))
     return ApiError(status, code, message)
 
 
@@ -459,7 +479,7 @@ def _traceparent(arrival: Arrival) -> str:
 
 
 async def _receive_file(request: web.BaseRequest) -> tuple[str, bytes] | None:
-    """The name and the content of the part `file`; None where there is no such part."""
+    """Read the part `file`: its name and its content. None means that there is no such part."""
     if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue" and request.transport:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     async for part in await request.multipart():

@@ -1,0 +1,142 @@
+"""The two descriptions of the Market's API, and what each of them says.
+
+Ours lies beside this file and holds nothing but facts. The Market's own lies outside of this
+repository, where it is at hand at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+OURS = Path(__file__).with_name("market_api.yaml")
+THEIRS = Path(__file__).parents[2] / "shared/market-api/openapi-chats.json"
+
+
+def ours() -> Any:
+    """Our description, to be changed at will."""
+    # YAML makes one object of what it names twice; JSON makes two of it.
+    return json.loads(json.dumps(yaml.safe_load(OURS.read_text(encoding="utf-8"))))
+
+
+def theirs() -> Any:
+    return json.loads(THEIRS.read_text(encoding="utf-8"))
+
+
+# What a description says
+
+# Below these stand names, and not words of OpenAPI.
+NAMED = {"properties", "responses", "headers", "content"}
+# What tells a reader something, and binds nobody.
+TEXTS = {"description", "summary", "title", "example", "examples", "externalDocs", "tags"}
+# What says no more than its absence where it is false.
+FLAGS = {"required", "nullable", "deprecated", "uniqueItems"}
+
+
+def facts(description: Any) -> dict[str, Any]:
+    """All that the description lays down, each fact by its place.
+
+    How the description is written makes no difference: what it refers to stands where it is used,
+    and the parts of an allOf are put together.
+    """
+    tree: dict[str, Any] = {
+        "servers": {server["url"]: {} for server in description["servers"]},
+    }
+    for path, operations in description["paths"].items():
+        for method, operation in operations.items():
+            tree[f"{method.upper()} {path}"] = of_operation(operation, description)
+    return dict(leaves(tree))
+
+
+def of_operation(operation: Any, description: Any) -> dict[str, Any]:
+    told = {
+        name: value
+        for name, value in operation.items()
+        if name not in ("parameters", "security", *TEXTS) and not name.startswith("x-")
+    }
+    told = {name: plain(value, description, name) for name, value in told.items()}
+    told["limit"] = limits(operation)
+    told["parameters"] = {}
+    for row in operation.get("parameters", ()):
+        parameter = plain(row, description)
+        name = f"{parameter.pop('in')} {parameter.pop('name')}"
+        assert name not in told["parameters"], f"{operation['operationId']} has {name} twice"
+        told["parameters"][name] = parameter
+    schemes = description["components"]["securitySchemes"]
+    told["security"] = {
+        " and ".join(way): {
+            name: {"scopes": scopes, "scheme": plain(schemes[name], description)}
+            for name, scopes in way.items()
+        }
+        for way in operation.get("security", description["security"])
+    }
+    return told
+
+
+def limits(operation: Any) -> list[str]:
+    """How many requests in how much time: one limit, if it is the same for all."""
+    if "x-requests-an-hour" in operation:
+        return [f"{operation['x-requests-an-hour']} in 1 hours"]
+    tariffs = operation["x-resource-limit-config"].values()
+    return sorted(
+        {
+            f"{tariff['amount']} in {tariff['period-duration']} {tariff['period']}"
+            for tariff in tariffs
+            if isinstance(tariff, dict)
+        }
+    )
+
+
+def plain(part: Any, description: Any, above: str = "") -> Any:
+    """A part of the description without references, allOf and texts."""
+    if isinstance(part, list):
+        return [plain(row, description) for row in part]
+    if not isinstance(part, dict):
+        return part
+    if above in NAMED:
+        return {name: plain(value, description) for name, value in part.items()}
+    if "$ref" in part:
+        return plain(referred(part["$ref"], description), description)
+    told = {
+        name: plain(value, description, name)
+        for name, value in part.items()
+        if name not in TEXTS
+        and not name.startswith("x-")
+        and not (name in FLAGS and value is False)
+    }
+    for other in told.pop("allOf", ()):
+        put_together(told, other)
+    return told
+
+
+def referred(reference: str, description: Any) -> Any:
+    part = description
+    for name in reference.removeprefix("#/").split("/"):
+        part = part[name]
+    return part
+
+
+def put_together(whole: dict[str, Any], part: dict[str, Any]) -> None:
+    """Add one part of an allOf to the schema that it is a part of."""
+    for name, value in part.items():
+        if name == "properties":
+            properties = whole.setdefault(name, {})
+            assert not set(properties) & set(value), f"{name} of two parts: {properties}, {value}"
+            properties |= value
+        elif name == "required":
+            whole[name] = [*whole.get(name, ()), *value]
+        else:
+            assert whole.setdefault(name, value) == value, f"{name} in two parts: {whole}, {part}"
+
+
+def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        for name, value in tree.items():
+            yield from leaves(value, f"{place} {name}".strip())
+    else:
+        # The order of an enum or of the required means nothing.
+        yield place, sorted(tree) if isinstance(tree, list) else tree

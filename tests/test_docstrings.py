@@ -1,0 +1,118 @@
+"""The public docstrings: Google style, and their examples run."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import yamarket_chat
+from yamarket_chat import sandbox
+
+NO_NEED = {"__version__", "Outcome", "FaultPlan", "EVERY_FAULT"}  # values and aliases
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """All that is public: what the package and the sandbox export, and the methods of that."""
+    for module in (yamarket_chat, sandbox):
+        for name in module.__all__:
+            if name in NO_NEED:
+                continue
+            thing = getattr(module, name)
+            yield name, thing
+            if inspect.isclass(thing):
+                for attribute, value in vars(thing).items():
+                    if attribute.startswith("_"):
+                        continue
+                    if inspect.isfunction(value) or isinstance(value, (property, classmethod)):
+                        yield f"{name}.{attribute}", value
+
+
+PUBLIC = dict(public())
+
+
+def section(doc: str, title: str) -> str:
+    """The text of a section of a Google-style docstring."""
+    found = re.search(rf"^{title}:\n((?:    .*\n|\n)+)", doc + "\n", re.M)
+    return textwrap.dedent(found[1]) if found else ""
+
+
+EXAMPLES = {
+    name: example
+    for name, thing in PUBLIC.items()
+    if (example := section(inspect.getdoc(thing) or "", "Example"))
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_it_is_documented(name: str) -> None:
+    doc = inspect.getdoc(PUBLIC[name])
+    assert doc
+    assert doc.splitlines()[0].endswith((".", "?")), "the first line is one sentence"
+
+
+def arguments_of(thing: Any) -> set[str]:
+    """The arguments of a function, or of a class that is more than a record of data."""
+    if isinstance(thing, (property, classmethod)):
+        return set()
+    if inspect.isclass(thing) and thing not in (yamarket_chat.ChatSession, sandbox.Sandbox):
+        return set()
+    return {name for name in inspect.signature(thing).parameters if name not in ("self", "cls")}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_argument_is_described(name: str) -> None:
+    described = set(
+        re.findall(
+            r"^\*{0,2}(\w+)(?: \([^)]*\))?:",
+            section(inspect.getdoc(PUBLIC[name]) or "", "Args"),
+            re.M,
+        )
+    )
+    assert described == arguments_of(PUBLIC[name])
+
+
+def test_there_are_examples() -> None:
+    methods = {name for name in PUBLIC if name.startswith("ChatSession.")} - {"ChatSession.close"}
+    assert methods <= set(EXAMPLES)
+    assert len(EXAMPLES) > 25
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_the_example_runs(name: str) -> None:
+    scope: dict[str, Any] = {}
+    for module in (yamarket_chat, sandbox):
+        scope |= {exported: getattr(module, exported) for exported in module.__all__}
+    async with sandbox.Sandbox(business_id=12345) as market:
+        market.buyer_says(17, "Где мой заказ?")
+        market.buyer_sends_file(17, "чек.jpg", b"photo")
+        async with yamarket_chat.ChatSession(
+            market.api_key, market.business_id, base_url=market.url
+        ) as session:
+            scope |= {
+                "market": market,
+                "session": session,
+                "api_key": market.api_key,
+                "business_id": market.business_id,
+                "chat_id": 17,
+                "print": lambda *_: None,
+                "msgspec": __import__("msgspec"),
+                "pending": yamarket_chat.Pending(
+                    business_id=market.business_id, chat_id=17, text="hello", requests=1, seen=""
+                ),
+            }
+            # The address of the sandbox comes from the environment.
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("YAMARKET_BASE_URL", market.url)
+                code = compile(EXAMPLES[name], name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    result = eval(code, scope)  # noqa: S307 - our own docstring
+                    if inspect.iscoroutine(result):
+                        await result

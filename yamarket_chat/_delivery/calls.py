@@ -1,0 +1,256 @@
+"""One call of an operation: wait for the limits, send, retry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from threading import get_ident
+from typing import Any, Protocol
+
+import msgspec
+
+from .._http.answers import Answer, NoAnswer, decoder
+from .._http.attempt import Attempt
+from .._http.bodies import JsonBody, RequestBody
+from .._http.exchange import Exchange
+from .._http.operations import OPERATIONS, Operation
+from .._limits.clock import Readings
+from .._limits.headers import refused_in_parallel, refused_over_time, seconds_until
+from .._limits.tickets import CallGroup, Ticket
+from ..errors import ChatError, InvalidArgumentError
+from ..retry import Budget, Retry
+from .failures import Failures, closed_error, cut_short_error
+from .shared import Shared
+from .verdict import Verdict, is_done, is_of_another_form, judge
+
+logger = logging.getLogger("yamarket_chat")
+
+WARN_EVERY = 60.0
+"""Seconds between two warnings that attempts fail."""
+
+_decoders = {name: decoder(operation.answer) for name, operation in OPERATIONS.items()}
+_decoders["request"] = decoder(Any)
+
+_NO_HEADERS: dict[str, str] = {}
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """A call came to this if nothing tells whether its last attempt was carried out."""
+
+    seen: Answer | NoAnswer
+    attempt: Attempt
+    readings: Readings  # of the Market's clock, when the attempt began
+
+
+class Request(Protocol):
+    """What a call sends. Query and body are made for an attempt, not while the call waits."""
+
+    operation: Operation
+    path: str  # escaped
+
+    def query(self) -> str:
+        """Return the query, escaped."""
+
+    def body(self) -> RequestBody:
+        """Return a body for one attempt."""
+
+
+class Query(msgspec.Struct, gc=False):
+    """A request that sends nothing to a chat."""
+
+    operation: Operation
+    path: str
+    parameters: str = ""
+    content: bytes = b""  # JSON
+
+    def query(self) -> str:
+        """Return the query, escaped."""
+        return self.parameters
+
+    def body(self) -> RequestBody:
+        """Return a body for one attempt."""
+        return JsonBody(self.content)
+
+
+class Calls:
+    """Carries out the calls of one session."""
+
+    def __init__(
+        self, exchange: Exchange, shared: Shared, failures: Failures, retry: Retry
+    ) -> None:
+        self._exchange = exchange
+        self._shared = shared
+        self._scheduler = shared.scheduler
+        self._failures = failures
+        self._retry = retry
+        self._loop = asyncio.get_running_loop()
+        self._thread = get_ident()
+        self.group = CallGroup()
+
+    def check_loop(self) -> None:
+        """Raise InvalidArgumentError on another event loop, before anything is sent."""
+        # A thread runs one loop at a time. To ask for the running one costs 1 % of a send, because
+        # CPython 3.11 asks the system for the process id.
+        if get_ident() == self._thread and self._loop.is_running():
+            return
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            # Its connections would carry a message out, and the answer would reach nobody.
+            raise InvalidArgumentError(
+                "this session belongs to another event loop: make one inside each asyncio.run(),"
+                " or keep one loop running and pass calls to it by run_coroutine_threadsafe"
+            )
+        self._thread = get_ident()  # the loop runs in another thread now
+
+    async def close(self, grace: float) -> None:
+        """End all calls: those that wait at once, those under way after `grace` seconds."""
+        self.group.close(closed_error())
+        await self.group.end_under_way(grace)
+        while self.group.waiting:  # noqa: ASYNC110 - closed above, each needs one pass
+            await asyncio.sleep(0)
+
+    async def ask(
+        self,
+        request: Query,
+        *,
+        max_wait: float | None = None,
+        group: CallGroup | None = None,
+        budget: Budget | None = None,
+    ) -> Any:
+        """Carry out a call that sends nothing to a chat, and return its decoded result.
+
+        Raises the ChatError that the call ended with.
+        """
+        self.check_loop()
+        operation = request.operation
+        ticket = self._scheduler.ticket(operation.name, group or self.group)
+        answer = await self.call(ticket, request, budget or Budget(self._retry), max_wait)
+        if isinstance(answer, Doubt):
+            if isinstance(answer.seen, NoAnswer) and answer.seen.cancelled is not None:
+                raise answer.seen.cancelled
+            if isinstance(answer.seen, NoAnswer) and answer.seen.cut_short:
+                raise cut_short_error(operation.name)
+            raise self._failures.error(operation.name, answer.seen)
+        result = answer.decoded if operation.answer is Any else answer.decoded.result
+        if result is None:
+            error = self._failures.error(operation.name, answer)
+            error.sent = None  # the Market said that it was done
+            raise error
+        return result
+
+    async def call(
+        self, ticket: Ticket, request: Request, budget: Budget, max_wait: float | None
+    ) -> Answer | Doubt:
+        """Try until the call is done, or until its outcome is unknown and it may not be repeated.
+
+        Raises the ChatError of an attempt that was refused for good, and that of the last one if
+        the budget is used up.
+        """
+        operation = request.operation
+        doubtful = False  # an earlier attempt may have been carried out
+        try:
+            while True:
+                attempt = self._scheduler.try_admit(ticket) or await self._scheduler.admit(
+                    ticket, max_wait
+                )
+                max_wait = None  # it bounds the wait before the first request
+                readings = self._shared.clock.readings
+                budget.requests += 1
+                body = request.body()
+                try:
+                    seen = await self._exchange.send(
+                        attempt,
+                        operation.method,
+                        request.path,
+                        request.query(),
+                        body,
+                        _decoders[operation.name],
+                    )
+                except BaseException:
+                    self._unanswered(ticket, attempt, body.sent)
+                    raise
+                del body  # or it would be kept while the call pauses
+                if isinstance(seen, NoAnswer):
+                    self._unanswered(ticket, attempt, seen.sent)
+                    if seen.cut_short or seen.cancelled is not None:
+                        if seen.sent:
+                            return Doubt(seen, attempt, readings)
+                        raise seen.cancelled or closed_error()
+                else:
+                    if seen.decoded is not None:  # a balancer in front may have another clock
+                        self._shared.clock.read(seen.headers, seen.began, seen.ended)
+                    if seen.status == 420:
+                        await self._refused(ticket, attempt, operation, seen)
+                        continue
+                    self._scheduler.answered(
+                        ticket, attempt, seen.headers if operation.limited else _NO_HEADERS
+                    )
+                    if is_done(seen):
+                        return seen
+                budget.attempts += 1
+                budget.spent += attempt.ended - attempt.began
+                if judge(seen) is Verdict.UNKNOWN:
+                    if not operation.repeatable:
+                        return Doubt(seen, attempt, readings)
+                    doubtful = True
+                error = self._failures.error(operation.name, seen)
+                if judge(seen) is Verdict.REFUSED or is_of_another_form(seen):
+                    raise error
+                await self.pause(ticket, budget, error)
+        except ChatError as error:
+            if doubtful:
+                error.sent = None
+            raise
+
+    async def pause(self, ticket: Ticket, budget: Budget, error: ChatError) -> None:
+        """Wait before the next attempt. Raises `error` if the budget is used up."""
+        pause = budget.next_pause()
+        if pause is None:
+            raise error
+        level = logging.INFO
+        now = self._loop.time()
+        # A warning if it lasts, and one a minute for all calls of the business: there may be
+        # thousands.
+        if budget.attempts > 1 and now >= self._shared.warn_from:
+            self._shared.warn_from = now + WARN_EVERY
+            level = logging.WARNING
+        logger.log(level, "%s; retry in %.1f s", error, pause)
+        await self._scheduler.pause(ticket, pause)
+
+    def _unanswered(self, ticket: Ticket, attempt: Attempt, sent: bool) -> None:
+        if sent:
+            self._scheduler.unanswered(ticket, attempt)
+        else:
+            self._scheduler.unsent(ticket, attempt)
+
+    async def _refused(
+        self, ticket: Ticket, attempt: Attempt, operation: Operation, answer: Answer
+    ) -> None:
+        """Handle a 420: wait until the call may be sent again."""
+        text = answer.body.decode("utf-8", "replace")
+        parallel = refused_in_parallel(text)
+        if parallel is not None:
+            pause = self._scheduler.refused_in_parallel(ticket, attempt, answer.headers, parallel)
+            logger.info(
+                "%s: too many parallel requests, other programs send as well", operation.name
+            )
+            await self._scheduler.pause(ticket, pause)
+            return
+        if not operation.limited:
+            # The limit of that method alone, which the caller knows.
+            self._scheduler.answered(ticket, attempt, _NO_HEADERS)
+            error = self._failures.error(operation.name, answer)
+            error.retry_after = seconds_until(answer.headers)
+            raise error
+        closed_for = self._scheduler.refused_over_time(
+            ticket, attempt, answer.headers, refused_over_time(text)
+        )
+        logger.warning(
+            "%s: the Market's rate limit is used up, by other programs as well; nothing more is"
+            " sent for %.0f s",
+            operation.name,
+            closed_for,
+        )

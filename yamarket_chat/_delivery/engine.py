@@ -1,0 +1,169 @@
+"""What a session has from its first call on: connections, calls, sending and downloads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from .._http import operations
+from .._http.attempt import running_task
+from .._http.download import download
+from .._http.exchange import Exchange
+from .._http.operations import OPERATIONS, Operation
+from ..errors import InvalidArgumentError, SessionClosedError
+from ..limits import Limits
+from ..listing import Listing
+from ..models import File
+from ..retry import Retry
+from . import reading
+from .calls import Calls, Query
+from .failures import Failures
+from .sending import Sending
+from .shared import attach
+
+
+class Engine:
+    """Puts the rooms together for one session, on the event loop of its first call."""
+
+    def __init__(
+        self,
+        api_key: str,
+        business_id: int | None,
+        base_url: str,
+        *,
+        limits: Limits,
+        retry: Retry,
+        timeout: float,
+        http: aiohttp.ClientSession | None,
+        integration: str,
+    ) -> None:
+        self._shared = attach(str(URL(base_url).origin()), business_id, limits)
+        self._shared.deliveries.attempts_take(timeout)
+        self._exchange = Exchange(
+            base_url, api_key, integration=integration, timeout=timeout, http=http
+        )
+        self._business_id = business_id
+        self._retry = retry
+        self._failures = Failures(api_key)
+        self._downloads: dict[asyncio.Task[Any], None] = {}
+        self._closed: asyncio.Event | None = None
+        self._sending: Sending | None = None
+        self._calls = Calls(self._exchange, self._shared, self._failures, retry)
+        self.check_loop = self._calls.check_loop
+        self.status = self._shared.scheduler.status
+
+    def sending(self) -> Sending:
+        """Return what sends messages; it is made when the first one is sent."""
+        if self._sending is None:
+            self._sending = Sending(
+                self._calls, self._shared, self._failures, self._business(), self._retry
+            )
+        return self._sending
+
+    async def ask(
+        self, name: str, max_wait: float | None, *, query: str = "", content: object = None
+    ) -> Any:
+        """Carry out an operation that sends nothing to a chat, and return its result."""
+        operation = OPERATIONS[name]
+        body = b"" if content is None else msgspec.json.encode(content)
+        request = Query(operation, self._path(operation), query, body)
+        return await self._calls.ask(request, max_wait=max_wait)
+
+    async def request(
+        self, method: str, target: URL, body: bytes, *, repeatable: bool, max_wait: float | None
+    ) -> Any:
+        """Call any other method of the API; see `ChatSession.request`."""
+        operation = operations.other(method, repeatable=repeatable)
+        request = Query(operation, target.raw_path, target.raw_query_string, body)
+        return await self._calls.ask(request, max_wait=max_wait)
+
+    def listing(
+        self,
+        name: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        page_token: str | None,
+        max_wait: float | None,
+    ) -> Listing[Any]:
+        """Return the list of an operation."""
+        operation = OPERATIONS[name]
+        return reading.listing(
+            self._calls,
+            operation,
+            self._path(operation),
+            body=body,
+            page_token=page_token,
+            max_wait=max_wait,
+        )
+
+    def history(
+        self,
+        chat_id: int,
+        *,
+        message_id_from: int | None,
+        page_token: str | None,
+        max_wait: float | None,
+    ) -> Listing[Any]:
+        """Return the messages of a chat."""
+        return reading.history(
+            self._calls,
+            self._business(),
+            chat_id,
+            message_id_from=message_id_from,
+            page_token=page_token,
+            max_wait=max_wait,
+        )
+
+    async def download(self, file: File, path: Path | None, max_bytes: int) -> bytes | Path:
+        """Download a file; see `ChatSession.download`."""
+        task = running_task()
+        cancelling = task.cancelling()
+        self._downloads[task] = None
+        try:
+            return await download(self._exchange, file, path, max_bytes, self._retry)
+        except asyncio.CancelledError:
+            if self._closed is not None and task.uncancel() <= cancelling:
+                raise SessionClosedError(
+                    f"{file.name!r}: the session was closed; download it again in a new one"
+                ) from None
+            raise
+        finally:
+            del self._downloads[task]
+
+    async def close(self, grace: float) -> None:
+        """End all calls and the connections; see `ChatSession.close`."""
+        if self._closed is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self._closed.wait()
+            return
+        self._closed = asyncio.Event()
+        try:
+            await (self._sending or self._calls).close(grace)
+        finally:
+            for task in self._downloads:
+                task.cancel()
+            self._shared.sessions -= 1
+            try:
+                await self._exchange.close()
+            finally:
+                self._closed.set()
+
+    def _business(self) -> int:
+        if self._business_id is None:
+            raise InvalidArgumentError(
+                "business_id is missing: pass it or set YAMARKET_BUSINESS_ID; campaigns() lists it"
+            )
+        return self._business_id
+
+    def _path(self, operation: Operation) -> str:
+        if "{business_id}" not in operation.path:
+            return operation.path
+        return operation.path.format(business_id=self._business())

@@ -1,0 +1,125 @@
+"""The errors that tell of what was seen. No text of them shows the key."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .._http.answers import Answer, NoAnswer
+from ..errors import (
+    NOT_THE_API,
+    ChatError,
+    ConnectionFailedError,
+    DeliveryUnknownError,
+    ErrorDetail,
+    SessionClosedError,
+    UnexpectedAnswerError,
+    api_error,
+)
+from ..pending import Pending
+from ..retry import LONGEST_PAUSE
+from .verdict import Verdict, is_of_another_form, judge
+
+MIGRATION = 3600.0
+"""Seconds after which to retry while a business is being migrated: a guess."""
+
+EXCERPT = 200
+"""The characters of a response that an error shows."""
+
+
+class Failures:
+    """Makes the errors of one session, and keeps its key out of them."""
+
+    def __init__(self, api_key: str) -> None:
+        self._api_key = api_key
+
+    def error(
+        self,
+        operation: str,
+        seen: Answer | NoAnswer,
+        *,
+        arrived: Literal[False] | None = None,
+    ) -> ChatError:
+        """Return the error of an attempt that was not done.
+
+        `arrived` is False if the chat's history has told that the message did not arrive.
+        """
+        sent = arrived if judge(seen) is Verdict.UNKNOWN else False
+        if isinstance(seen, NoAnswer):
+            advice = "" if seen.final else ": check the network; the Market may be down"
+            return ConnectionFailedError(
+                f"{operation}: {seen.reason}{advice}",
+                sent=sent,
+                retry_after=None if seen.final else LONGEST_PAUSE,
+            )
+        errors = [self._redacted(error) for error in getattr(seen.decoded, "errors", None) or ()]
+        if 400 <= seen.status < 600:
+            if seen.decoded is None and (excerpt := self._excerpt(seen)):
+                errors = [ErrorDetail(NOT_THE_API, excerpt)]
+            error = api_error(
+                seen.status, errors, operation=operation, trace_id=seen.trace_id, sent=sent
+            )
+            if seen.status >= 500:
+                error.retry_after = LONGEST_PAUSE
+            elif seen.status == 423:
+                error.retry_after = MIGRATION
+            return error
+        said = seen.fault or self._excerpt(seen) or "an empty body"
+        unexpected = UnexpectedAnswerError(
+            f"{operation}: HTTP {seen.status} with an answer that the API does not document"
+            f" ({said}). If it lasts, ask the Market's support",
+            status=seen.status,
+            excerpt=self._excerpt(seen),
+            operation=operation,
+            trace_id=seen.trace_id,
+            sent=sent,
+        )
+        if not is_of_another_form(seen):
+            unexpected.retry_after = LONGEST_PAUSE
+        return unexpected
+
+    def reason(self, operation: str, seen: Answer | NoAnswer) -> str:
+        """Say why nothing tells whether an attempt was carried out."""
+        if isinstance(seen, NoAnswer) and (seen.cut_short or seen.cancelled is not None):
+            return seen.reason
+        return str(self.error(operation, seen))
+
+    def _redacted(self, detail: ErrorDetail) -> ErrorDetail:
+        return ErrorDetail(
+            self._clean(detail.code),
+            None if detail.message is None else self._clean(detail.message),
+        )
+
+    def _excerpt(self, answer: Answer) -> str:
+        body = answer.body.replace(self._api_key.encode(), b"***")[: 4 * EXCERPT]
+        return self._clean(body.decode("utf-8", "replace"))[:EXCERPT]
+
+    def _clean(self, text: str) -> str:
+        """Return a text fit for a log: one line, no control characters, and without the key."""
+        text = text.replace(self._api_key, "***")
+        return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def closed_error() -> SessionClosedError:
+    """Return the error of calls that wait, or are made, when the session closes."""
+    return SessionClosedError(
+        "the session was closed before this call was sent: await all calls before you close it"
+    )
+
+
+def cut_short_error(operation: str) -> SessionClosedError:
+    """Return the error of a read that is under way when the grace of a closing session is over."""
+    return SessionClosedError(
+        f"{operation}: the session was closed before its answer came: repeat the call in a new one",
+        sent=None,
+    )
+
+
+def unknown_error(pending: Pending, why: str) -> DeliveryUnknownError:
+    """Return the error of a message of unknown outcome."""
+    what = f"the file {pending.file_name!r}" if pending.text is None else repr(pending.text[:60])
+    when = f" of {pending.since:%Y-%m-%d %H:%M:%S} UTC" if pending.since else ""
+    return DeliveryUnknownError(
+        f"chat {pending.chat_id}: nothing tells whether {what}{when} arrived ({why}). Before you"
+        " send it again, call session.settle(error.pending) or look at the chat",
+        pending=pending,
+    )

@@ -1,0 +1,307 @@
+"""Sends messages: one after another to each chat, and each exactly once.
+
+A message has one owner, its `_Turn`: from the moment that it is passed in until its outcome is
+known, all that is known of it stands there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from .._http import operations
+from .._http.answers import Answer, NoAnswer
+from .._http.bodies import JsonBody, RequestBody
+from .._http.operations import Operation
+from .._http.uploads import Upload
+from .._limits.tickets import CallGroup, Ticket
+from ..arguments import OnUnknown, check_id, check_text
+from ..errors import DeliveryUnknownError, InvalidArgumentError
+from ..listing import Page
+from ..models import Message
+from ..pending import Content, Pending
+from ..receipts import Outcome, OutgoingMessage, Receipt
+from ..retry import Budget, Retry
+from .batch import Batch
+from .calls import Calls, Doubt
+from .deliveries import Delivery
+from .failures import Failures, closed_error
+from .reading import history
+from .settler import Settler, Suspect
+from .settling import Found
+from .shared import Shared
+from .source import Messages
+
+logger = logging.getLogger("yamarket_chat")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Turn(Budget, kw_only=True, eq=False):
+    """A message, and its turn in the chat. It is the request and the budget of its calls as well.
+
+    Leaving the context ends the turn: the next message of the chat may go, after a rest if this one
+    may still arrive.
+    """
+
+    sending: Sending
+    operation: Operation
+    path: str
+    chat_id: int
+    carries: str | Upload
+    ticket: Ticket
+    suspect: Suspect | None = None  # while it is unknown whether the message arrived
+
+    def query(self) -> str:
+        """Return the query, escaped."""
+        return f"chatId={self.chat_id}"
+
+    def body(self) -> RequestBody:
+        """Return a body for one attempt."""
+        carries = self.carries
+        if isinstance(carries, str):
+            return JsonBody(_encode({"message": carries}))
+        return carries.body()
+
+    def content(self) -> str | Content:
+        """Return what the message says, as it is remembered."""
+        carries = self.carries
+        if isinstance(carries, str):
+            return carries
+        return Content(file_name=carries.name, file_size=carries.size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        suspect = self.suspect
+        if suspect is None:
+            self.sending.scheduler.leave(self.ticket)
+            return False
+        self.sending.leave_suspect(self.ticket, suspect)
+        # A closing session cancels what is being settled: then `send` raises the error.
+        return kind is asyncio.CancelledError and suspect.doubt.attempt.cancelled_by() == "closing"
+
+
+class Sending:
+    """Sends the messages of one session."""
+
+    def __init__(
+        self, calls: Calls, shared: Shared, failures: Failures, business_id: int, retry: Retry
+    ) -> None:
+        self._calls = calls
+        self._failures = failures
+        self._business_id = business_id
+        self._deliveries = shared.deliveries
+        self._retry = retry
+        self._loop = asyncio.get_running_loop()
+        self._settler = Settler(shared.clock, shared.deliveries, retry.settle_after)
+        self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
+        self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
+        # Of the look-ups: closing a session ends calls that wait, but not what is being settled.
+        self._look_ups = CallGroup()
+        self._batches: dict[Batch, None] = {}
+        self.scheduler = shared.scheduler
+
+    def send(
+        self,
+        chat_id: int,
+        carries: str | Upload,
+        max_wait: float | None = None,
+        on_unknown: OnUnknown | None = None,
+        *,
+        group: CallGroup | None = None,
+        reserve: int | None = None,
+    ) -> Coroutine[Any, Any, Receipt]:
+        """Send a text or a file; see `ChatSession.send_message`."""
+        is_text = isinstance(carries, str)
+        operation = operations.SEND_MESSAGE if is_text else operations.SEND_FILE
+        group = group or self._calls.group
+        turn = _Turn(
+            self._retry,
+            sending=self,
+            operation=operation,
+            path=self._message_path if is_text else self._file_path,
+            chat_id=chat_id,
+            carries=carries,
+            ticket=self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve),
+        )
+        return self._send(turn, max_wait, on_unknown)
+
+    async def send_file(
+        self,
+        chat_id: int,
+        file: object,
+        filename: str | None,
+        max_wait: float | None,
+        on_unknown: OnUnknown | None,
+    ) -> Receipt:
+        """Send a file; see `ChatSession.send_file`."""
+        return await self.send(chat_id, Upload(file, filename), max_wait, on_unknown)
+
+    # A hundred thousand of these may wait, so each has few variables.
+    async def _send(
+        self, turn: _Turn, max_wait: float | None, on_unknown: OnUnknown | None
+    ) -> Receipt:
+        with turn:
+            while True:
+                answer = await self._calls.call(turn.ticket, turn, turn, max_wait)
+                if isinstance(answer, Answer):
+                    self._deliveries.remember(
+                        Delivery(turn.chat_id, turn.content(), answer.began, answer.ended),
+                        answer.ended,
+                    )
+                    return Receipt(turn.chat_id, turn.requests, "answer", answer.trace_id)
+                turn.suspect = self._settler.suspect(
+                    turn.chat_id,
+                    turn.content(),
+                    answer,
+                    self._failures.reason(turn.operation.name, answer.seen),
+                )
+                self._raise_if_ended(turn, answer, on_unknown or self._retry.on_unknown)
+                if await self._arrived(turn, turn.suspect):
+                    return Receipt(turn.chat_id, turn.requests, "history", None)
+                error = self._failures.error(turn.operation.name, answer.seen, arrived=False)
+                await self._calls.pause(turn.ticket, turn, error)
+                max_wait = None  # it bounds the wait before the first request
+        raise self._unknown(turn)  # the session was closed, and its grace was over
+
+    def _raise_if_ended(self, turn: _Turn, doubt: Doubt, on_unknown: OnUnknown) -> None:
+        """Raise if a message of unknown outcome is not to be settled now."""
+        seen = doubt.seen
+        if isinstance(seen, NoAnswer) and seen.cancelled is not None:
+            raise seen.cancelled
+        if on_unknown == "raise" or (isinstance(seen, NoAnswer) and seen.cut_short):
+            raise self._unknown(turn)
+
+    async def _arrived(self, turn: _Turn, suspect: Suspect) -> bool:
+        """Settle an unknown outcome. Raises DeliveryUnknownError if the history does not tell."""
+        settle_after = self._retry.settle_after
+        logger.info(
+            "chat %d: %s; its history will be read in %.0f s to see whether the message arrived",
+            turn.chat_id,
+            suspect.why,
+            settle_after,
+        )
+        attempt = suspect.doubt.attempt
+        self.scheduler.hold(turn.ticket, attempt, suspect.until)
+        try:
+            await asyncio.sleep(suspect.until - self._loop.time())
+            turn.spent += settle_after
+            reading = Budget(self._retry, spent=turn.spent)
+            read = partial(self._history, turn.chat_id, group=self._look_ups, budget=reading)
+            found, unclear = await self._settler.look_up(suspect, read)
+            turn.spent = reading.spent
+        finally:
+            self.scheduler.release(turn.ticket, attempt)
+        if found is Found.UNCLEAR:
+            turn.suspect = msgspec.structs.replace(suspect, why=f"{suspect.why}; {unclear}")
+            raise self._unknown(turn)
+        turn.suspect = None
+        return found is Found.YES
+
+    def leave_suspect(self, ticket: Ticket, suspect: Suspect) -> None:
+        """End the turn of a message that may still arrive: its chat rests until it cannot."""
+        now = self._loop.time()
+        self._deliveries.remember(suspect.delivery(surely=False), now)
+        self.scheduler.leave(ticket, suspect.rest(now))
+
+    def _unknown(self, turn: _Turn) -> DeliveryUnknownError:
+        assert turn.suspect is not None  # noqa: S101 - or the outcome would be known
+        return self._settler.unknown(turn.suspect, self._business_id, turn.requests)
+
+    async def settle(self, pending: Pending, max_wait: float | None) -> Receipt | None:
+        """Find a message of unknown outcome; see `ChatSession.settle`."""
+        if pending.business_id != self._business_id:
+            raise InvalidArgumentError(
+                f"the message was sent for business {pending.business_id}, and this session is for"
+                f" business {self._business_id}: settle it by a session of that business"
+            )
+        group = self._calls.group
+
+        async def wait(seconds: float) -> None:
+            # Not by a sleep: closing the session ends a pause.
+            await self.scheduler.pause(
+                self.scheduler.ticket(operations.HISTORY.name, group), seconds
+            )
+
+        read = partial(self._history, pending.chat_id, group=group, max_wait=max_wait)
+        if not await self._settler.settle(pending, read, wait):
+            return None
+        return Receipt(pending.chat_id, pending.requests, "history", None)
+
+    def _history(
+        self,
+        chat_id: int,
+        *,
+        group: CallGroup,
+        budget: Budget | None = None,
+        max_wait: float | None = None,
+    ) -> AsyncIterator[Page[Message]]:
+        return history(
+            self._calls,
+            self._business_id,
+            chat_id,
+            group=group,
+            budget=budget,
+            max_wait=max_wait,
+        ).pages()
+
+    def send_many(self, messages: Messages, reserve: int) -> AsyncGenerator[Outcome, None]:
+        """Send many texts; see `ChatSession.send_many`."""
+        limit = self.scheduler.limits.send_message.requests
+        if type(reserve) is not int or not 0 <= reserve < limit:
+            raise InvalidArgumentError(
+                f"reserve is a whole number from 0 to {limit - 1}: a part of the limit of {limit}"
+            )
+        if not isinstance(messages, (Iterable, AsyncIterable)):
+            raise InvalidArgumentError("messages is an iterable of OutgoingMessage")
+        return self._many(messages, reserve)
+
+    async def _many(self, messages: Messages, reserve: int) -> AsyncGenerator[Outcome, None]:
+        self._calls.check_loop()
+        self._calls.group.check_open()
+
+        def send(group: CallGroup, message: OutgoingMessage) -> Coroutine[Any, Any, Receipt]:
+            chat_id, text = check_id("chat_id", message.chat_id), check_text(message.text)
+            return self.send(chat_id, text, group=group, reserve=reserve)
+
+        batch = Batch(self.scheduler, send, messages)
+        self._batches[batch] = None
+        try:
+            while True:
+                if not batch.has_ended():  # a coroutine less if many end at once
+                    await batch.wait()
+                outcome = batch.take()
+                if outcome is None:
+                    break
+                yield outcome
+        finally:
+            # If this is cancelled as well, closing the session waits for what is under way.
+            await batch.stop()
+            del self._batches[batch]
+
+    async def close(self, grace: float) -> None:
+        """End all calls: those that wait at once, those under way after `grace` seconds."""
+        # At once: `gather` begins a pass later, and until then another batch could begin.
+        self._calls.group.close(closed_error())
+        for batch in self._batches:
+            batch.end_waiting()
+        await asyncio.gather(
+            self._calls.close(grace), *(batch.end_under_way(grace) for batch in self._batches)
+        )
+        self._look_ups.close(closed_error())
+        await self._look_ups.end_under_way(0.0)
+        for batch in list(self._batches):
+            await batch.stop()

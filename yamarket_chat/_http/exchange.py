@@ -1,0 +1,241 @@
+"""One HTTP request and its response. Nothing is repeated or decided here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from .answers import Answer, Decode, NoAnswer, decode_envelope
+from .attempt import Attempt
+from .bodies import JsonBody, RequestBody
+from .deadlines import Deadlines
+
+MAX_ANSWER = 16 * 2**20
+"""The most bytes of a response that are read. A page of 100 messages of 4,096 characters, all
+escaped, with some files each, has about 5 MB; a longer response is none of the API."""
+
+KEPT_FOR = 4.0
+"""Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
+request that meets a closing connection has an unknown outcome, which takes 15 s to settle."""
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+_CLOSED = "its aiohttp session is closed: keep it open as long as calls are made"
+_NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
+
+
+class FetchFailed(Exception):
+    """A download failed. `passes` says whether a retry may succeed."""
+
+    def __init__(self, reason: str, status: int | None, *, passes: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+        self.passes = passes
+
+
+class Exchange:
+    """Sends requests and downloads files. Only the Market's own host gets the key."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str,
+        *,
+        integration: str,
+        timeout: float,
+        http: aiohttp.ClientSession | None,
+    ) -> None:
+        url = URL(base_url)
+        self._origin = url.origin()
+        self._scheme, self._authority = url.scheme, url.authority
+        self._prefix = url.raw_path.rstrip("/")
+        self._key = {"Api-Key": api_key, "X-Market-Integration": integration}
+        self._headers = CIMultiDict(
+            {
+                **self._key,
+                "Accept": "application/json",
+                "Content-Type": "application/json",
+            }
+        )
+        self._loop = asyncio.get_running_loop()
+        self._seconds = timeout
+        self._deadlines = Deadlines(timeout)
+        self._own_http = http is None
+        self._http = http or aiohttp.ClientSession(
+            # The number of parallel requests bounds the number of connections.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_FOR),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={**self._headers, "User-Agent": integration},
+        )
+        # A session of our own has these headers already. Passing them with each request costs 2 %
+        # of a send.
+        self._json_headers = self._headers if http is not None else None
+
+    async def send(
+        self,
+        attempt: Attempt,
+        method: str,
+        path: str,
+        query: str,
+        body: RequestBody,
+        decode: Decode,
+    ) -> Answer | NoAnswer:
+        """Send one request from the running task. `decode` decodes the body of a 200.
+
+        Whatever happens is returned as a value, also a cancellation.
+        """
+        if self._http.closed:
+            attempt.ended = self._loop.time()
+            return NoAnswer(_CLOSED, sent=False, final=True)
+        response: aiohttp.ClientResponse | None = None
+        content = b""
+        reason: str | None = None
+        final = cut_short = False
+        cancelled: asyncio.CancelledError | None = None
+        self._deadlines.start(attempt)
+        try:
+            response = await self._http.request(
+                method,
+                # Built of its parts: parsing a new address for each chat costs 3 % of a send.
+                URL.build(
+                    scheme=self._scheme,
+                    authority=self._authority,
+                    path=self._prefix + path,
+                    query_string=query,
+                    encoded=True,
+                ),
+                data=body,
+                headers=self._json_headers
+                if isinstance(body, JsonBody)
+                else self._headers_of(body),
+                timeout=_NO_TIMEOUT,
+                allow_redirects=False,
+                raise_for_status=False,
+            )
+            stream = response.content
+            content = await stream.readany()
+            while not stream.at_eof():
+                if len(content) > MAX_ANSWER:
+                    raise _TooLong
+                content += await stream.readany()
+        except asyncio.CancelledError as error:
+            if response is not None:
+                response.close()
+            reason = "no answer in time"
+            cause = attempt.cancelled_by()
+            if cause != "timeout":
+                response, reason = None, "the call was ended while its request was under way"
+                cut_short = cause == "closing"
+                # A new one, without aiohttp's frames, whose variables hold the key.
+                cancelled = None if cut_short else asyncio.CancelledError(*error.args)
+        except _NO_CERTIFICATE as error:
+            reason, final = f"{_reason(error)}: check base_url and its certificate", True
+        except Exception as error:  # noqa: BLE001 - a broken response makes aiohttp raise anything
+            reason = _reason(error)
+            if response is not None:
+                response.close()
+            elif body.broken is not None:
+                reason, final = body.broken, True
+            elif self._http.closed:
+                reason, final = _CLOSED, not body.sent
+        except BaseException:
+            attempt.ended = self._loop.time()
+            raise
+        ended = attempt.ended = self._loop.time()
+        if response is None:
+            return NoAnswer(reason or "", body.sent, final, cut_short, cancelled)
+        status, headers = response.status, response.headers
+        if reason is not None:
+            return Answer(status, headers, b"", None, attempt.began, ended, reason)
+        read = decode if status == 200 else decode_envelope
+        return Answer(status, headers, content, read(content), attempt.began, ended)
+
+    def _headers_of(self, body: RequestBody) -> CIMultiDict[str]:
+        headers = self._headers.copy()
+        headers["Content-Type"] = body.content_type
+        return headers
+
+    async def fetch(self, url: str, max_bytes: int) -> AsyncGenerator[bytes, None]:
+        """Download from an address, in pieces. Only the Market's own host gets the key.
+
+        Raises FetchFailed.
+        """
+        if self._http.closed:
+            raise FetchFailed(_CLOSED, None)
+        target = URL(url)
+        own = target.origin() == self._origin
+        size = 0
+        failed: FetchFailed | None = None
+        http = self._keyless() if self._own_http else self._http
+        try:
+            async with http.get(
+                target,
+                headers=self._key if own else None,
+                # The timeout is for each piece: a large file may take longer in all.
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=self._seconds, sock_read=self._seconds
+                ),
+                allow_redirects=False,
+                raise_for_status=False,
+            ) as response:
+                if response.status != 200:
+                    passes = response.status >= 500
+                    failed = FetchFailed(f"HTTP {response.status}", response.status, passes=passes)
+                else:
+                    async for piece in response.content.iter_any():
+                        size += len(piece)
+                        if size > max_bytes:
+                            failed = FetchFailed(f"it has more than {max_bytes} bytes", 200)
+                            break
+                        yield piece
+        except Exception as error:  # noqa: BLE001 - as in send
+            if self._http.closed:
+                failed = FetchFailed(_CLOSED, None)
+            else:
+                passes = not isinstance(error, _NO_CERTIFICATE)
+                failed = FetchFailed(_reason(error), None, passes=passes)
+        finally:
+            if http is not self._http:
+                await http.close()
+        if failed is not None:
+            raise failed  # outside of `except`: aiohttp's exception holds the headers
+
+    def _keyless(self) -> aiohttp.ClientSession:
+        """Return a session with the same connections, without the headers for the Market."""
+        return aiohttp.ClientSession(
+            connector=self._http.connector,
+            connector_owner=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"User-Agent": self._key["X-Market-Integration"]},
+        )
+
+    async def close(self) -> None:
+        """Close the connections, unless they belong to the caller's session."""
+        self._deadlines.close()
+        if self._own_http:
+            await self._http.close()
+
+
+class _TooLong(Exception):
+    pass
+
+
+def _reason(error: Exception) -> str:
+    """Say what happened, without a quote of the response: it may echo the key."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return f"cannot connect to {error.host} ({error.os_error.strerror or 'no reason given'})"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, _TooLong):
+        return f"an answer of more than {MAX_ANSWER} bytes"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "an answer that was cut off"
+    if isinstance(error, (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError)):
+        return "the connection was closed without an answer"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"an answer that is no HTTP ({type(error).__name__})"

@@ -1,0 +1,1 @@
+"""How much may be sent now, and which call goes next."""

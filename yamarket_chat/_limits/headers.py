@@ -1,0 +1,56 @@
+"""What the Market says about its rate limits: headers, and the texts of its 420 responses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from multidict import istr
+
+from .clock import parse_date
+
+# istr: headers are looked up by it without folding the name each time.
+LIMIT_HEADER = istr("X-RateLimit-Resource-Limit")
+REMAINING_HEADER = istr("X-RateLimit-Resource-Remaining")
+UNTIL_HEADER = istr("X-RateLimit-Resource-Until")
+
+_PARALLEL_REFUSAL = re.compile(r"rate limit of ([0-9]{1,9}) parallel requests", re.IGNORECASE)
+_RESOURCE_REFUSAL = re.compile(r"rate limit of ([0-9]{1,9}) requests", re.IGNORECASE)
+
+
+def refused_in_parallel(text: str) -> int | None:
+    """Return the number that a 420 for parallel requests names; None for any other text.
+
+    >>> refused_in_parallel("Hit rate limit of 4 parallel requests for businessId 12345")
+    4
+    """
+    match = _PARALLEL_REFUSAL.search(text)
+    return int(match[1]) if match else None
+
+
+def refused_over_time(text: str) -> int | None:
+    """Return the number that a 420 for a resource names; None for any other text.
+
+    >>> refused_over_time("Hit rate limit of 1000 requests per HOUR for resource chats")
+    1000
+    """
+    match = _RESOURCE_REFUSAL.search(text)
+    return int(match[1]) if match else None
+
+
+def number_of(text: str | int | None) -> int | None:
+    """Return the number of a header; None if it has none that makes sense."""
+    try:
+        value = int(text or "")
+    except ValueError:
+        return None
+    return value if 0 <= value < 2**31 else None
+
+
+def seconds_until(headers: Mapping[str, str]) -> float | None:
+    """Return how long the restriction lasts: Until minus Date, so no local clock has a part."""
+    until, date = parse_date(headers.get(UNTIL_HEADER)), parse_date(headers.get("Date"))
+    if until is None or date is None:
+        return None
+    # Both are whole seconds. The second more makes up for what was cut off.
+    return max(until - date, 0) + 1

@@ -1,0 +1,109 @@
+"""How many requests may be under way at once."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import random
+
+from .._http.attempt import NEVER, Attempt
+from ..limits import CUT_OFF
+
+# After this many answers without a refusal one more parallel request is tried. Each refusal doubles
+# the number, up to the second one, so that a Market that allows fewer for good is asked rarely.
+GROW_AFTER = 100
+GROW_AFTER_AT_MOST = 10_000
+
+# The pause of a place after a 420 for parallel requests, in seconds: the first one, and the longest
+# after several in a row. Each is shortened at random. Every refusal uses up the rate limit, too.
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+
+
+class Places:
+    """The places of parallel requests, over all operations of a business.
+
+    A request holds a place until its answer came. Without an answer it holds the place until the
+    Market must have ended the request. If the Market refuses a request all the same, other programs
+    of the seller hold places. Then there are fewer, and more again as answers come without refusal.
+    """
+
+    def __init__(self, parallel: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._parallel = parallel
+        self._allowed = parallel
+        self._held = 0
+        self._free_at: list[float] = []  # ascending: of requests that ended without an answer
+        self._shrunk_at = NEVER
+        self._clean = 0  # answers in a row without a refusal
+        self._in_a_row = 0  # refusals without an answer between them
+        self._grow_after = GROW_AFTER
+
+    def free(self, now: float) -> bool:
+        """Whether one more request may be sent."""
+        free_at = self._free_at
+        if free_at and free_at[0] <= now:
+            del free_at[: bisect.bisect_right(free_at, now)]
+        return self._held + len(free_at) < self._allowed
+
+    def wait(self) -> float | None:
+        """Return the seconds until a place becomes free by itself; None if only an answer helps."""
+        excess = self._held + len(self._free_at) - self._allowed
+        if excess < 0:
+            return 0.0
+        if excess < len(self._free_at):
+            return self._free_at[excess] - self._loop.time()
+        return None
+
+    def idle(self) -> bool:
+        """Whether no place is held."""
+        self.free(self._loop.time())
+        return not (self._held or self._free_at)
+
+    def take(self) -> None:
+        """Hold a place for a request that is sent, or will be."""
+        self._held += 1
+
+    def give_back(self) -> None:
+        """Free the place of a request that was not sent."""
+        self._held -= 1
+
+    def unanswered(self, attempt: Attempt) -> None:
+        """Note that no answer came: the Market may carry the request out until it ends it."""
+        self._held -= 1
+        bisect.insort(self._free_at, attempt.ended + CUT_OFF)
+
+    def answered(self) -> None:
+        """Note an answer that is no refusal of parallel requests."""
+        self._held -= 1
+        self._in_a_row = 0
+        self._clean += 1
+        if self._clean < self._grow_after:
+            return
+        self._clean = 0
+        if self._allowed < self._parallel:
+            self._allowed += 1
+        else:
+            self._grow_after = GROW_AFTER
+
+    def refused(self, attempt: Attempt, named: int | None) -> float:
+        """Note a 420 for parallel requests; `named` is the number that its text names.
+
+        Returns the seconds for which its place pauses: the next request would be refused as well.
+        """
+        self._held -= 1
+        self._clean = 0
+        if named is not None and named < self._allowed:
+            self._allowed = max(named, 1)
+        elif attempt.began > self._shrunk_at:
+            self._allowed = max(self._allowed - 1, 1)
+        if attempt.began > self._shrunk_at:
+            # Refusals of requests that were sent before this one was refused are the same event.
+            self._shrunk_at = attempt.ended
+            if not self._in_a_row:  # refusals in a row have one cause
+                self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
+            self._in_a_row += 1
+        longest = min(FIRST_PAUSE * 2.0 ** min(self._in_a_row, 30), LONGEST_PAUSE)
+        pause = longest * random.uniform(0.5, 1.0)
+        bisect.insort(self._free_at, self._loop.time() + pause)
+        return pause

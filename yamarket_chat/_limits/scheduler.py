@@ -1,0 +1,409 @@
+"""Which call goes next: calls wait here until everything that they need is free at once.
+
+Each call gets a `Ticket` with a number: first come, first served. A ticket may name a line (a
+chat). Only the first call of a line is ready, and the next one is not ready before the first has
+left the line. What a ready call needs, a place in its operation's window, a token of its pace and
+one of the parallel places, is granted together or not at all: no call holds one of them while it
+waits for another, and a full window of one operation never holds up another operation.
+
+Single calls go before those of a bulk. If a single call stands behind calls of a bulk in its line,
+these become singles as well: otherwise it would wait as long as they do.
+
+One scheduler serves all sessions of a business on one event loop. It has no task of its own. Every
+change grants what can be granted next, and one timer does so when only time has to pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from .._http.attempt import Attempt, running_task
+from ..errors import MaxWaitExceededError
+from ..limits import Limits, QuotaStatus, Rate
+from .lines import Lines
+from .pace import SHORTEST_WAIT
+from .places import Places
+from .queues import Queue
+from .tickets import CallGroup, Ticket, wake
+
+UNLIMITED = Rate(1_000_000_000, per=1e-3)
+"""For methods whose rate limit is not known here: they need a parallel place alone."""
+
+SOON = 1.0
+"""Seconds after which to retry a call if nothing tells how long it has to wait."""
+
+
+class Scheduler:
+    """Decides when each call of a business is sent, on one event loop."""
+
+    def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
+        self.limits = limits
+        self._loop = loop
+        self._places = Places(limits.parallel, loop)
+        rates = {**limits.rates(), "request": UNLIMITED}
+        self._queues = {name: Queue(name, rate, loop) for name, rate in rates.items()}
+        self._lines = Lines(loop)
+        self._numbers = 0
+        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.bulks: dict[CallGroup, None] = {}  # that may have one more call when a place is free
+
+    # Waiting, and being sent
+
+    def ticket(
+        self,
+        operation: str,
+        group: CallGroup,
+        *,
+        line: int | None = None,
+        reserve: int | None = None,
+    ) -> Ticket:
+        """Return a new ticket, at the end of its line."""
+        self._numbers += 1
+        ticket = Ticket(self._numbers, operation, group, line, reserve)
+        if line is not None:
+            self._lines.join(ticket, line)
+            if reserve is None and ticket.before is not None:
+                self._make_singles(ticket.before)
+        return ticket
+
+    def _make_singles(self, ticket: Ticket | None) -> None:
+        while ticket is not None and ticket.reserve is not None:
+            self._queues[ticket.operation].make_single(ticket)
+            if ticket.ready:
+                self._dispatch()
+            ticket = ticket.before
+
+    async def admit(self, ticket: Ticket, max_wait: float | None = None) -> Attempt:
+        """Wait until the call may be sent, and return its next attempt, which is sent now.
+
+        Raises MaxWaitExceededError if that takes longer than `max_wait` seconds, and what its group
+        is closed by.
+        """
+        ticket.group.check_open()
+        # All in one coroutine: a hundred thousand calls may wait here, and each frame counts.
+        timer = self._begin_to_wait(ticket, max_wait)
+        try:
+            while True:
+                await ticket.future  # type: ignore[misc]
+                ticket.group.check_open()
+                if not self._queues[ticket.operation].window.is_closed():
+                    break
+                self._wait_again(ticket)
+                if timer is not None and timer.when() <= self._loop.time():
+                    self._waited_enough(ticket, max_wait or 0.0)
+        except BaseException:
+            self._end_to_wait(ticket, timer)
+            if ticket.granted:
+                self._ungrant(ticket)
+            elif ticket.ready:
+                self._queues[ticket.operation].remove(ticket)
+            self._dispatch()
+            raise
+        self._end_to_wait(ticket, timer)
+        self._ungrant(ticket)
+        return self._send(ticket, self._loop.time())
+
+    def try_admit(self, ticket: Ticket) -> Attempt | None:
+        """Return the next attempt of the call if it may be sent now and no call waits."""
+        now = self._loop.time()
+        if (
+            self._waiting
+            or ticket.before is not None
+            or ticket.group.closed_by is not None
+            or self._lines.is_closed(ticket.line)
+            or not self._places.free(now)
+            or not self._queues[ticket.operation].window.admits(now, ticket.reserve or 0)
+        ):
+            return None
+        return self._send(ticket, now)
+
+    def _send(self, ticket: Ticket, now: float) -> Attempt:
+        self._places.take()
+        attempt = self._queues[ticket.operation].window.send(running_task(self._loop), now)
+        group = ticket.group
+        group.under_way[attempt] = None
+        group.make_way()
+        return attempt
+
+    def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> asyncio.TimerHandle | None:
+        queue = self._queues[ticket.operation]
+        ahead = queue.ahead_of(ticket)
+        if max_wait is not None:
+            ahead += _before_in_line(ticket)
+            least = self._least_wait(ticket, ahead, ticket.reserve or 0)
+            if least > max_wait:
+                raise _max_wait_exceeded(ticket, max_wait, least)
+        ticket.future = self._loop.create_future()
+        ticket.group.waiting[ticket] = None
+        queue.waiting += 1
+        self._waiting += 1
+        if max_wait is None:
+            queue.long_waits.begin(ticket.number, queue.window.wait(ahead, ticket.reserve or 0))
+        if ticket.before is None:
+            self._first_in_line(ticket)
+        if not (ticket.ready or ticket.granted):
+            ticket.group.make_way()
+        if max_wait is None:
+            return None
+        return self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
+
+    def _wait_again(self, ticket: Ticket) -> None:
+        """Wait again: a 420 closed the window in the very pass in which the call was granted."""
+        self._ungrant(ticket)
+        ticket.future = self._loop.create_future()
+        self._first_in_line(ticket)
+        self._dispatch()  # the timer may be set to a moment that assumed one grant more
+
+    def _end_to_wait(self, ticket: Ticket, timer: asyncio.TimerHandle | None) -> None:
+        ticket.future = None
+        del ticket.group.waiting[ticket]
+        self._waiting -= 1
+        queue = self._queues[ticket.operation]
+        queue.waiting -= 1
+        if timer is None:
+            queue.long_waits.end(ticket.number)
+        else:
+            timer.cancel()
+
+    def _least_wait(self, ticket: Ticket, ahead: int, reserve: int) -> float:
+        return max(
+            self._queues[ticket.operation].window.wait(ahead, reserve),
+            self._places.wait() or 0.0,
+            self._lines.closed_for(ticket.line),
+        )
+
+    def _waited_enough(self, ticket: Ticket, max_wait: float) -> None:
+        future = ticket.future
+        if future is not None and not future.done():
+            # The least wait is enough, so nobody counts how many calls are before this one.
+            least = self._least_wait(ticket, 0, 0)
+            future.set_exception(_max_wait_exceeded(ticket, max_wait, least))
+
+    async def pause(self, ticket: Ticket, seconds: float) -> None:
+        """Wait before the next attempt. Raises what its group is closed by."""
+        group, line = ticket.group, ticket.line
+        group.check_open()
+        future = ticket.future = self._loop.create_future()
+        timer = self._loop.call_later(seconds, wake, future)
+        if line is not None:
+            self._lines.close(line, self._loop.time() + seconds)
+        group.waiting[ticket] = None
+        group.make_way()
+        try:
+            await future
+        finally:
+            timer.cancel()
+            if line is not None:
+                self._lines.reopen(line)
+            ticket.future = None
+            del group.waiting[ticket]
+
+    def leave(self, ticket: Ticket, rest: float = 0.0) -> None:
+        """Note that the call is over. The next one of its line may go in `rest` seconds."""
+        line = ticket.line
+        if line is None:
+            return
+        if rest:
+            self._lines.close(line, self._loop.time() + rest)
+        following = self._lines.leave(ticket, line)
+        if following is not None:
+            self._first_in_line(following)
+
+    # Granting
+
+    def _first_in_line(self, ticket: Ticket) -> None:
+        if self._lines.await_reopening(ticket):
+            self._set_timer()
+            return
+        queue = self._queues[ticket.operation]
+        queue.push(ticket)
+        if ticket in queue.heads():
+            self._dispatch()
+
+    def _grant(self, ticket: Ticket) -> None:
+        ticket.granted = True
+        self._queues[ticket.operation].window.grant()
+        self._places.take()
+
+    def _ungrant(self, ticket: Ticket) -> None:
+        """Undo `_grant`: the call is sent in this step, or not now."""
+        ticket.granted = False
+        self._queues[ticket.operation].window.give_back()
+        self._places.give_back()
+
+    def _dispatch(self, ended: CallGroup | None = None) -> None:
+        """Grant all that can be granted now. `ended` is the group whose attempt has just ended."""
+        if self._waiting:
+            self._grant_all()
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for bulk in self.bulks:
+            if bulk is not ended:  # that one looks for its next call by itself
+                bulk.place_freed()
+
+    def _grant_all(self) -> None:
+        for ticket in self._lines.reopened():
+            self._queues[ticket.operation].push(ticket)
+        now = self._loop.time()
+        while self._places.free(now):
+            best: Ticket | None = None
+            for queue in self._queues.values():
+                for head in queue.heads():
+                    if (best is None or head.goes_before(best)) and queue.window.admits(
+                        now, head.reserve or 0
+                    ):
+                        best = head
+            if best is None:
+                break
+            self._queues[best.operation].remove(best)
+            assert best.future is not None  # noqa: S101 - a ready call waits
+            if best.future.done():
+                continue  # it was ended in this very pass, and its task will see that
+            self._grant(best)
+            best.future.set_result(None)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        """Set the timer to the next moment at which time alone lets a call go."""
+        now = self._loop.time()
+        # Time goes on while this looks: what was refused a moment ago may be due now.
+        reopening = self._lines.next_reopening()
+        waits = [] if reopening is None else [max(reopening - now, SHORTEST_WAIT)]
+        place = self._places.wait()
+        if place is not None and place > 0:
+            waits.append(place)
+        elif place is not None:
+            for queue in self._queues.values():
+                for head in queue.heads():
+                    reserve = head.reserve or 0
+                    wait = queue.window.wait(0, reserve)
+                    if wait <= 0 and queue.window.admits(self._loop.time(), reserve):
+                        wait = SHORTEST_WAIT
+                    waits.append(wait)
+        # A wait of 0 that was not granted ends with an answer, not with time.
+        waits = [wait for wait in waits if wait > 0]
+        if not waits:
+            return
+        at = now + min(waits)
+        if self._timer is not None:
+            if self._timer.when() <= at:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._dispatch()
+
+    # What became of an attempt
+
+    def answered(self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str]) -> None:
+        """Note an answer that is no refusal over a limit."""
+        ticket.group.ended(attempt)
+        self._queues[ticket.operation].window.answered(attempt, headers)
+        self._places.answered()
+        self._dispatch(ticket.group)
+
+    def refused_in_parallel(
+        self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str], named: int | None
+    ) -> float:
+        """Note a 420 for parallel requests; `named` is the number that it names.
+
+        Returns for how many seconds the call itself should pause.
+        """
+        ticket.group.ended(attempt)
+        self._queues[ticket.operation].window.answered(attempt, headers)
+        pause = self._places.refused(attempt, named)
+        self._dispatch(ticket.group)
+        return pause
+
+    def refused_over_time(
+        self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str], named: int | None
+    ) -> float:
+        """Note a 420 for the resource. Returns for how many seconds its window is closed."""
+        ticket.group.ended(attempt)
+        closed_for = self._queues[ticket.operation].window.refused(attempt, headers, named)
+        self._places.answered()
+        self._dispatch(ticket.group)
+        return closed_for
+
+    def unanswered(self, ticket: Ticket, attempt: Attempt) -> None:
+        """Note that no answer came, and that the request may have reached the Market."""
+        ticket.group.ended(attempt)
+        self._queues[ticket.operation].window.unanswered(attempt)
+        self._places.unanswered(attempt)
+        self._dispatch(ticket.group)
+
+    def unsent(self, ticket: Ticket, attempt: Attempt) -> None:
+        """Note that the request surely never reached the Market."""
+        ticket.group.ended(attempt)
+        self._queues[ticket.operation].window.unsent()
+        self._places.give_back()
+        self._dispatch(ticket.group)
+
+    def hold(self, ticket: Ticket, attempt: Attempt, until: float) -> None:
+        """Count an attempt as under way, which has ended: its outcome is being settled.
+
+        Its line surely does not go on before `until`.
+        """
+        if ticket.line is not None:
+            self._lines.close(ticket.line, until)
+        ticket.group.under_way[attempt] = None
+        ticket.group.make_way()
+
+    def release(self, ticket: Ticket, attempt: Attempt) -> None:
+        """Undo `hold`."""
+        if ticket.line is not None:
+            self._lines.reopen(ticket.line)
+        ticket.group.ended(attempt)
+
+    # Looking at it
+
+    def status(self, operation: str) -> QuotaStatus:
+        """Return how much of an operation's limit is left."""
+        queue = self._queues[operation]
+        remaining = queue.window.remaining()
+        return QuotaStatus(
+            limit=queue.window.limit,
+            remaining=remaining,
+            resets_in=0.0 if remaining else max(queue.window.wait(), 0.0),
+            waiting=queue.waiting,
+        )
+
+    def is_waiting_for_answer(self, group: CallGroup) -> bool:
+        """Whether only an answer frees a place, and this group awaits one."""
+        if self._places.wait() is not None:
+            return False
+        return any(map(Attempt.is_under_way, group.under_way))
+
+    def idle(self) -> bool:
+        """Whether nothing is remembered that a later session has to respect."""
+        return (
+            self._lines.idle()
+            and self._places.idle()
+            and all(queue.window.idle() for queue in self._queues.values())
+        )
+
+
+def _before_in_line(ticket: Ticket) -> int:
+    """Return how many calls of its line take a place before it and are not ready yet."""
+    count, before = 0, ticket.before
+    while before is not None:
+        waits = before.future is not None and not (before.ready or before.granted)
+        count += waits and before.operation == ticket.operation
+        before = before.before
+    return count
+
+
+def _max_wait_exceeded(ticket: Ticket, max_wait: float, least: float) -> MaxWaitExceededError:
+    why = ""
+    if least <= SHORTEST_WAIT:
+        least, why = SOON, " (its chat or the parallel places were busy)"
+    return MaxWaitExceededError(
+        f"{ticket.operation} could not be sent within max_wait={max_wait:g} s{why}. Nothing was"
+        f" sent. Retry in {least:.1f} s, or allow a longer wait",
+        retry_after=least,
+    )

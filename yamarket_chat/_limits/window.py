@@ -1,0 +1,252 @@
+"""How many requests of one operation may be sent in a period.
+
+A token bucket alone does not keep "1,000 in an hour": it lets a burst of 1,000 and the refill of
+the same hour through. So the pace (aiolimiter's bucket) says how fast requests may follow one
+another, and the window says how many there may be: a request takes a place in the window when it is
+sent, and the place becomes free `per` seconds after its *answer* came. The Market counted the
+request before it answered, so by then the Market has forgotten it, however long the way there or
+back took. A request without an answer counts as answered when the Market must have ended it.
+
+The headers of an answer count all programs of the seller. The number of places that *other*
+programs hold cannot be computed exactly, because some requests overlapped with the answered one and
+nobody knows which of them were counted before it. But it has two bounds. The lower one assumes that
+all requests until now were counted, the upper one that none of the overlapping ones was. While the
+lower bound is above 0, the others' places narrow the window, until the moment that the headers
+name. Between the two bounds requests are sent one at a time, and the answer to a request that was
+alone is exact.
+
+A 420 for the resource closes the window until the moment that its headers name: other programs hold
+everything. Then one request is sent alone, and its answer opens the window again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from .._http.attempt import Attempt
+from ..limits import CUT_OFF, Rate
+from .headers import LIMIT_HEADER, REMAINING_HEADER, number_of, seconds_until
+from .pace import Pace
+
+# Pauses in seconds after a 420 that does not say how long (or a Remaining without a readable
+# Until): long and fast-growing, since the documented limits are hours and each try uses up a place.
+FIRST_BLIND_PAUSE = 30.0
+BLIND_PAUSE_GROWTH = 3.0
+
+
+class _Others(msgspec.Struct):
+    """What the headers say of the seller's other programs (and of this one before a restart)."""
+
+    least: float  # places of the Market's window that they surely hold
+    most: float  # places that they may hold
+    market_limit: int
+    until: float  # on the loop's clock: then one request alone asks what holds now
+    as_of: int  # the number of the request whose answer said so
+
+
+class Window:
+    """How many requests of one operation may be sent now."""
+
+    def __init__(self, rate: Rate, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._rate = rate
+        self._pace = Pace(rate)
+        self._limit_text: str | int | None = None  # as the Market's header has it
+        self._market_limit = rate.requests
+        self.limit = rate.requests  # in force: the configured one, or the Market's if that is lower
+        self._free_at: list[float] = []  # ascending: when the places of ended requests become free
+        self._granted = 0  # may be sent, and are not yet
+        self._under_way = 0  # sent, and not ended yet
+        self._sent = 0
+        self._others: _Others | None = None
+        self._blind_pause = FIRST_BLIND_PAUSE
+
+    def admits(self, now: float, reserve: int = 0) -> bool:
+        """Whether a request may be sent now, so that `reserve` places of the window stay free."""
+        if reserve >= self.limit:  # the Market allows no more than that: nothing would ever go
+            reserve = self.limit - 1
+        taken = self._taken(now)
+        return (
+            self.limit - taken > reserve
+            and (self._others is None or self._leave_place(self._others, now, taken, reserve))
+            and self._pace.has(self._granted + 1)
+        )
+
+    def _leave_place(self, others: _Others, now: float, taken: int, reserve: int) -> bool:
+        if others.market_limit - others.most - taken > reserve:
+            return True
+        # One at a time: the answer to a request that was alone is exact.
+        if self._granted or self._under_way:
+            return False
+        return _may_have_place(others, now, taken, reserve)
+
+    def is_closed(self) -> bool:
+        """Whether a 420 has closed the window until a later moment."""
+        others = self._others
+        return others is not None and others.least == math.inf and self._loop.time() < others.until
+
+    def _taken(self, now: float) -> int:
+        """Return how many places our own requests hold."""
+        free_at = self._free_at
+        if free_at and free_at[0] <= now:
+            del free_at[: bisect.bisect_right(free_at, now)]
+        return self._granted + self._under_way + len(free_at)
+
+    def remaining(self) -> int:
+        """Return how many requests may be sent now, as far as is known."""
+        now = self._loop.time()
+        taken = self._taken(now)
+        free = self.limit - taken
+        others = self._others
+        if others is not None:
+            surely = int(max(others.market_limit - others.most - taken, 0))
+            free = min(free, surely or int(self._leave_place(others, now, taken, 0)))
+        return max(free, 0)
+
+    def wait(self, ahead: int = 0, reserve: int = 0) -> float:
+        """Return the least number of seconds until a request with `ahead` before it may be sent.
+
+        Never too long; too short if an answer may tell more until then.
+        """
+        now = self._loop.time()
+        reserve = min(reserve, self.limit - 1)
+        taken = self._taken(now)
+        wait = self._wait_for_place(now, taken, ahead + reserve)
+        others = self._others
+        if others is not None and not _may_have_place(others, now, taken, reserve):
+            # When a place of our own becomes free, one of the Market's does.
+            moments = [at for at in (others.until, *self._free_at[:1]) if at > now]
+            wait = max(wait, min(moments, default=now) - now)
+        return max(wait, self._pace.wait(self._granted + ahead + 1))
+
+    def _wait_for_place(self, now: float, taken: int, ahead: int) -> float:
+        position = ahead - (self.limit - taken)
+        if position < 0:
+            return 0.0
+        # Places become free in the order of `_free_at`, those of requests under way `per` seconds
+        # from now at the earliest, and each place again `per` seconds after that.
+        rounds, place = divmod(position, max(taken, self.limit))
+        free_at = now + self._rate.per
+        if place < len(self._free_at):
+            free_at = min(free_at, self._free_at[place])
+        return free_at - now + rounds * self._rate.per
+
+    def idle(self) -> bool:
+        """Whether nothing is remembered that a later request has to respect."""
+        now = self._loop.time()
+        return not self._taken(now) and (self._others is None or self._others.until <= now)
+
+    def grant(self) -> None:
+        """Hold a place for a request that will be sent."""
+        self._granted += 1
+
+    def give_back(self) -> None:
+        """Free the place of a granted request, which is sent in this step or not at all."""
+        self._granted -= 1
+
+    def send(self, task: asyncio.Task[Any], now: float) -> Attempt:
+        """Note that a request is sent now, by this task."""
+        self._pace.draw()
+        overlapping = self._under_way
+        self._under_way += 1
+        self._sent += 1
+        return Attempt(
+            task,
+            task.cancelling(),
+            now,
+            self._sent,
+            self._under_way + len(self._free_at),
+            overlapping,
+            self._others is not None and now >= self._others.until,
+        )
+
+    def unsent(self) -> None:
+        """Note that the request never reached the Market: its place and its token are free."""
+        self._under_way -= 1
+        self._pace.give_back()
+
+    def unanswered(self, attempt: Attempt) -> None:
+        """Note that no answer came: the Market may have counted the request until it ended it."""
+        self._under_way -= 1
+        bisect.insort(self._free_at, attempt.ended + CUT_OFF + self._rate.per)
+
+    def answered(self, attempt: Attempt, headers: Mapping[str, str]) -> None:
+        """Note an answer that is no refusal of this window."""
+        self._ended(attempt, headers.get(LIMIT_HEADER))
+        others = self._others
+        if others is not None:
+            if attempt.number < others.as_of:
+                return  # the answer to a newer request has told more already
+            if attempt.probe:
+                others = self._others = None
+                self._blind_pause = FIRST_BLIND_PAUSE
+        remaining = number_of(headers.get(REMAINING_HEADER))
+        if remaining is None:
+            return
+        market_limit = self._market_limit
+        missing = market_limit - remaining - attempt.taken
+        least: float = missing - (self._sent - attempt.number)
+        if others is None and least <= 0:
+            return  # all that is missing can be our own
+        most: float = missing + attempt.overlapping
+        if others is not None and others.until > self._loop.time():
+            # What was known still holds: keep the tighter bound where the two agree.
+            least = min(max(others.least, least), most)
+            most = max(min(others.most, most), least)
+        if most <= 0:
+            self._others = None
+            return
+        self._others = _Others(
+            max(least, 0), most, market_limit, self._until(headers), attempt.number
+        )
+
+    def refused(
+        self, attempt: Attempt, headers: Mapping[str, str], named: int | None = None
+    ) -> float:
+        """Note a 420 for this window; `named` is the limit that its text names.
+
+        Returns the seconds for which the window is closed.
+        """
+        self._ended(attempt, headers.get(LIMIT_HEADER, named))
+        now = self._loop.time()
+        others = self._others
+        if others is not None and others.least == math.inf and attempt.number < others.as_of:
+            return max(others.until - now, 0.0)  # sent before the window closed: no news
+        until = self._until(headers, growing=True)
+        # Only a request that is sent from now on can tell that the window is open again.
+        self._others = _Others(math.inf, math.inf, self.limit, until, self._sent + 1)
+        return until - now
+
+    def _ended(self, attempt: Attempt, market_limit: str | int | None) -> None:
+        self._under_way -= 1
+        free_at = self._free_at
+        at = attempt.ended + self._rate.per
+        if not free_at or free_at[-1] <= at:
+            free_at.append(at)
+        else:
+            bisect.insort(free_at, at)
+        if market_limit is not None and market_limit != self._limit_text:  # it hardly ever changes
+            self._limit_text = market_limit
+            number = number_of(market_limit)
+            # At least 1: with 0 no request would ever be sent to learn of a change.
+            self._market_limit = self._rate.requests if number is None else max(number, 1)
+            self.limit = min(self._rate.requests, self._market_limit)
+
+    def _until(self, headers: Mapping[str, str], *, growing: bool = False) -> float:
+        pause = seconds_until(headers)
+        if pause is None:
+            pause = self._blind_pause
+            if growing:
+                self._blind_pause *= BLIND_PAUSE_GROWTH
+        return self._loop.time() + min(pause, self._rate.per)
+
+
+def _may_have_place(others: _Others, now: float, taken: int, reserve: int) -> bool:
+    """Whether one request alone may ask what others hold."""
+    return others.market_limit - others.least - taken > reserve or now >= others.until
