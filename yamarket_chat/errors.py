@@ -166,7 +166,7 @@ class ApiError(ChatError):
     ) -> None:
         super().__init__(text, sent=sent, retry_after=retry_after)
         self.status = status
-        self.errors = tuple(errors)
+        self.errors: tuple[ErrorDetail, ...] = tuple(errors)
         self.operation = operation
         self.trace_id = trace_id
 

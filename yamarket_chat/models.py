@@ -24,6 +24,10 @@ class OpenEnum(StrEnum):
         member._name_ = member._value_ = value
         return member
 
+    def __reduce_ex__(self, proto: object) -> tuple[type[Self], tuple[str]]:
+        # Debian 12's Python 3.11.2 copies an enum's member by its name, and a new one has none.
+        return self.__class__, (self.value,)
+
 
 class ChatType(OpenEnum):
     """Whether only the buyer takes part, or the Market's arbiter as well."""

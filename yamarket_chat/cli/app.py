@@ -30,7 +30,7 @@ EXIT_USAGE = 2
 
 DASH_HINT = ": put -- before a text that begins with a dash"
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     help="Chat with the buyers of Yandex.Market, in order and within the Market's rate limits.",
     no_args_is_help=True,
     rich_markup_mode="markdown",  # wraps paragraphs at the width of the terminal

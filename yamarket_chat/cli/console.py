@@ -39,7 +39,7 @@ class OutputError(Exception):
 
     def __init__(self, error: OSError) -> None:
         super().__init__(f"cannot write the output: {error.strerror or error}")
-        self.closed = isinstance(error, BrokenPipeError)
+        self.closed: bool = isinstance(error, BrokenPipeError)
 
 
 class _Console(Console):
@@ -48,10 +48,10 @@ class _Console(Console):
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
-out = _Console(highlight=False)
-err = _Console(stderr=True, highlight=False)
+out: Console = _Console(highlight=False)
+err: Console = _Console(stderr=True, highlight=False)
 
-logger = logging.getLogger("yamarket_chat")
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 _SDK_PHRASES = {
     "campaigns() lists it": "yamarket-chat whoami shows it",

@@ -87,7 +87,7 @@ class Watcher:
         self._read_again: set[int] = set()
         self._last_seen: dict[int, int] = {}  # message id by chat
         self._pages = 0
-        self.rounds = 0
+        self.rounds: int = 0
 
     async def start(self) -> None:
         """Record the messages that exist already."""

@@ -98,7 +98,7 @@ class ParallelLimit:
     """Counts the requests in progress, over all operations."""
 
     def __init__(self) -> None:
-        self.in_progress = 0
+        self.in_progress: int = 0
         self._held_by_others = 0
 
     def acquire(self, slots: int) -> ParallelSlot | None:

@@ -74,7 +74,7 @@ class Listener:
         )
         self._server: asyncio.Server | None = None
         self._reserved: list[socket.socket] = []  # bound to the port, not listening
-        self.port = port
+        self.port: int = port
 
     async def open(self) -> None:
         if self._server is None:

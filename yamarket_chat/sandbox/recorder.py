@@ -64,8 +64,8 @@ class Recorder:
         self._keep_arrivals = keep_arrivals
         self.arrivals: list[Arrival] = []
         self.requests: Counter[str] = Counter()
-        self.refusals = Refusals()
-        self.busiest = 0
+        self.refusals: Refusals = Refusals()
+        self.busiest: int = 0
 
     def record(self, arrival: Arrival) -> None:
         self.requests[arrival.operation] += 1

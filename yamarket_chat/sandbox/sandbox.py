@@ -104,7 +104,7 @@ class Sandbox(Settings):
         api = Api(state, self._seller, strip_spaces=self.strip_spaces)
         server = Server(self, clock, state, api, recorder)
         await server.listener.open()
-        self.port = server.listener.port
+        self.port: int = server.listener.port
         self._running = (server, state, recorder)
         state.files_url = f"{self.url}{FILES}"
         return self

@@ -107,10 +107,10 @@ class Server:
         self._recorder = recorder
         self._accepted: Counter[str] = Counter()
         self._timers: set[asyncio.TimerHandle] = set()
-        self.parallel = ParallelLimit()
-        self.windows = _windows(settings, clock.now())
+        self.parallel: ParallelLimit = ParallelLimit()
+        self.windows: dict[str, Window] = _windows(settings, clock.now())
         keep_alive = settings.keep_alive
-        self.listener = Listener(
+        self.listener: Listener = Listener(
             self._handle,
             settings.host,
             settings.port,

@@ -81,13 +81,13 @@ class ChatRecord:
         order_id: int | None = None,
         return_id: int | None = None,
     ) -> None:
-        self.chat_id = chat_id
-        self.order_id = order_id
-        self.return_id = return_id
+        self.chat_id: int = chat_id
+        self.order_id: int | None = order_id
+        self.return_id: int | None = return_id
         self.type: str = "CHAT"
         self.status: str = "NEW"
-        self.created_at = created_at
-        self.updated_at = created_at
+        self.created_at: datetime = created_at
+        self.updated_at: datetime = created_at
         self.messages: list[StoredMessage] = []
 
     @property
@@ -140,7 +140,7 @@ class State:
         self._files: dict[int, tuple[str, bytes]] = {}
         self._file_ids = count(1)
         self.files_url = ""
-        self.messages_stored = 0
+        self.messages_stored: int = 0
         for chat_id in chats or ():
             if chat_id not in self._chats:
                 self.add_chat(chat_id)
