@@ -19,7 +19,7 @@ from .errors import (
     UnexpectedAnswerError,
 )
 from .limits import Limits, QuotaStatus, Rate
-from .listing import Listing, Page
+from .listing import Listing, Page, Unreadable
 from .models import (
     ApiAvailability,
     Business,
@@ -91,5 +91,6 @@ __all__ = [
     "UnauthorizedError",
     "UnexpectedAnswerError",
     "Unknown",
+    "Unreadable",
     "__version__",
 ]

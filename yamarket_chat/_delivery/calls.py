@@ -15,7 +15,6 @@ from .._http.attempt import Attempt
 from .._http.bodies import JsonBody, RequestBody
 from .._http.exchange import Exchange
 from .._http.operations import OPERATIONS, Operation
-from .._limits.clock import Readings
 from .._limits.headers import refused_in_parallel, refused_over_time, seconds_until
 from .._limits.tickets import CallGroup, Ticket
 from ..errors import ChatError, InvalidArgumentError
@@ -40,7 +39,6 @@ class Doubt(msgspec.Struct, frozen=True):
 
     seen: Answer | NoAnswer
     attempt: Attempt
-    readings: Readings  # of the Market's clock, when the attempt began
 
 
 class Request(Protocol):
@@ -158,7 +156,6 @@ class Calls:
                     ticket, max_wait
                 )
                 max_wait = None  # it bounds the wait before the first request
-                readings = self._shared.clock.readings
                 budget.requests += 1
                 body = None
                 try:
@@ -179,7 +176,7 @@ class Calls:
                     self._unanswered(ticket, attempt, seen.sent)
                     if seen.cut_short or seen.cancelled is not None:
                         if seen.sent:
-                            return Doubt(seen, attempt, readings)
+                            return Doubt(seen, attempt)
                         raise seen.cancelled or closed_error()
                 else:
                     if seen.decoded is not None:  # a balancer in front may have another clock
@@ -196,7 +193,7 @@ class Calls:
                 budget.spent += attempt.ended - attempt.began
                 if judge(seen) is Verdict.UNKNOWN:
                     if not operation.repeatable:
-                        return Doubt(seen, attempt, readings)
+                        return Doubt(seen, attempt)
                     doubtful = True
                 error = self._failures.error(operation.name, seen)
                 if judge(seen) is Verdict.REFUSED or is_unknown_form_of_ok(seen):

@@ -108,7 +108,7 @@ class Sending:
         self._deliveries = shared.deliveries
         self._retry = retry
         self._loop = asyncio.get_running_loop()
-        self._settler = Settler(shared.clock, shared.deliveries, retry.settle_after)
+        self._settler = Settler(shared.clock, shared.skew, shared.deliveries, retry.settle_after)
         self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
         self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
         # Look-ups have a group of their own: closing the session must not fail those that wait.

@@ -15,14 +15,16 @@ from .._limits.scheduler import Scheduler
 from ..errors import InvalidArgumentError
 from ..limits import Limits
 from .deliveries import Deliveries
+from .skew import Skew
 
 
 class Shared:
-    """The scheduler of a business, the Market's clock, and what was lately delivered."""
+    """The scheduler of a business, the Market's clocks, and what was lately delivered."""
 
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.scheduler = Scheduler(limits, loop)
-        self.clock = MarketClock()
+        self.clock = MarketClock(loop)
+        self.skew = Skew()
         self.deliveries = Deliveries(loop)
         self.sessions = 0
         self.warn_from = NEVER  # when a failing attempt is to be warned of again
