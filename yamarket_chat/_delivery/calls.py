@@ -10,12 +10,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from .._http.answers import Answer, NoAnswer, decoder
+from .._http.answers import Answer, NoAnswer, decoder, list_decoder
 from .._http.attempt import Attempt
 from .._http.bodies import JsonBody, RequestBody
 from .._http.exchange import Exchange
 from .._http.operations import OPERATIONS, Operation
-from .._limits.headers import refused_in_parallel, refused_over_time, seconds_until
+from .._limits.headers import (
+    refused_in_parallel,
+    refused_over_time,
+    retry_after,
+    seconds_until,
+)
 from .._limits.tickets import CallGroup, Ticket
 from ..errors import ChatError, InvalidArgumentError
 from ..retry import Budget, Retry
@@ -28,7 +33,12 @@ logger = logging.getLogger("yamarket_chat")
 WARN_EVERY = 60.0
 """Seconds between two warnings that attempts fail."""
 
-_decoders = {name: decoder(operation.answer) for name, operation in OPERATIONS.items()}
+_decoders = {
+    name: decoder(operation.answer)
+    if operation.item is None
+    else list_decoder(operation.answer, operation.item)
+    for name, operation in OPERATIONS.items()
+}
 _decoders["request"] = decoder(Any)
 
 _NO_HEADERS: dict[str, str] = {}
@@ -198,15 +208,20 @@ class Calls:
                 error = self._failures.error(operation.name, seen)
                 if judge(seen) is Verdict.REFUSED or is_unknown_form_of_ok(seen):
                     raise error
-                await self.pause(ticket, budget, error)
+                at_least = retry_after(seen.headers) if isinstance(seen, Answer) else None
+                await self.pause(ticket, budget, error, at_least or 0.0)
         except ChatError as error:
             if doubtful:
                 error.sent = None
             raise
 
-    async def pause(self, ticket: Ticket, budget: Budget, error: ChatError) -> None:
+    async def pause(
+        self, ticket: Ticket, budget: Budget, error: ChatError, at_least: float = 0.0
+    ) -> None:
         """Wait before the next attempt. Raises `error` if the budget is used up."""
-        pause = budget.next_pause()
+        if at_least:
+            error.retry_after = at_least
+        pause = budget.next_pause(at_least)
         if pause is None:
             raise error
         level = logging.INFO

@@ -56,14 +56,18 @@ class Offset(msgspec.Struct, frozen=True):
     least: float = -SKEW
     most: float = SKEW
 
+    def likeliest(self) -> int:
+        """Return the likeliest offset, in whole seconds as rows may have them."""
+        if self.least <= 0 <= self.most:
+            return 0
+        return round((self.least + self.most) / 2)
+
     def likely(self) -> range:
         """Return the offsets at which a message is looked for, in steps of a second.
 
-        As long as nothing is learnt, the clocks are taken to be about the same.
+        As long as nothing is learnt, the clocks are taken to be the same.
         """
-        if self == Offset():
-            return range(-1, 2)
-        return self.all()
+        return range(1) if self == Offset() else self.all()
 
     def all(self) -> range:
         """Return the possible offsets, in steps of a second."""
@@ -119,14 +123,16 @@ def find(
     shop = [row for row in shop if row.id not in known]
     before = [item for item in before if item.row_id is None]
     later = [item for item in after if item.row_id is None and item.surely]
-    verdicts = {_at_offset(shop, wanted, before, o) for o in offset.likely()}
-    if Found.YES in verdicts:
+    verdict = _at_offset(shop, wanted, before, offset.likeliest())
+    if verdict is Found.UNCLEAR:
+        return verdict
+    if any(_at_offset(shop, wanted, before, o) is Found.YES for o in offset.likely()):
         equal = [row for row in shop if row.content == wanted.content]
-        items = [item for item in before if item.content == wanted.content]
+        items = [item for item in (*before, *later) if item.content == wanted.content]
         until = wanted.latest + offset.most
         if not any(_missing_fits(equal, items, wanted, until, o) for o in offset.all()):
             return Found.YES
-    elif Found.NO in verdicts:
+    if verdict is Found.NO:
         must = [item for item in before if item.surely and item.earliest - SKEW > complete_since]
         if not any(_arrived_fits(shop, [*must, wanted, *later], o) for o in offset.all()):
             return Found.NO
