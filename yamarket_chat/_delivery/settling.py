@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -55,12 +55,6 @@ class Offset(msgspec.Struct, frozen=True):
 
     least: float = -SKEW
     most: float = SKEW
-
-    def likeliest(self) -> int:
-        """Return the likeliest offset, in whole seconds as rows may have them."""
-        if self.least <= 0 <= self.most:
-            return 0
-        return round((self.least + self.most) / 2)
 
     def likely(self) -> range:
         """Return the offsets at which a message is looked for, in steps of a second.
@@ -123,18 +117,20 @@ def find(
     shop = [row for row in shop if row.id not in known]
     before = [item for item in before if item.row_id is None]
     later = [item for item in after if item.row_id is None and item.surely]
-    verdict = _at_offset(shop, wanted, before, offset.likeliest())
-    if verdict is Found.UNCLEAR:
-        return verdict
-    if any(_at_offset(shop, wanted, before, o) is Found.YES for o in offset.likely()):
+    verdicts = {_at_offset(shop, wanted, before, o) for o in offset.likely()}
+    if Found.YES in verdicts:
         equal = [row for row in shop if row.content == wanted.content]
         items = [item for item in (*before, *later) if item.content == wanted.content]
         until = wanted.latest + offset.most
         if not any(_missing_fits(equal, items, wanted, until, o) for o in offset.all()):
             return Found.YES
-    if verdict is Found.NO:
+    if Found.NO in verdicts:
         must = [item for item in before if item.surely and item.earliest - SKEW > complete_since]
-        if not any(_arrived_fits(shop, [*must, wanted, *later], o) for o in offset.all()):
+        by_content: dict[Content, list[Row]] = {}
+        for row in shop:
+            by_content.setdefault(row.content, []).append(row)
+        must += [wanted, *later]
+        if not any(_arrived_fits(by_content, must, wanted, o) for o in offset.all()):
             return Found.NO
     return Found.UNCLEAR
 
@@ -196,21 +192,24 @@ def _can_be(row: Row, item: Stored, offset: int) -> bool:
     return item.earliest - 1.5 < row.at - offset <= item.latest + 0.5
 
 
-def _arrived_fits(shop: Sequence[Row], must: Sequence[Stored], offset: int) -> bool:
-    """Whether these messages can all stand there, in order. Other rows may be anybody's."""
+def _arrived_fits(
+    rows: Mapping[Content, Sequence[Row]], must: Sequence[Stored], wanted: Stored, offset: int
+) -> bool:
+    """Whether `wanted` can stand in the history beside all that must. Other rows may be anybody's.
+
+    The order of the rows says nothing here: a clock that steps back turns it round.
+    """
     position = 0
     for item in must:
-        # The first row that can be it leaves the most rows to those that follow.
-        first = bisect_right(shop, item.earliest - 1.5 + offset, lo=position, key=_time_of)
-        for position in range(first, len(shop)):
-            row = shop[position]
-            if row.at - offset > item.latest + 0.5:
-                return False
-            if row.content == item.content:
-                break
-        else:
+        found = rows.get(item.content, ())
+        # Of those that say the same as `wanted`, each row is one message. The first that can be it
+        # leaves the most rows to those that follow.
+        start = position if item.content == wanted.content else 0
+        start = bisect_right(found, item.earliest - 1.5 + offset, lo=start, key=_time_of)
+        if start == len(found) or found[start].at - offset > item.latest + 0.5:
             return False
-        position += 1
+        if item.content == wanted.content:
+            position = start + 1
     return True
 
 
