@@ -152,6 +152,7 @@ class Calls:
         """
         operation = request.operation
         doubtful = False  # an earlier attempt may have been carried out
+        body: RequestBody | None = None
         try:
             while True:
                 attempt = self._scheduler.try_admit(ticket) or await self._scheduler.admit(
@@ -160,23 +161,20 @@ class Calls:
                 max_wait = None  # it bounds the wait before the first request
                 readings = self._shared.clock.readings
                 budget.requests += 1
-                body = None
-                try:
-                    body = request.body()
-                    seen = await self._exchange.send(
-                        attempt,
-                        operation.method,
-                        request.path,
-                        request.query(),
-                        body,
-                        _decoders[operation.name],
-                    )
-                except BaseException:
-                    self._unanswered(ticket, attempt, body is not None and body.sent)
-                    raise
-                del body  # or it would be kept while the call pauses
+                body = request.body()
+                seen = await self._exchange.send(
+                    attempt,
+                    operation.method,
+                    request.path,
+                    request.query(),
+                    body,
+                    _decoders[operation.name],
+                )
                 if isinstance(seen, NoAnswer):
-                    self._unanswered(ticket, attempt, seen.sent)
+                    if seen.sent:
+                        self._scheduler.unanswered(ticket, attempt)
+                    else:
+                        self._scheduler.unsent(ticket, attempt)
                     if seen.cut_short or seen.cancelled is not None:
                         if seen.sent:
                             return Doubt(seen, attempt, readings)
@@ -187,23 +185,30 @@ class Calls:
                     # The limit of another method does not bound the others.
                     headers = seen.headers if operation.limited else _NO_HEADERS
                     if seen.status == 420:
-                        await self._refused(ticket, attempt, operation, seen, headers)
+                        pause = self._refused(ticket, attempt, operation, seen, headers)
+                        body = None  # or it would be kept while the call pauses
+                        if pause is not None:
+                            await self._scheduler.pause(ticket, pause)
                         continue
                     self._scheduler.answered(ticket, attempt, headers)
                     if is_done(seen):
                         return seen
+                body = None
                 budget.attempts += 1
                 budget.spent += attempt.ended - attempt.began
                 if judge(seen) is Verdict.UNKNOWN:
                     if not operation.repeatable:
                         return Doubt(seen, attempt, readings)
                     doubtful = True
+                ticket.attempt = None
                 error = self._failures.error(operation.name, seen)
                 if judge(seen) is Verdict.REFUSED or is_unknown_form_of_ok(seen):
                     raise error
                 await self.pause(ticket, budget, error)
-        except ChatError as error:
-            if doubtful:
+        except BaseException as error:
+            # Whatever failed, and at whichever line: nobody else gives back what the call holds.
+            self._scheduler.drop(ticket, sent=body is not None and body.sent)
+            if doubtful and isinstance(error, ChatError):
                 error.sent = None
             raise
 
@@ -222,21 +227,15 @@ class Calls:
         logger.log(level, "%s; retry in %.1f s", error, pause)
         await self._scheduler.pause(ticket, pause)
 
-    def _unanswered(self, ticket: Ticket, attempt: Attempt, sent: bool) -> None:
-        if sent:
-            self._scheduler.unanswered(ticket, attempt)
-        else:
-            self._scheduler.unsent(ticket, attempt)
-
-    async def _refused(
+    def _refused(
         self,
         ticket: Ticket,
         attempt: Attempt,
         operation: Operation,
         answer: Answer,
         headers: Mapping[str, str],
-    ) -> None:
-        """Handle a 420: wait until the call may be sent again."""
+    ) -> float | None:
+        """Note a 420. Returns for how many seconds the call itself pauses, if it does."""
         text = answer.body.decode("utf-8", "replace")
         parallel = refused_in_parallel(text)
         if parallel is not None:
@@ -244,8 +243,7 @@ class Calls:
             logger.info(
                 "%s: too many parallel requests, other programs send as well", operation.name
             )
-            await self._scheduler.pause(ticket, pause)
-            return
+            return pause
         if not operation.limited:
             # The limit of that method alone, which the caller knows.
             self._scheduler.answered(ticket, attempt, headers)
@@ -261,3 +259,4 @@ class Calls:
             operation.name,
             closed_for,
         )
+        return None
