@@ -6,7 +6,10 @@ import asyncio
 import io
 import linecache
 import logging
+import os
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,8 +18,15 @@ from typing import Any
 import pytest
 
 from tests import virtual
-from tests.helpers import error_of, outcome_of, session_of, texts
-from yamarket_chat import ConnectionFailedError, DeliveryUnknownError, Limits, Rate, Receipt
+from tests.helpers import KEY, error_of, outcome_of, session_of, texts
+from yamarket_chat import (
+    ChatSession,
+    ConnectionFailedError,
+    DeliveryUnknownError,
+    Limits,
+    Rate,
+    Receipt,
+)
 from yamarket_chat._delivery.calls import Calls
 from yamarket_chat._delivery.sending import Sending
 from yamarket_chat._http.exchange import Exchange
@@ -246,3 +256,112 @@ async def test_a_file_that_breaks_is_refused_and_holds_up_nobody(kind: type[io.B
         async with asyncio.timeout(5):
             await session.send_message(1, "after")
         assert texts(market, 1) == ["after"]
+
+
+# B12: each thread has its loop, and each process its sessions.
+
+
+@pytest.mark.real_time
+def test_threads_with_a_loop_each_open_sessions_side_by_side() -> None:
+    failures: list[BaseException] = []
+    start = threading.Barrier(8)
+
+    async def open_sessions() -> None:
+        for _ in range(20):  # several at a time are open in each thread
+            sessions = [ChatSession(KEY, n + 1, base_url="http://127.0.0.1:9") for n in range(25)]
+            for session in sessions:
+                assert session.quota_status("send_message").remaining == 1000
+            for session in sessions:
+                await session.close()
+
+    def work() -> None:
+        try:
+            start.wait()
+            asyncio.run(open_sessions())
+        except BaseException as error:  # noqa: BLE001 - all of them are told
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
+FORKED = """
+import asyncio, os, sys, threading, traceback
+from yamarket_chat import ChatError, ChatSession, InvalidArgumentError
+from yamarket_chat.sandbox import Sandbox
+
+CALLS = [
+    lambda session: session.send_message(1, "child"),
+    lambda session: session.get_chat(1),
+    lambda session: anext(aiter(session.history(1))),
+    lambda session: anext(aiter(session.send_many([]))),
+    lambda session: session.close(),
+]
+
+async def child(session):
+    for call in CALLS:
+        try:
+            await call(session)
+        except InvalidArgumentError as error:
+            assert "forked" in str(error), error
+        else:
+            return 1
+    async with ChatSession("own", 1, base_url="http://127.0.0.1:9") as own:
+        assert own.quota_status("send_message").remaining == 1000
+    return 0
+
+def in_thread(session):
+    # With the same thread, and with one that may have got the number of the parent's.
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(asyncio.run(child(session))))
+    thread.start()
+    thread.join()
+    return codes[0]
+
+async def main():
+    async with Sandbox() as market:
+        session = ChatSession(market.api_key, market.business_id, base_url=market.url)
+        await session.send_message(1, "parent")
+        for run in (lambda: asyncio.run(child(session)), lambda: in_thread(session)):
+            pid = os.fork()
+            if not pid:
+                code = 2
+                try:
+                    code = run()
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            while True:
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    break
+                await asyncio.sleep(0.01)
+            assert status == 0, status
+        await session.send_message(1, "parent again")
+        await session.close()
+        print([message.text for message in market.messages(1)], len(market.arrivals))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_was_forked_sends_nothing_by_its_parents_session() -> None:
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-W", "ignore", "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "['parent', 'parent again'] 2\n", done.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import weakref
 from collections.abc import Mapping
 from threading import get_ident
 from typing import Any, Protocol
@@ -73,6 +75,19 @@ class Query(msgspec.Struct, gc=False):
         return JsonBody(self.content)
 
 
+_of_this_process: weakref.WeakSet[Calls] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Note in a child process that all sessions are its parent's."""
+    for calls in _of_this_process:
+        calls.disown()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Calls:
     """Carries out the calls of one session."""
 
@@ -86,14 +101,29 @@ class Calls:
         self._retry = retry
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
+        self._is_parents = False
         self.group = CallGroup()
+        _of_this_process.add(self)
+
+    def disown(self) -> None:
+        """Note that this process was forked: the connections are those of its parent."""
+        self._is_parents = True
+        self._thread = 0  # that of nobody, so `check_loop` looks
 
     def check_loop(self) -> None:
-        """Raise InvalidArgumentError on another event loop, before anything is sent."""
+        """Raise InvalidArgumentError on another event loop or in a child process.
+
+        Nothing was sent then.
+        """
         # A thread runs one loop at a time. To ask for the running one costs 1 % of a send, because
         # CPython 3.11 asks the system for the process id.
         if get_ident() == self._thread and self._loop.is_running():
             return
+        if self._is_parents:
+            raise InvalidArgumentError(
+                "this session belongs to the process from which this one was forked: make one in"
+                " this process"
+            )
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
