@@ -10,28 +10,37 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from tests import virtual
-from tests.helpers import KEY, error_of, outcome_of, session_of, texts
+from tests.helpers import KEY, error_of, http_server, outcome_of, session_of, texts
 from yamarket_chat import (
     ChatSession,
     ConnectionFailedError,
     DeliveryUnknownError,
+    File,
+    InvalidArgumentError,
+    LimitExceededError,
     Limits,
+    Pending,
     Rate,
     Receipt,
+    Retry,
 )
 from yamarket_chat._delivery.calls import Calls
 from yamarket_chat._delivery.sending import Sending
 from yamarket_chat._http.exchange import Exchange
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
+from yamarket_chat.secret import Secret
 
 # B17: whatever fails on the way of a message gives back what it took.
 
@@ -297,6 +306,7 @@ def test_threads_with_a_loop_each_open_sessions_side_by_side() -> None:
 FORKED = """
 import asyncio, os, sys, threading, traceback
 from yamarket_chat import ChatError, ChatSession, InvalidArgumentError
+from yamarket_chat.secret import Secret
 from yamarket_chat.sandbox import Sandbox
 
 CALLS = [
@@ -365,3 +375,212 @@ def test_a_child_that_was_forked_sends_nothing_by_its_parents_session() -> None:
         check=False,
     )
     assert done.stdout == "['parent', 'parent again'] 2\n", done.stderr
+
+
+# B14: no frame that an error carries shows the key.
+
+HERE = str(Path(__file__).parent)
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error, and all that it came of."""
+    found, ahead = [], [error]
+    while ahead:
+        error = ahead.pop()
+        if error not in found:
+            found.append(error)
+            ahead += filter(None, [error.__cause__, error.__context__])
+    return found
+
+
+def frames_with_the_key(error: BaseException, key: str = KEY) -> list[str]:
+    """The variables that show the key, in all frames but those of the tests."""
+    found = []
+    for each in chain(error):
+        assert key not in repr(each) + str(each) + repr(vars(each))
+        for frame, line in traceback.walk_tb(each.__traceback__):
+            if not frame.f_code.co_filename.startswith(HERE):
+                place = f"{frame.f_code.co_filename}:{line} {frame.f_code.co_qualname}"
+                found += [
+                    f"{place}: {name}"
+                    for name, value in frame.f_locals.items()
+                    if key in repr(value) or (isinstance(value, str) and key in value)
+                ]
+    return found
+
+
+SETTINGS: list[Callable[[], object]] = [
+    lambda: ChatSession(f"{KEY} ", 1),
+    lambda: ChatSession(f"Bearer {KEY}", 1),
+    lambda: ChatSession(f"{KEY}\n", 1),
+    lambda: ChatSession(KEY, 0),
+    lambda: ChatSession(KEY, "cabinet"),
+    lambda: ChatSession(KEY, 1, base_url="nonsense"),
+    lambda: ChatSession(KEY, 1, base_url="https://[1"),
+    lambda: ChatSession(KEY, 1, base_url=f"https://user:{KEY}@localhost"),
+    lambda: ChatSession(KEY, 1, base_url="http://example.com"),
+    lambda: ChatSession(KEY, 1, base_url=KEY),
+    lambda: ChatSession(KEY, 1, integration=""),
+    lambda: ChatSession(KEY, 1, integration=KEY * 9),
+    lambda: ChatSession(KEY, 1, timeout=-1),
+    lambda: ChatSession(KEY, 1, max_wait=-1),
+    lambda: ChatSession(KEY, 1, limits=7),  # type: ignore[arg-type]  # on purpose, as below
+    lambda: ChatSession(KEY, 1, http=7),  # type: ignore[arg-type]
+    lambda: ChatSession("12345", KEY),
+    lambda: ChatSession(KEY.encode(), 1),  # type: ignore[arg-type]
+    lambda: ChatSession([KEY], 1),  # type: ignore[arg-type]
+    lambda: ChatSession(KEY, [KEY]),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("make", SETTINGS)
+def test_no_frame_shows_the_key_when_a_setting_makes_no_sense(make: Callable[[], object]) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        make()
+    assert frames_with_the_key(caught.value) == []
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"YAMARKET_API_KEY": f"{KEY} "},
+        {"YAMARKET_API_KEY": KEY, "YAMARKET_BUSINESS_ID": "x"},
+        {"YAMARKET_API_KEY": KEY, "YAMARKET_BUSINESS_ID": KEY},
+        {"YAMARKET_API_KEY": KEY, "YAMARKET_BASE_URL": KEY},
+        {"YAMARKET_API_KEY": KEY, "YAMARKET_BASE_URL": "ftp://localhost"},
+    ],
+)
+def test_no_frame_shows_the_key_of_the_environment(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidArgumentError) as caught:
+        ChatSession()
+    assert frames_with_the_key(caught.value) == []
+
+
+PENDING = Pending(business_id=12345, chat_id=1, text="x", requests=1, seen="")
+Call = Callable[[ChatSession], Awaitable[object]]
+
+
+async def first_page(session: ChatSession) -> object:
+    return await anext(aiter(session.history(1)))
+
+
+CALLS: dict[str, Call] = {
+    "a message": lambda session: session.send_message(1, "hello"),
+    "a file": lambda session: session.send_file(1, b"12345", filename="a.txt"),
+    "a read": lambda session: session.get_chat(1),
+    "a page": first_page,
+    "another method": lambda session: session.request("POST", "/v2/x", json={}),
+    "settling": lambda session: session.settle(PENDING),
+}
+
+
+async def echoing(request: web.BaseRequest, status: int) -> web.StreamResponse:
+    """A server, or a proxy before it, that shows in its answer what it was sent."""
+    key = request.headers.get("Api-Key", "")
+    headers = {"X-Echo": key, "X-RateLimit-Resource-Limit": "1000"}
+    text = f"{key}: Hit rate limit of 5 requests"
+    errors = [{"code": key, "message": text}]
+    return web.json_response({"status": "ERROR", "errors": errors}, status=status, headers=headers)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_no_frame_shows_the_key_when_the_market_refuses(call: Call) -> None:
+    answers = iter((200, 302, 400, 401, 403, 404, 418, 423, 500, 503))
+    status = 0
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        return await echoing(request, status)
+
+    retry = Retry(attempts=2, on_unknown="raise")
+    async with (
+        http_server(handle) as url,
+        ChatSession(KEY, 12345, base_url=url, retry=retry) as session,
+    ):
+        for status in answers:  # noqa: B007 - the server reads it
+            assert frames_with_the_key(await error_of(call(session))) == []
+        status = 420
+        error = await outcome_of(asyncio.wait_for(call(session), timeout=5))
+        assert isinstance(error, (TimeoutError, LimitExceededError, DeliveryUnknownError))
+        assert frames_with_the_key(error) == []
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("fault", [Fault("reset"), Fault("half_body"), Fault("no_answer"), None])
+async def test_no_frame_shows_the_key_when_nothing_is_answered(
+    call: Call, fault: Fault | None
+) -> None:
+    retry = Retry(attempts=2, on_unknown="raise")
+    async with Sandbox(api_key=KEY, faults=lambda _: fault) as market:
+        url = "http://127.0.0.1:9" if fault is None else market.url
+        async with ChatSession(KEY, 12345, base_url=url, retry=retry) as session:
+            assert frames_with_the_key(await error_of(call(session))) == []
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("end", ["cancel", "timeout", "close", "closed"])
+async def test_no_frame_shows_the_key_when_a_call_is_ended(call: Call, end: str) -> None:
+    async with Sandbox(api_key=KEY, latency=8) as market:
+        session = session_of(market)
+        if end == "closed":
+            await session.close()
+        wait = 1.0 if end == "timeout" else None
+        calling = asyncio.ensure_future(outcome_of(asyncio.wait_for(call(session), wait)))
+        await asyncio.sleep(0.5)
+        if end == "cancel":
+            calling.cancel()
+        if end == "close":
+            await session.close(grace=0)
+        error = await calling
+        assert isinstance(error, BaseException)
+        assert frames_with_the_key(error) == []
+        await session.close()
+
+
+@pytest.mark.parametrize("end", ["cancel", "timeout", "close", "refused", "unreachable", "large"])
+async def test_no_frame_shows_the_key_when_a_download_fails(end: str) -> None:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if end == "refused":
+            return await echoing(request, 404)
+        response = web.StreamResponse(headers={"X-Echo": request.headers["Api-Key"]})
+        await response.prepare(request)
+        await response.write(b"x" * 2000)
+        await asyncio.sleep(8)
+        return response
+
+    async with http_server(handle) as url:
+        address = "http://127.0.0.1:9" if end == "unreachable" else url
+        retry = Retry(attempts=1)
+        session = ChatSession(KEY, 12345, base_url=address, retry=retry, timeout=30)
+        file = File(name="a.txt", url=f"{address}/a.txt", size=10)
+        loading = session.download(file, max_bytes=1000 if end == "large" else 10_000)
+        wait = 1.0 if end == "timeout" else None
+        calling = asyncio.ensure_future(outcome_of(asyncio.wait_for(loading, wait)))
+        await asyncio.sleep(0.5)
+        if end == "cancel":
+            calling.cancel()
+        if end == "close":
+            await session.close(grace=0)
+        error = await calling
+        assert isinstance(error, BaseException)
+        assert frames_with_the_key(error) == []
+        await session.close()
+
+
+async def test_no_frame_shows_the_key_when_the_limits_differ() -> None:
+    async with Sandbox(api_key=KEY) as market, session_of(market) as session:
+        await session.send_message(1, "hello")
+        other = session_of(market, limits=Limits(parallel=1))
+        error = await error_of(other.get_chat(1))
+        assert type(error) is InvalidArgumentError
+        assert frames_with_the_key(error) == []
+
+
+def test_a_secret_shows_itself_to_nobody_who_does_not_ask() -> None:
+    secret = Secret(KEY)
+    shown = f"{secret} {secret!r} {[secret]} {vars(Secret)}"
+    assert KEY not in shown
+    assert secret.reveal() == KEY

@@ -212,15 +212,13 @@ class Calls:
                 else:
                     if seen.decoded is not None:  # a balancer in front may have another clock
                         self._shared.clock.read(seen.headers, seen.began, seen.ended)
-                    # The limit of another method does not bound the others.
-                    headers = seen.headers if operation.limited else _NO_HEADERS
                     if seen.status == 420:
-                        pause = self._refused(ticket, attempt, operation, seen, headers)
+                        pause = self._refused(ticket, attempt, operation, seen)
                         body = None  # or it would be kept while the call pauses
                         if pause is not None:
                             await self._scheduler.pause(ticket, pause)
                         continue
-                    self._scheduler.answered(ticket, attempt, headers)
+                    self._scheduler.answered(ticket, attempt, _limit_headers(operation, seen))
                     if is_done(seen):
                         return seen
                 body = None
@@ -263,25 +261,25 @@ class Calls:
         attempt: Attempt,
         operation: Operation,
         answer: Answer,
-        headers: Mapping[str, str],
     ) -> float | None:
         """Note a 420. Returns for how many seconds the call itself pauses, if it does."""
-        text = answer.body.decode("utf-8", "replace")
-        parallel = refused_in_parallel(text)
+        parallel = refused_in_parallel(_text(answer))
         if parallel is not None:
-            pause = self._scheduler.refused_in_parallel(ticket, attempt, headers, parallel)
+            pause = self._scheduler.refused_in_parallel(
+                ticket, attempt, _limit_headers(operation, answer), parallel
+            )
             logger.info(
                 "%s: too many parallel requests, other programs send as well", operation.name
             )
             return pause
         if not operation.limited:
             # The limit of that method alone, which the caller knows.
-            self._scheduler.answered(ticket, attempt, headers)
+            self._scheduler.answered(ticket, attempt, _NO_HEADERS)
             error = self._failures.error(operation.name, answer)
             error.retry_after = seconds_until(answer.headers)
             raise error
         closed_for = self._scheduler.refused_over_time(
-            ticket, attempt, headers, refused_over_time(text)
+            ticket, attempt, answer.headers, refused_over_time(_text(answer))
         )
         logger.warning(
             "%s: the Market's rate limit is used up, by other programs as well; nothing more is"
@@ -290,3 +288,15 @@ class Calls:
             closed_for,
         )
         return None
+
+
+# An answer may echo the key, and tracebacks show variables: so no caller keeps these in one.
+
+
+def _limit_headers(operation: Operation, answer: Answer) -> Mapping[str, str]:
+    """Return the headers that bound other calls: the limit of an unknown method does not."""
+    return answer.headers if operation.limited else _NO_HEADERS
+
+
+def _text(answer: Answer) -> str:
+    return answer.body.decode("utf-8", "replace")
