@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import io
 import linecache
@@ -14,12 +15,15 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from re._constants import MAXREPEAT  # type: ignore[import-not-found]  # what `re` itself parses with
+from re._parser import SubPattern, parse  # type: ignore[import-not-found]
 from types import FrameType
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+import yamarket_chat
 from tests import virtual
 from tests.helpers import KEY, error_of, http_server, outcome_of, session_of, texts
 from yamarket_chat import (
@@ -37,6 +41,7 @@ from yamarket_chat import (
 )
 from yamarket_chat._delivery.calls import Calls
 from yamarket_chat._delivery.sending import Sending
+from yamarket_chat._delivery.settling import SPACES, content_of_text
 from yamarket_chat._http.exchange import Exchange
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
@@ -584,3 +589,56 @@ def test_a_secret_shows_itself_to_nobody_who_does_not_ask() -> None:
     shown = f"{secret} {secret!r} {[secret]} {vars(Secret)}"
     assert KEY not in shown
     assert secret.reveal() == KEY
+
+
+# B15: what comes from outside is looked through once.
+
+
+def patterns() -> dict[str, str]:
+    """All regular expressions of the package, by place. What is put into one is a semicolon."""
+    found = {}
+    for path in Path(yamarket_chat.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and isinstance(node.func.value, ast.Name)
+                and node.func.value.id == "re"
+            ):
+                pattern = node.args[0]
+                parts = pattern.values if isinstance(pattern, ast.JoinedStr) else [pattern]
+                text = [part.value if isinstance(part, ast.Constant) else ";" for part in parts]
+                found[f"{path.name}:{node.lineno}"] = "".join(text)  # type: ignore[arg-type]  # str
+    return found
+
+
+def goes_back(parsed: Any) -> bool:
+    """Whether a pattern repeats something without bound, and may take some of that back."""
+    for operation, argument in parsed:
+        if str(operation) in ("MAX_REPEAT", "MIN_REPEAT") and argument[1] == MAXREPEAT:
+            return True
+        inner = argument if isinstance(argument, (tuple, list)) else [argument]
+        for part in inner:
+            branches = part if isinstance(part, list) else [part]
+            if any(isinstance(branch, SubPattern) and goes_back(branch) for branch in branches):
+                return True
+    return False
+
+
+def test_no_regular_expression_takes_more_time_than_its_text_is_long() -> None:
+    found = patterns()
+    assert len(found) >= 5
+    assert {place: text for place, text in found.items() if goes_back(parse(text))} == {}
+
+
+@pytest.mark.parametrize("pattern", ["a+", "(?:a|b*)c", "(?=x.*?)", "(a{3,})", '"(?:[^"]|"")*"'])
+def test_one_that_goes_back_is_found(pattern: str) -> None:
+    assert goes_back(parse(pattern))
+
+
+def test_spaces_at_the_ends_are_all_that_any_system_strips() -> None:
+    """What Python calls a space, and the control characters, which Java's trim takes as well."""
+    everything = map(chr, range(sys.maxunicode + 1))
+    spaces = {c for c in everything if c.isspace() or c <= " "}
+    assert set(SPACES) == spaces
+    assert content_of_text(f"{SPACES}a {SPACES} b{SPACES}").text == f"a {SPACES} b"
