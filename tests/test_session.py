@@ -496,11 +496,9 @@ async def test_connections_that_the_market_closes_neither_lose_nor_double_a_mess
         (403, ForbiddenError),
         (404, NotFoundError),
         (405, ApiError),
-        (409, ApiError),
+        (407, ApiError),
         (415, ApiError),
         (423, LockedError),
-        (429, ApiError),
-        (499, ApiError),
     ],
 )
 @pytest.mark.parametrize("html", [False, True])

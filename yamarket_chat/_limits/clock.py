@@ -64,6 +64,9 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     asked: float
     answered: float
 
+    def __repr__(self) -> str:
+        return "Reading()"  # headers may echo the key
+
     def clock(self) -> Clock | None:
         """Return what it tells; None if there is no Date or it cannot be decoded."""
         seconds = parse_date(self.headers.get("Date"))

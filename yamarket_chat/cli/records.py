@@ -186,7 +186,7 @@ def _csv(text: str) -> Iterator[tuple[int, object, object]]:
 def _misquoted(line: str, delimiter: str, header: Sequence[str]) -> str | None:
     """Return the column in which text follows a closing quote."""
     sign = re.escape(delimiter)
-    found = re.search(rf'(?:^|{sign})"(?:[^"]|"")*"(?=[^"{sign}\r\n])', line)
+    found = re.search(rf'(?:^|{sign})"(?:[^"]|"")*+"(?=[^"{sign}\r\n])', line)
     if found is None:
         return None
     before = next(csv.reader([line[: found.start()]], delimiter=delimiter), [])
