@@ -7,10 +7,15 @@ import sys
 
 def main() -> int:
     """Run the command and return its exit status."""
-    try:
-        from .app import run
+    from . import signals
 
-        return run()
+    try:
+        with signals.handled():
+            from .app import run
+
+            return run()
+    except signals.Stopped as stopped:
+        return stopped.status
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ import typer
 from yamarket_chat import __version__
 from yamarket_chat.errors import ChatError, InvalidArgumentError
 
-from . import console, environment
+from . import console, environment, signals
 from .chats import chats
 from .demo import demo
 from .history import history
@@ -75,7 +75,7 @@ def run() -> int:
     except console.OutputError as error:
         if not error.closed:  # the reader has closed the pipe on purpose, such as `head`
             console.failure(str(error))
-        return EXIT_FAILURE
+        return signals.exit_status(EXIT_FAILURE)  # SIGHUP: the terminal is closed
     return status if isinstance(status, int) else 0
 
 

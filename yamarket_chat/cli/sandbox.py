@@ -13,7 +13,7 @@ import typer
 from yamarket_chat.limits import Limits, Rate
 from yamarket_chat.sandbox import Sandbox, random_faults
 
-from . import console
+from . import console, signals
 
 DOCUMENTED = Limits()
 
@@ -70,8 +70,8 @@ def sandbox(
     if faults:
         console.note(f"{faults:.0%} of the requests fail; --seed {seed} repeats the same faults")
     try:
-        with suppress(KeyboardInterrupt):
-            asyncio.run(_serve(market))
+        with suppress(signals.Stopped):
+            signals.run(_serve(market))
     except OSError as error:
         console.failure(f"cannot listen on {host}, port {port}: {error.strerror or error}")
         raise typer.Exit(1) from None

@@ -26,11 +26,11 @@ from yamarket_chat.pending import Pending
 from yamarket_chat.receipts import Delivered, Outcome, OutgoingMessage, Unknown
 from yamarket_chat.session import ChatSession
 
-from . import console, options
+from . import console, options, signals
 from .progress import SendingProgress
 from .records import BadFile, Format, Record, read
 from .report import PreviousRun, Report, ReportLockedError, line_of, read_report
-from .waiting import NOTICE_AFTER, note_no_response
+from .waiting import NOTICE_AFTER, SINGLE_REQUEST_TIMEOUT, note_no_response
 
 DOCUMENTED = Limits().send_message
 SHOW_EVERY = 0.5
@@ -95,7 +95,8 @@ def send_many(
     The file has the columns chat_id and text. The command checks all lines before it sends the
     first message. After Ctrl-C, --resume continues where the run stopped.
 
-    Exit status: 0 all delivered, 1 not all delivered, 2 wrong usage, 130 interrupted.
+    Exit status: 0 all delivered, 1 not all delivered, 2 wrong usage, 130 interrupted
+    (143 by SIGTERM, 129 by SIGHUP).
 
     Example: yamarket-chat send-many messages.csv --report report.jsonl
     """
@@ -146,7 +147,7 @@ def send_many(
         give_up_after=give_up_after,
     )
     try:
-        status = asyncio.run(sender.run())
+        status = signals.run(sender.run(), resolve_within=give_up_after or SINGLE_REQUEST_TIMEOUT)
     except OSError as error:
         console.failure(f"stopped, because the outcomes cannot be recorded: {error}")
         raise typer.Exit(1) from None
@@ -248,10 +249,14 @@ class BulkSender:
                     self._interrupted = True
                     self._hide_time_to_go()
                     console.note(
-                        "Interrupted; no more messages are sent, waiting for the requests in"
-                        " progress. Press Ctrl-C again to quit at once"
+                        f"{signals.interrupted()}; no more messages are sent, waiting for the"
+                        f" requests in progress. {signals.again()} to quit at once"
                     )
-                    await self._session.close()
+                    try:
+                        await self._session.close()
+                    except asyncio.CancelledError:  # the second signal
+                        await self._session.close(grace=0)
+                        raise
                 await sending
         return self._conclude()
 
@@ -410,5 +415,5 @@ class BulkSender:
         elif self._report is not None and delivered < len(self._records):
             console.note(f"To continue, run the same command with --resume {self._report.path}")
         if self._interrupted:
-            return console.INTERRUPTED
+            return signals.exit_status()
         return 0 if delivered == len(self._records) and not self._closing else 1
