@@ -1,4 +1,4 @@
-"""The command `yamarket-chat`. It needs typer and rich, which the extra `cli` installs."""
+"""The command `yamarket-chat`. The extra `cli` installs what it needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> int:
         return 130
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in ("typer", "rich"):
+        if missing not in ("typer", "rich", "charset_normalizer"):
             raise
         sys.stderr.write(
             f"Error: {missing} is not installed; run: pip install 'yamarket-chat[cli]'\n"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import enum
 import io
 import itertools
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,6 +17,8 @@ from yamarket_chat.arguments import check_id, check_text
 from yamarket_chat.errors import InvalidArgumentError
 
 from . import console
+from .encodings import BadFile as BadFile
+from .encodings import decode
 
 CHAT_ID, TEXT = COLUMNS = ("chat_id", "text")
 DELIMITERS = ",;\t"
@@ -48,19 +50,19 @@ class BadLine(Exception):
         super().__init__(f"{place}: {problem}")
 
 
-class BadFile(Exception):
-    """A file that cannot be sent. `problems` has a text for each error."""
+def read(
+    content: bytes,
+    name: str,
+    form: Format | None = None,
+    encoding: str | None = None,
+    ask: bool = False,
+) -> list[Record]:
+    """Parse the messages of a file. Raises BadFile, which lists the errors of all lines.
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(*problems)
-        self.problems = problems
-
-
-def read(content: bytes, name: str, form: Format | None = None) -> list[Record]:
-    """Parse the messages of a file. Raises BadFile, which lists the errors of all lines."""
-    text = _decode(content)
-    form = form or _guess_format(name, text)
-    parsed = _csv(text) if form is Format.CSV else _jsonl(text)
+    With `ask`, the user chooses the encoding on the terminal if it is uncertain.
+    """
+    text = decode(content, encoding, lambda text: _first_text(_parse(text, name, form)), ask)
+    parsed = _parse(text, name, form)
     records: list[Record] = []
     problems: list[str] = []
     while True:
@@ -79,17 +81,22 @@ def read(content: bytes, name: str, form: Format | None = None) -> list[Record]:
     return records
 
 
-def _decode(content: bytes) -> str:
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]  # the format "Unicode text" of spreadsheets
-    else:
-        encodings = ["utf-8-sig", "cp1251"]
-    for encoding in encodings:
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    raise BadFile(["the file is not text in UTF-8, UTF-16 or Windows-1251; save it as UTF-8"])
+Parsed = Iterator[tuple[int, object, object]]
+"""Line, chat_id and text of each message."""
+
+
+def _parse(text: str, name: str, form: Format | None) -> Parsed:
+    form = form or _guess_format(name, text)
+    return _csv(text) if form is Format.CSV else _jsonl(text)
+
+
+def _first_text(parsed: Parsed) -> str:
+    """Return the first text by which a person recognizes the encoding."""
+    with suppress(BadLine):
+        for _, _, text in parsed:
+            if isinstance(text, str) and not text.isascii():
+                return text
+    return "(the file cannot be parsed in this encoding)"
 
 
 def _guess_format(name: str, text: str) -> Format:
@@ -129,7 +136,7 @@ def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
             yield str(BadLine(line, str(error), TEXT))
 
 
-def _csv(text: str) -> Iterator[tuple[int, object, object]]:
+def _csv(text: str) -> Parsed:
     """Yield line, chat_id and text of each row. Raises BadLine if the rest cannot be parsed."""
     lines = list(io.StringIO(text, newline=""))
     if lines and (separator := SEPARATOR.fullmatch(lines[0].strip("\r\n"))):
@@ -205,7 +212,7 @@ def _header(row: list[str], line: int) -> list[str]:
     return header
 
 
-def _jsonl(text: str) -> Iterator[tuple[int, object, object]]:
+def _jsonl(text: str) -> Parsed:
     """Yield line, chat_id and text of each line."""
     # splitlines() would also split at U+2028, which JSON does not need to escape.
     for line, row in zip(itertools.count(1), text.split("\n"), strict=False):

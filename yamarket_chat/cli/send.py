@@ -127,8 +127,8 @@ async def _send_and_report(
 
     A signal cancels this task. A message that still waits for a rate limit or for a retry is then
     not sent. If a request is in progress, the function waits for its outcome, because the message
-    may be delivered anyway. If the Market does not respond in time, the function stops waiting, and the
-    outcome may stay unknown.
+    may be delivered anyway. If the Market does not respond in time, the function stops waiting, and
+    the outcome may stay unknown.
     """
     interrupted = False
     status = 0

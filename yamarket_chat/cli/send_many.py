@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -27,6 +28,7 @@ from yamarket_chat.receipts import Delivered, Outcome, OutgoingMessage, Unknown
 from yamarket_chat.session import ChatSession
 
 from . import console, options, signals
+from .encodings import check
 from .progress import SendingProgress
 from .records import BadFile, Format, Record, read
 from .report import PreviousRun, Report, ReportLockedError, line_of, read_report
@@ -41,6 +43,13 @@ MAX_ERRORS_SHOWN = 10
 """The number of undelivered messages that are listed one by one."""
 
 
+def _encoding(name: str) -> str:
+    try:
+        return check(name)
+    except (LookupError, ValueError):
+        raise typer.BadParameter(f"{name!r} is not an encoding; use utf-8 or cp1251") from None
+
+
 def send_many(
     file: Annotated[
         str,
@@ -51,6 +60,15 @@ def send_many(
         Format | None,
         typer.Option(
             "--format", help="The format of FILE. Default: guessed from its name or content."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            parser=_encoding,
+            help="The encoding of FILE, such as cp1251. Default: UTF-8, UTF-16 or Windows-1251 if"
+            " it is certain.",
         ),
     ] = None,
     report: Annotated[
@@ -101,7 +119,10 @@ def send_many(
     Example: yamarket-chat send-many messages.csv --report report.jsonl
     """
     try:
-        records = read(_read_input(file), file, form)
+        ask = (
+            file != "-" and sys.stdin is not None and sys.stdin.isatty() and console.err.is_terminal
+        )
+        records = read(_read_input(file), file, form, encoding, ask)
         before = read_report(resume, records) if resume else PreviousRun({}, killed=False)
     except BadFile as error:
         raise _exit_for_bad_file(error) from None
