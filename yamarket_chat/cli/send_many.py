@@ -361,7 +361,7 @@ class BulkSender:
                 progress.message_started()
                 yield OutgoingMessage(record.chat_id, record.text, ref=record)
 
-        with SendingProgress(len(records), self._rate) as progress:
+        with SendingProgress(len(records), self._rate, silent=self._json) as progress:
             self._progress = progress
             showing = asyncio.create_task(self._keep_showing(progress))
             try:
