@@ -28,6 +28,7 @@ NAME = "yamarket-chat"
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
+TAKES_TEXT = (f"{NAME} send", f"{NAME} sandbox say")
 DASH_HINT = ": put -- before a text that begins with a dash"
 
 app: typer.Typer = typer.Typer(
@@ -47,9 +48,9 @@ for _command in (
     send_many,
     new_chat,
     quota,
-    sandbox,
 ):
     app.command()(_command)
+app.add_typer(sandbox, name="sandbox")
 
 
 def run() -> int:
@@ -63,7 +64,7 @@ def run() -> int:
         if text := error.format_message():
             context = getattr(error, "ctx", None)
             path = NAME if context is None else context.command_path
-            hint = DASH_HINT if text.startswith("No such option") and path == f"{NAME} send" else ""
+            hint = DASH_HINT if text.startswith("No such option") and path in TAKES_TEXT else ""
             console.failure(f"{text.rstrip('.')}{hint}; see {path} --help")
         return error.exit_code
     except InvalidArgumentError as error:

@@ -81,6 +81,17 @@ def standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
+def standard_text() -> str:
+    """Read a text from standard input, without the line break at its end."""
+    try:
+        text = standard_input().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidArgumentError(
+            "standard input is not text in UTF-8; convert it to UTF-8"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
 def connect(
     api_key: str | None,
     business_id: int | None,

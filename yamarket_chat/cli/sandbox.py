@@ -14,11 +14,18 @@ from yamarket_chat.limits import Limits, Rate
 from yamarket_chat.sandbox import Sandbox, random_faults
 
 from . import console, signals
+from .say import say
 
 DOCUMENTED = Limits()
 
 
-def sandbox(
+sandbox: typer.Typer = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+sandbox.command()(say)
+
+
+@sandbox.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
     *,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -54,10 +61,12 @@ def sandbox(
     """Run a local server that behaves like the Market, until Ctrl-C.
 
     Every chat id exists. Paste the lines that the command prints into another terminal to
-    connect to the sandbox.
+    connect to the sandbox. There, the command `sandbox say` lets a buyer speak.
 
     Example: yamarket-chat sandbox --port 8080 --requests 100 --per 60
     """
+    if context.invoked_subcommand is not None:
+        return
     seed = random.randrange(1_000_000) if seed is None else seed
     market = Sandbox(
         host=host,
@@ -88,6 +97,7 @@ async def _serve(market: Sandbox) -> None:
         ):
             console.result(f"export {name}={shlex.quote(value)}")
         console.note('yamarket-chat send 7 "Your order is on its way"')
+        console.note('yamarket-chat sandbox say 7 "Where is my order?"')
         try:
             await asyncio.Event().wait()
         finally:

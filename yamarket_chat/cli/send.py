@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from yamarket_chat.arguments import BASE_URL
-from yamarket_chat.errors import ChatError, InvalidArgumentError, SessionClosedError
+from yamarket_chat.errors import ChatError, SessionClosedError
 from yamarket_chat.receipts import Receipt
 from yamarket_chat.session import ChatSession
 
@@ -57,7 +57,7 @@ def send(
     session = options.connect(
         api_key, business_id, base_url, insecure_http, give_up_after, timeout=TIMEOUT
     )
-    message = _standard_input() if text == "-" else text
+    message = options.standard_text() if text == "-" else text
     _deliver(session, give_up_after, lambda: session.send_message(chat_id, message), json)
 
 
@@ -92,16 +92,6 @@ def send_file(
         lambda: session.send_file(chat_id, path, filename=name),
         json,
     )
-
-
-def _standard_input() -> str:
-    try:
-        text = options.standard_input().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidArgumentError(
-            "standard input is not text in UTF-8; convert it to UTF-8"
-        ) from None
-    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _deliver(
