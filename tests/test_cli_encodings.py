@@ -36,7 +36,7 @@ def texts_of(content: bytes, encoding: str | None = None) -> list[str]:
 def problems_of(content: bytes, encoding: str | None = None) -> list[str]:
     with pytest.raises(BadFile) as caught:
         read(content, "m.csv", encoding=encoding)
-    return list(caught.value.problems)
+    return [*caught.value.problems, *caught.value.hints]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -61,7 +61,7 @@ def test_another_encoding_is_never_read_as_windows_1251(
 ) -> None:
     text = "chat_id,text\n" + case(CSV.partition("\n")[2])
     problems = problems_of(text.encode(encoding))
-    assert "the encoding of the file is not certain" in problems[0]
+    assert "the encoding is not certain" in problems[0]
     if encoding != "iso8859-5":
         fitting = [line for line in problems if line.startswith(f"--encoding {encoding} ")]
         assert case(RUSSIAN[0])[:50] in fitting[0]
@@ -132,7 +132,7 @@ def test_utf_16_without_a_bom_needs_the_option(encoding: str) -> None:
 
 def test_nul_bytes_are_named_with_their_line() -> None:
     assert problems_of(b"chat_id,text\n1,a\0b\n") == [
-        "line 2: the file contains NUL bytes, so it is not a text file"
+        "line 2: the file contains NUL bytes, so it is no text file"
     ]
 
 

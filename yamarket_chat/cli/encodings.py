@@ -37,12 +37,27 @@ WRONG_CASE = re.compile("[а-яё][А-ЯЁ]|[а-яё][„“”][а-яё]|[‘�
 """Letters as in "зАКАЗ" or "завтрЯ": KOI8-R or a Mac's encoding that was read as Windows-1251."""
 
 
-class BadFile(Exception):
-    """A file that cannot be sent. `problems` has a text for each error."""
+INVISIBLE = "\ufeff\u200b\u200c\u200d\u2060"
+"""What editors and web pages leave at the beginning of a text: BOMs and spaces of no width."""
 
-    def __init__(self, problems: Sequence[str]) -> None:
+BINARY = {
+    b"PK\x03\x04": "an Excel workbook (.xlsx) or another ZIP file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook (.xls)",
+    b"%PDF": "a PDF file",
+    b"\x1f\x8b": "a compressed file (gzip)",
+}
+
+
+class BadFile(Exception):
+    """A file that cannot be sent.
+
+    `problems` has a text for each error. `hints` are lines that help the user.
+    """
+
+    def __init__(self, problems: Sequence[str], hints: Sequence[str] = ()) -> None:
         super().__init__(*problems)
         self.problems = problems
+        self.hints = hints
 
 
 def decode(
@@ -51,7 +66,7 @@ def decode(
     first_text: Callable[[str], str],
     ask: bool = False,
 ) -> str:
-    """Decode a file, without a BOM. Raises BadFile.
+    """Decode a file, without a BOM and the like. Raises BadFile.
 
     Args:
         content: The file.
@@ -59,6 +74,15 @@ def decode(
         first_text: Finds the text to show, by which a person recognizes the encoding.
         ask: Whether to ask the user on the terminal if the encoding is uncertain.
     """
+    for beginning, kind in BINARY.items():
+        if content.startswith(beginning):
+            raise BadFile([f"this is {kind}; save the messages as CSV in UTF-8"])
+    return _decode(content, encoding, first_text, ask).lstrip(INVISIBLE)
+
+
+def _decode(
+    content: bytes, encoding: str | None, first_text: Callable[[str], str], ask: bool
+) -> str:
     if encoding is not None:
         return _decode_strictly(content, encoding)
     if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
@@ -69,10 +93,10 @@ def decode(
         fitting = [name for name in ("utf-16-le", "utf-16-be") if _fits(content, name)]
         if not fitting:
             line = content.count(b"\n", 0, content.index(b"\0")) + 1
-            raise BadFile([f"line {line}: the file contains NUL bytes, so it is not a text file"])
+            raise BadFile([f"line {line}: the file contains NUL bytes, so it is no text file"])
         return _let_choose(content, fitting, first_text, ask)
     try:
-        return content.decode("utf-8").removeprefix("\ufeff")
+        return content.decode()
     except UnicodeDecodeError as error:
         if _is_meant_as_utf_8(content):
             raise BadFile([_describe_utf_8_error(content, error)]) from None
@@ -85,7 +109,7 @@ def decode(
         )
         return text
     if not fitting:
-        raise BadFile(["the file is not text in UTF-8 or UTF-16; save it as UTF-8"])
+        raise BadFile(["this is not text in UTF-8 or UTF-16; save it as UTF-8"])
     return _let_choose(content, fitting, first_text, ask)
 
 
@@ -99,7 +123,7 @@ def _decode_strictly(content: bytes, encoding: str) -> str:
     if check(encoding) == "utf-8-sig":
         encoding = "utf-8"  # otherwise an error would have the position after the BOM
     try:
-        return content.decode(encoding).removeprefix("\ufeff")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         if check(encoding) == "utf-8":
             raise BadFile([_describe_utf_8_error(content, error)]) from None
@@ -175,10 +199,13 @@ def _let_choose(
         f"--encoding {name:<12}  {_shorten(first_text(text))}"
         for name, text in zip(fitting, texts, strict=True)
     ]
-    head = "the encoding of the file is not certain; these fit, with the first text in each:"
+    head = "the encoding is not certain"
     if not ask:
-        raise BadFile([head, *shown, "pass one of these options, or save the file as UTF-8"])
-    console.note(head.capitalize())
+        raise BadFile(
+            [f"{head}; pass one of these options if its text is right, or save the file as UTF-8"],
+            shown,
+        )
+    console.note(f"{head.capitalize()}. These fit, with the first text in each:")
     for number, line in enumerate(shown, 1):
         console.note(f"{number}  {line.removeprefix('--encoding ')}")
     while True:
@@ -187,7 +214,7 @@ def _let_choose(
         if not answer:
             raise BadFile(["no encoding was chosen; pass --encoding, or save the file as UTF-8"])
         if answer.isascii() and answer.isdigit() and 1 <= int(answer[:9]) <= len(shown):
-            return texts[int(answer) - 1].removeprefix("\ufeff")
+            return texts[int(answer) - 1]
 
 
 def _shorten(text: str) -> str:

@@ -7,6 +7,7 @@ import enum
 import io
 import itertools
 import re
+import string
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,11 +18,15 @@ from yamarket_chat.arguments import check_id, check_text
 from yamarket_chat.errors import InvalidArgumentError
 
 from . import console
+from .encodings import INVISIBLE, decode
 from .encodings import BadFile as BadFile
-from .encodings import decode
 
 CHAT_ID, TEXT = COLUMNS = ("chat_id", "text")
 DELIMITERS = ",;\t"
+LINE_BREAK = re.compile("\r\n|\r|\n")
+STRIPPED = string.whitespace + '\xa0"' + INVISIBLE
+HEADER_WITHIN = 20
+"""The number of lines in which the header is looked for, to say where it is."""
 SEPARATOR = re.compile(r'"?sep=([^"])"?', re.IGNORECASE)
 """A first line that sets the delimiter, for Excel."""
 
@@ -55,14 +60,17 @@ def read(
     name: str,
     form: Format | None = None,
     encoding: str | None = None,
+    *,
     ask: bool = False,
+    rows_in_text: bool = False,
 ) -> list[Record]:
     """Parse the messages of a file. Raises BadFile, which lists the errors of all lines.
 
-    With `ask`, the user chooses the encoding on the terminal if it is uncertain.
+    With `ask`, the user chooses the encoding on the terminal if it is uncertain. With
+    `rows_in_text`, a text may contain a line that looks like a row of the file.
     """
     text = decode(content, encoding, lambda text: _first_text(_parse(text, name, form)), ask)
-    parsed = _parse(text, name, form)
+    parsed = _parse(text, name, form, rows_in_text)
     records: list[Record] = []
     problems: list[str] = []
     while True:
@@ -85,14 +93,24 @@ Parsed = Iterator[tuple[int, object, object]]
 """Line, chat_id and text of each message."""
 
 
-def _parse(text: str, name: str, form: Format | None) -> Parsed:
+def _parse(text: str, name: str, form: Format | None, rows_in_text: bool = False) -> Parsed:
     form = form or _guess_format(name, text)
-    return _csv(text) if form is Format.CSV else _jsonl(text)
+    beginning = text[:1000].lstrip()
+    if re.match(r"\[\s*[{\]]", beginning) or re.match(r"\{\s*\n", beginning):
+        raise BadFile(
+            [
+                "line 1: this is JSON that spans several lines or an array; write one object per"
+                ' line, such as {"chat_id": 17, "text": "Hello"}'
+            ]
+        )
+    if re.match(r"<(?:!doctype|html|\?xml)", beginning, re.IGNORECASE):
+        raise BadFile(["line 1: this is a web page or XML; save the messages as CSV in UTF-8"])
+    return _csv(text, rows_in_text) if form is Format.CSV else _jsonl(text)
 
 
 def _first_text(parsed: Parsed) -> str:
     """Return the first text by which a person recognizes the encoding."""
-    with suppress(BadLine):
+    with suppress(BadLine, BadFile):
         for _, _, text in parsed:
             if isinstance(text, str) and not text.isascii():
                 return text
@@ -136,7 +154,7 @@ def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
             yield str(BadLine(line, str(error), TEXT))
 
 
-def _csv(text: str) -> Parsed:
+def _csv(text: str, rows_in_text: bool) -> Parsed:
     """Yield line, chat_id and text of each row. Raises BadLine if the rest cannot be parsed."""
     lines = list(io.StringIO(text, newline=""))
     if lines and (separator := SEPARATOR.fullmatch(lines[0].strip("\r\n"))):
@@ -161,13 +179,17 @@ def _csv(text: str) -> Parsed:
                     f"this and the following lines are not valid CSV ({error}); check the quotes",
                 ) from None
             problem = f"put quotes around the whole cell and double each quote inside it ({error})"
-            bad = _Invalid(problem, _misquoted(lines[rows.line_num - 1], delimiter, header))
+            column = _misquoted(lines[rows.line_num - 1], delimiter, header)
+            if rows.line_num > line:
+                problem = f"a quote opens here and closes in line {rows.line_num}; " + problem
+                column = None
+            bad = _Invalid(problem, column)
             yield line, bad, bad
             continue
         if not any(cell.strip() for cell in row):
             continue
         if header is None:
-            header = _header(row, line)
+            header = _header(row, line, lines[rows.line_num :], delimiter)
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
@@ -182,6 +204,13 @@ def _csv(text: str) -> Parsed:
                 f" contains {delimiter!r}"
             )
             bad = _Invalid(problem)
+            yield line, bad, bad
+            continue
+        if not rows_in_text and (swallowed := _swallowed_row(row, header, delimiter)) is not None:
+            bad = _Invalid(
+                f"line {line + swallowed} looks like a row of its own, but belongs to a cell that"
+                " begins earlier; check the quotes, or pass --rows-in-text if it is part of a text"
+            )
             yield line, bad, bad
             continue
         cells = dict(zip(header, row, strict=True))
@@ -200,16 +229,52 @@ def _misquoted(line: str, delimiter: str, header: Sequence[str]) -> str | None:
     return header[len(before)] if len(before) < len(header) else None
 
 
-def _header(row: list[str], line: int) -> list[str]:
-    header = [cell.strip().lower() for cell in row]
-    while header and not header[-1]:
-        header.pop()
+def _swallowed_row(row: Sequence[str], header: Sequence[str], delimiter: str) -> int | None:
+    """Find a line within a cell that looks like a row, and return its distance to the first line.
+
+    A quote without its partner makes one cell of the rows up to the next quote. One buyer would get
+    the messages of others.
+    """
+    index = header.index(CHAT_ID)
+    before = 0
+    for cell in row:
+        if "\n" not in cell and "\r" not in cell:
+            continue
+        _, *others = LINE_BREAK.split(cell)
+        for number, text in enumerate(others, 1):
+            cells = text.split(delimiter)
+            if len(cells) > max(index, 1) and cells[index].strip().isdecimal():
+                return before + number
+        before += len(others)
+    return None
+
+
+def _header(row: list[str], line: int, following: Sequence[str], delimiter: str) -> list[str]:
+    header = _names(row)
     for column in COLUMNS:
-        if header.count(column) != 1:
-            raise BadLine(
-                line, f"the header must contain {column} once, as in chat_id,text", column
-            )
+        if header.count(column) == 1:
+            continue
+        found = console.printable(delimiter.join(row).strip())
+        if found.startswith("{"):
+            raise BadLine(line, "this is JSONL, not CSV; pass --format jsonl")
+        if any(cell.strip().isdecimal() for cell in row):
+            problem = f"the header is missing; put the line chat_id,text before {found!r:.60}"
+            raise BadLine(line, problem)
+        for number, text in enumerate(following[:HEADER_WITHIN], line + 1):
+            below = _names(re.split(f"[{DELIMITERS}]", text))
+            if all(below.count(name) == 1 for name in COLUMNS):
+                problem = f"{found!r:.60} stands before the header in line {number}; remove it"
+                raise BadLine(line, problem)
+        problem = f"{found!r:.60} is no header; it must contain {column} once, as in chat_id,text"
+        raise BadLine(line, problem, column)
     return header
+
+
+def _names(row: Sequence[str]) -> list[str]:
+    names = [cell.strip(STRIPPED).lower() for cell in row]
+    while names and not names[-1]:
+        names.pop()
+    return names
 
 
 def _jsonl(text: str) -> Parsed:
@@ -220,7 +285,7 @@ def _jsonl(text: str) -> Parsed:
             continue
         try:
             fields = msgspec.json.decode(row)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             bad = _Invalid(f"this is not valid JSON ({error})")
             yield line, bad, bad
             continue

@@ -60,7 +60,7 @@ def say(
             raise InvalidArgumentError(f"the file has more than {control.MAX_FILE:,} bytes")
         query["file"] = file.name
     else:
-        content = check_text(options.standard_text() if text == "-" else text).encode()
+        content = check_text(options.text_argument(text or "")).encode()
     said = _post(base_url, query, content)
     if json:
         console.data(said)

@@ -57,7 +57,7 @@ def send(
     session = options.connect(
         api_key, business_id, base_url, insecure_http, give_up_after, timeout=TIMEOUT
     )
-    message = options.standard_text() if text == "-" else text
+    message = options.text_argument(text)
     _deliver(session, give_up_after, lambda: session.send_message(chat_id, message), json)
 
 

@@ -71,6 +71,13 @@ def send_many(
             " it is certain.",
         ),
     ] = None,
+    rows_in_text: Annotated[
+        bool,
+        typer.Option(
+            "--rows-in-text",
+            help="Accept a text with a line that looks like a row of the file.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -122,7 +129,14 @@ def send_many(
         ask = (
             file != "-" and sys.stdin is not None and sys.stdin.isatty() and console.err.is_terminal
         )
-        records = read(_read_input(file), file, form, encoding, ask)
+        records = read(
+            *(_read_input(file), file, form, encoding), ask=ask, rows_in_text=rows_in_text
+        )
+    except BadFile as error:
+        raise _exit_for_bad_file(error, file) from None
+    except OSError as error:
+        raise _usage_error(str(error)) from None
+    try:
         before = read_report(resume, records) if resume else PreviousRun({}, killed=False)
     except BadFile as error:
         raise _exit_for_bad_file(error) from None
@@ -175,9 +189,13 @@ def send_many(
     raise typer.Exit(status)
 
 
-def _exit_for_bad_file(error: BadFile) -> typer.Exit:
+def _exit_for_bad_file(error: BadFile, file: str = "") -> typer.Exit:
+    name = "standard input" if file == "-" else file
     for problem in error.problems:
-        console.failure(problem)
+        separator = ", " if problem.startswith("line ") else ": "
+        console.failure(f"{name}{separator}{problem}" if name else problem)
+    for hint in error.hints:
+        console.note(hint)
     if len(error.problems) > 1:
         console.failure(f"{len(error.problems)} errors; nothing was sent")
     return typer.Exit(2)
