@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import enum
-import io
 import itertools
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +26,7 @@ LINE_BREAK = re.compile("\r\n|\r|\n")
 STRIPPED = string.whitespace + '\xa0"' + INVISIBLE
 HEADER_WITHIN = 20
 """The number of lines in which the header is looked for, to say where it is."""
-SEPARATOR = re.compile(r'"?sep=([^"])"?', re.IGNORECASE)
+SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
 """A first line that sets the delimiter, for Excel."""
 
 
@@ -38,7 +37,7 @@ class Format(enum.StrEnum):
     JSONL = "jsonl"
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A message of a file: its number, from 1, and the line in which it begins."""
 
     number: int
@@ -156,17 +155,26 @@ def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
 
 def _csv(text: str, rows_in_text: bool) -> Parsed:
     """Yield line, chat_id and text of each row. Raises BadLine if the rest cannot be parsed."""
-    lines = list(io.StringIO(text, newline=""))
-    if lines and (separator := SEPARATOR.fullmatch(lines[0].strip("\r\n"))):
+    separator = SEPARATOR.match(text)
+    if separator is not None:
         delimiter = separator[1]
-        lines[0] = "\n"
+        text = text[separator.end() :]
     else:
-        header_line = next((line for line in lines if line.strip()), "")
+        header_line = next((line for line in _lines(text) if line.strip()), "")
         delimiter = max(DELIMITERS, key=header_line.count)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    lines_before = int(separator is not None)
+    current = ""
+
+    def lines() -> Iterator[str]:
+        # Not a list: it would need more memory than all the rest of a large file.
+        nonlocal current
+        for current in _lines(text):  # noqa: UP028 - read below
+            yield current
+
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        line = rows.line_num + 1
+        line = rows.line_num + lines_before + 1
         try:
             row = next(rows)
         except StopIteration:
@@ -179,9 +187,10 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
                     f"this and the following lines are not valid CSV ({error}); check the quotes",
                 ) from None
             problem = f"put quotes around the whole cell and double each quote inside it ({error})"
-            column = _misquoted(lines[rows.line_num - 1], delimiter, header)
-            if rows.line_num > line:
-                problem = f"a quote opens here and closes in line {rows.line_num}; " + problem
+            column = _misquoted(current, delimiter, header)
+            last = rows.line_num + lines_before
+            if last > line:
+                problem = f"a quote opens here and closes in line {last}; " + problem
                 column = None
             bad = _Invalid(problem, column)
             yield line, bad, bad
@@ -189,7 +198,8 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
         if not any(cell.strip() for cell in row):
             continue
         if header is None:
-            header = _header(row, line, lines[rows.line_num :], delimiter)
+            following = itertools.islice(_lines(text), rows.line_num, None)
+            header = _header(row, line, following, delimiter)
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
@@ -229,6 +239,16 @@ def _misquoted(line: str, delimiter: str, header: Sequence[str]) -> str | None:
     return header[len(before)] if len(before) < len(header) else None
 
 
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines with their line breaks. `str.splitlines` would also split at U+2028."""
+    start = 0
+    for line_break in LINE_BREAK.finditer(text):
+        yield text[start : line_break.end()]
+        start = line_break.end()
+    if start < len(text):
+        yield text[start:]
+
+
 def _swallowed_row(row: Sequence[str], header: Sequence[str], delimiter: str) -> int | None:
     """Find a line within a cell that looks like a row, and return its distance to the first line.
 
@@ -249,7 +269,7 @@ def _swallowed_row(row: Sequence[str], header: Sequence[str], delimiter: str) ->
     return None
 
 
-def _header(row: list[str], line: int, following: Sequence[str], delimiter: str) -> list[str]:
+def _header(row: list[str], line: int, following: Iterable[str], delimiter: str) -> list[str]:
     header = _names(row)
     for column in COLUMNS:
         if header.count(column) == 1:
@@ -260,7 +280,7 @@ def _header(row: list[str], line: int, following: Sequence[str], delimiter: str)
         if any(cell.strip().isdecimal() for cell in row):
             problem = f"the header is missing; put the line chat_id,text before {found!r:.60}"
             raise BadLine(line, problem)
-        for number, text in enumerate(following[:HEADER_WITHIN], line + 1):
+        for number, text in enumerate(itertools.islice(following, HEADER_WITHIN), line + 1):
             below = _names(re.split(f"[{DELIMITERS}]", text))
             if all(below.count(name) == 1 for name in COLUMNS):
                 problem = f"{found!r:.60} stands before the header in line {number}; remove it"
