@@ -152,6 +152,7 @@ def test_an_unknown_encoding_is_one_line(
 
 
 @pytest.mark.real_time
+@pytest.mark.slow
 async def test_on_a_terminal_the_user_is_asked(tmp_path: Path) -> None:
     file = tmp_path / "m.csv"
     file.write_bytes("chat_id,text\n17,Заказ собран\n".encode("koi8-r"))

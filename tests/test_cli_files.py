@@ -180,6 +180,7 @@ def test_quotes_that_do_not_match_are_told_with_file_and_line(
 
 
 @pytest.mark.real_time
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ['"{}"', "'{}'", '{}"', "{} # cabinet"])
 async def test_a_key_that_docker_left_in_quotes_does_not_travel(key: str) -> None:
     async with Sandbox() as market:
@@ -193,6 +194,7 @@ async def test_a_key_that_docker_left_in_quotes_does_not_travel(key: str) -> Non
 
 
 @pytest.mark.real_time
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locale")
 async def test_a_locale_that_has_no_cyrillic_is_told() -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -103,7 +103,7 @@ async def test_a_second_signal_ends_send_many_at_once(
         process.send_signal(second)
         async with asyncio.timeout(3):
             finished = await end(process)
-        assert finished.status == 128 + second
+        assert (finished.status, finished.out, finished.err) == (128 + second, "", "")
         assert report.with_name("r.jsonl.running").exists()  # --resume looks up what was under way
 
 

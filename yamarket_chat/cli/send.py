@@ -135,7 +135,7 @@ async def _send_and_report(
         except asyncio.CancelledError:
             interrupted = True
             reason = signals.interrupted().replace("I", "i", 1)
-            closing = asyncio.create_task(session.close())
+            closing = asyncio.create_task(waiting.close_after_interrupt(session))
             await asyncio.wait({sending}, timeout=CANCEL_DELAY)
             if not sending.done():
                 console.note(

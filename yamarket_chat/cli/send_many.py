@@ -32,7 +32,12 @@ from .encodings import check
 from .progress import SendingProgress
 from .records import BadFile, Format, Record, read
 from .report import PreviousRun, Report, ReportLockedError, line_of, read_report
-from .waiting import NOTICE_AFTER, SINGLE_REQUEST_TIMEOUT, note_no_response
+from .waiting import (
+    NOTICE_AFTER,
+    SINGLE_REQUEST_TIMEOUT,
+    close_after_interrupt,
+    note_no_response,
+)
 
 DOCUMENTED = Limits().send_message
 SHOW_EVERY = 0.5
@@ -291,11 +296,7 @@ class BulkSender:
                         f"{signals.interrupted()}; no more messages are sent, waiting for the"
                         f" requests in progress. {signals.again()} to quit at once"
                     )
-                    try:
-                        await self._session.close()
-                    except asyncio.CancelledError:  # the second signal
-                        await self._session.close(grace=0)
-                        raise
+                    await close_after_interrupt(self._session)
                 await sending
         return self._conclude()
 

@@ -1,7 +1,7 @@
 """Running a command until it ends or a signal ends it: Ctrl-C, SIGTERM or SIGHUP.
 
 The first signal cancels the command's main task, so that the command can end in order and report
-what it did. A second signal ends the command at once.
+what it did. The second signal cancels the task once more: then it must end at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 TICK = 0.1
 """Seconds after which a signal is handled at the latest."""
 
+CANCELLED_BY = 2
+"""The number of signals that cancel the main task. The next one ends it even if it hangs."""
+
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
@@ -40,18 +43,21 @@ class Stopped(SystemExit):
 
 class _Handler:
     def __init__(self) -> None:
-        self.first: int | None = None
+        self.received: list[int] = []
         self.task: asyncio.Task[Any] | None = None
         self.stopping: asyncio.Event = asyncio.Event()
 
+    @property
+    def first(self) -> int | None:
+        return self.received[0] if self.received else None
+
     def __call__(self, number: int, _: FrameType | None) -> None:
-        task, self.task = self.task, None
-        if self.first is None:
-            self.first = number
-        if task is None:
+        self.received.append(number)
+        if self.task is None or len(self.received) > CANCELLED_BY:
             raise Stopped(number)
-        task.cancel()
-        task.get_loop().call_soon_threadsafe(self.stopping.set)
+        # An exception would run through the coroutines, and their sessions would end in order.
+        self.task.cancel()
+        self.task.get_loop().call_soon_threadsafe(self.stopping.set)
 
 
 _handler = _Handler()
@@ -60,7 +66,7 @@ _handler = _Handler()
 @contextmanager
 def handled() -> Iterator[None]:
     """Handle the signals in the block. Signals that are ignored, such as by nohup, stay so."""
-    _handler.first = _handler.task = None
+    _handler.received, _handler.task = [], None
     before = {}
     try:
         if threading.current_thread() is threading.main_thread():
@@ -100,7 +106,7 @@ def run(work: Coroutine[Any, Any, Result], resolve_within: float = math.inf) -> 
 
     Looking up a host name fails after `resolve_within` seconds, and at the first signal.
 
-    Raises Stopped if the coroutine does not handle the cancellation, or at the second signal.
+    Raises Stopped if the coroutine does not handle the cancellation.
     """
 
     async def main() -> Result:
@@ -118,9 +124,9 @@ def run(work: Coroutine[Any, Any, Result], resolve_within: float = math.inf) -> 
         try:
             return runner.run(main())
         except asyncio.CancelledError:
-            if _handler.first is None:
+            if not _handler.received:
                 raise
-            raise Stopped(_handler.first) from None
+            raise Stopped(_handler.received[-1]) from None
 
 
 def _tick(loop: asyncio.AbstractEventLoop) -> None:

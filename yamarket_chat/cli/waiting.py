@@ -106,6 +106,19 @@ async def response_timeout(
             watchdog.cancel()
 
 
+async def close_after_interrupt(session: ChatSession) -> None:
+    """Close the session and wait for the requests in progress, unless a second signal comes."""
+    closing = asyncio.create_task(session.close())
+    try:
+        await asyncio.wait({closing})
+    except asyncio.CancelledError:
+        console.show_log(logging.CRITICAL)  # the requests that are cut off now have nothing to say
+        closing.cancel()
+        await asyncio.wait({closing})
+        raise
+    await closing
+
+
 def no_response(give_up_after: float) -> str:
     """Describe the timeout."""
     return f"no response from the Market within {give_up_after or SINGLE_REQUEST_TIMEOUT:g} s"
