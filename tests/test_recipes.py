@@ -298,7 +298,10 @@ async def test_a_batch_settles_what_its_last_run_left_unknown(
 CELERY_CONFIG = """
 broker_url = "filesystem://"
 broker_transport_options = {{
-    "data_folder_in": {folder!r}, "data_folder_out": {folder!r}, "polling_interval": 0.02,
+    "data_folder_in": {folder!r},
+    "data_folder_out": {folder!r},
+    "control_folder": {folder!r} + ".control",
+    "polling_interval": 0.02,
 }}
 """
 
