@@ -82,15 +82,21 @@ SLOW = {
 }
 
 
+NOT_ON_UVLOOP = {"test_parallel.py": "times below a millisecond, which uvloop does not count"}
+
+
 def pytest_configure() -> None:
     """A file that was renamed must not slip into the quick part."""
-    missing = [name for name in SLOW if not (Path(__file__).parent / name).exists()]
+    missing = [name for name in SLOW | NOT_ON_UVLOOP if not (Path(__file__).parent / name).exists()]
     if missing:
         raise pytest.UsageError(f"tests/conftest.py names files that do not exist: {missing}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test of a slow file is marked `slow`, also one that is new."""
+    on_uvloop = config.getoption("--loop") == "uvloop"
     for item in items:
+        if on_uvloop and item.path.name in NOT_ON_UVLOOP:
+            item.add_marker(pytest.mark.skip(reason=NOT_ON_UVLOOP[item.path.name]))
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)

@@ -153,6 +153,13 @@ class VirtualUvloop(uvloop.Loop):
         finally:
             self._busy_threads -= 1
 
+    async def create_server(self, *args: Any, **keywords: Any) -> Any:
+        self._busy_threads += 1  # it asks for the address, not by the method above
+        try:
+            return await super().create_server(*args, **keywords)
+        finally:
+            self._busy_threads -= 1
+
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         self._busy_threads += 1
         try:
