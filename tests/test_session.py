@@ -153,6 +153,7 @@ async def test_where_the_market_is_may_stand_in_the_environment(
 
 
 @pytest.mark.real_time
+@pytest.mark.every_loop
 async def test_a_session_of_another_event_loop_sends_nothing() -> None:
     async with Sandbox() as market:
         async with session_of(market) as session:
