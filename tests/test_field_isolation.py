@@ -25,15 +25,17 @@ from aiohttp import web
 
 import yamarket_chat
 from tests import virtual
-from tests.helpers import KEY, error_of, http_server, outcome_of, session_of, texts
+from tests.helpers import KEY, error_of, http_server, outcome_of, outcomes_of, session_of, texts
 from yamarket_chat import (
     ChatSession,
     ConnectionFailedError,
+    Delivered,
     DeliveryUnknownError,
     File,
     InvalidArgumentError,
     LimitExceededError,
     Limits,
+    OutgoingMessage,
     Pending,
     Rate,
     Receipt,
@@ -164,6 +166,36 @@ def test_whatever_line_fails_all_other_messages_go_and_none_twice(way: str) -> N
         except Exception as error:  # noqa: BLE001 - all of them are told
             wrong[name] = repr(error)
     assert wrong == {}
+
+
+async def send_many_with_a_failure(line: int | None) -> list[str]:
+    """Send many messages, of which one fails at a line. It is raised, and the session goes on."""
+    messages = [OutgoingMessage(1 + number % 3, str(number)) for number in range(9)]
+    async with Sandbox(latency=0.1) as market:
+        session = session_of(market)
+        with failing_at(line) as lines:
+            async with asyncio.timeout(300):
+                outcome = await outcome_of(outcomes_of(session.send_many(messages)))
+        assert isinstance(outcome, list if line is None else (list, Boom))
+        async with asyncio.timeout(300):
+            outcomes = await outcomes_of(
+                session.send_many(OutgoingMessage(n + 1, "after") for n in range(3))
+            )
+            assert [type(each) for each in outcomes] == [Delivered] * 3
+            await session.close()
+        await asyncio.sleep(30)
+        for chat_id in (1, 2, 3):
+            told = texts(market, chat_id)
+            assert told[-1] == "after"
+            assert len(told) == len(set(told))
+        return lines.ran
+
+
+def test_a_failure_in_send_many_is_raised_and_the_session_goes_on() -> None:
+    ran = virtual.run(send_many_with_a_failure(None))
+    at = {name: line for line, name in reversed(list(enumerate(ran)))}
+    for line in at.values():
+        virtual.run(send_many_with_a_failure(line))
 
 
 async def equal_text_after_a_failure(line: int | None) -> list[str]:
