@@ -11,17 +11,21 @@ This is the only file that touches private attributes of aiohttp. They were trie
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import aiohttp
 from aiohttp import payload
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from ..connections import discard
+
 
 class RequestBody(payload.Payload):
     """The body of a request, which knows whether the request may have been sent."""
 
     sent = False
+    transport: asyncio.Transport | None = None  # that it was written to
     broken: str | None = None  # why it can never be written, if so
 
     def begin(self, writer: Any) -> None:
@@ -31,7 +35,13 @@ class RequestBody(payload.Payload):
             # A kept connection that the Market has closed meanwhile: not a byte is sent.
             raise aiohttp.ClientConnectionResetError("the connection was closed before")
         self.sent = True
+        self.transport = transport
         self._consumed = True
+
+    def give_up(self) -> None:
+        """Send nothing more of it: it must not arrive after its outcome was looked up."""
+        if self.transport is not None:
+            discard(self.transport)
 
 
 class JsonBody(RequestBody):

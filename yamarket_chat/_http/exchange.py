@@ -9,6 +9,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from ..connections import connector
 from .answers import Answer, Decode, NoAnswer, decode_envelope
 from .attempt import Attempt
 from .bodies import JsonBody, RequestBody
@@ -67,7 +68,7 @@ class Exchange:
         self._own_http = http is None
         self._http = http or aiohttp.ClientSession(
             # The number of parallel requests bounds the number of connections.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_FOR),
+            connector=connector(limit=0, keepalive_timeout=KEPT_FOR),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={**self._headers, "User-Agent": integration},
         )
@@ -123,8 +124,7 @@ class Exchange:
                     raise _TooLong
                 content += await stream.readany()
         except asyncio.CancelledError as error:
-            if response is not None:
-                response.close()
+            _give_up(body, response)
             reason = "no answer in time"
             cause = attempt.take_back_cancels()
             if cause != "timeout":
@@ -136,13 +136,15 @@ class Exchange:
             reason, final = f"{_reason(error)}: check base_url and its certificate", True
         except Exception as error:  # noqa: BLE001 - a broken response makes aiohttp raise anything
             reason = _reason(error)
+            _give_up(body, response)
             if response is not None:
-                response.close()
+                pass
             elif body.broken is not None:
                 reason, final = body.broken, True
             elif self._http.closed:
                 reason, final = _CLOSED, not body.sent
         except BaseException:
+            _give_up(body, response)
             attempt.ended = self._loop.time()
             raise
         ended = attempt.ended = self._loop.time()
@@ -224,6 +226,15 @@ class Exchange:
 
 class _TooLong(Exception):
     pass
+
+
+def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None:
+    """End a request that has no whole response."""
+    # A response that was read to its end has given its connection back: others may use it.
+    if response is None or response.connection is not None:
+        body.give_up()
+    if response is not None:
+        response.close()
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,237 @@
+"""What real networks, servers and proxies do to a request, and what a session makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import ctypes
+import os
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from tests.helpers import RAISE_UNKNOWN, outcome_of
+from yamarket_chat import ChatSession, DeliveryUnknownError, connector
+from yamarket_chat.connections import _make_socket
+
+CLONE_NEWNET = 0x40000000
+SERVER, CLIENT = "10.99.7.2", "10.99.7.1"
+NOWHERE = "02:00:00:00:00:99"
+
+
+def _why_no_namespaces() -> str:
+    if sys.platform != "linux":
+        return "network namespaces are Linux's"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None or shutil.which("openssl") is None:
+        return "the commands ip and openssl are missing"
+    if _in_thread(lambda: ctypes.CDLL(None).unshare(CLONE_NEWNET)) != 0:
+        return "the system allows no network namespace"
+    return ""
+
+
+def _in_thread(function: Callable[[], Any]) -> Any:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def _ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)  # noqa: S603, S607
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for SERVER and its key, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the command openssl is missing")
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+        f" -keyout key.pem -out cert.pem -subj /CN=market -addext subjectAltName=IP:{SERVER}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True, cwd=folder)  # noqa: S603
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key.pem").read_bytes() + (folder / "cert.pem").read_bytes())
+    return both
+
+
+class _Far:
+    """A market in another network namespace, over TCP and TLS, with a thread of its own."""
+
+    def __init__(self, certificate: Path) -> None:
+        self.stored: list[str] = []
+        self.ports: dict[str, int] = {}
+        self._certificate = certificate
+        self._linked = threading.Event()
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run)
+        self.tid = 0
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(10)
+        self._ready.clear()
+
+    def link(self) -> None:
+        """Go on: the other end of the link is there."""
+        self._linked.set()
+        assert self._ready.wait(10)
+
+    def stop(self) -> None:
+        self._linked.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._done.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        ctypes.CDLL(None).unshare(CLONE_NEWNET)
+        self.tid = threading.get_native_id()
+        self._ready.set()
+        self._linked.wait(10)
+        _ip(f"addr add {SERVER}/24 dev far")
+        _ip("link set far up")
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop, self._done = asyncio.get_running_loop(), asyncio.Event()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(self._certificate)
+        writers: set[asyncio.StreamWriter] = set()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.add(writer)
+            with suppress(OSError, EOFError):
+                while True:
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                    length = int(head.partition("content-length: ")[2].partition("\r")[0])
+                    self.stored.append(
+                        msgspec.json.decode(await reader.readexactly(length))["message"]
+                    )
+                    writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"OK"}')
+            writer.transport.abort()
+
+        servers = [
+            await asyncio.start_server(serve, SERVER, 0, ssl=context) for context in (None, tls)
+        ]
+        for scheme, server in zip(("http", "https"), servers, strict=True):
+            self.ports[scheme] = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._done.wait()
+        for server in servers:
+            server.close()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.real_time
+@pytest.mark.skipif(bool(_why_no_namespaces()), reason=_why_no_namespaces())
+def test_a_message_that_was_given_up_in_an_outage_does_not_arrive_after_it(
+    certificate: Path,
+) -> None:
+    """The kernel goes on retransmitting what was written to a connection that was only closed."""
+    far = _Far(certificate)
+    try:
+        _in_thread(lambda: _outage(far, certificate))
+    finally:
+        far.stop()
+    kept = ("own tcp", "caller's tcp", "caller's tls", "connector's tls")
+    assert sorted(far.stored) == sorted(
+        [f"{name}: one" for name in (*kept, "unguarded tcp", "unguarded tls")]
+        # So the guard is needed:
+        + ["unguarded tcp: two", "unguarded tls: two"]
+    )
+
+
+def _outage(far: _Far, certificate: Path) -> None:
+    ctypes.CDLL(None).unshare(CLONE_NEWNET)
+    far.start()
+    _ip(f"link add near type veth peer name far netns {far.tid}")
+    _ip(f"addr add {CLIENT}/24 dev near")
+    _ip("link set near up")
+    far.link()
+    asyncio.run(_through_an_outage(far, certificate))
+
+
+async def _through_an_outage(far: _Far, certificate: Path) -> None:
+    tls = ssl.create_default_context(cafile=str(certificate))
+    urls = {scheme: f"{scheme}://{SERVER}:{port}" for scheme, port in far.ports.items()}
+
+    def session(scheme: str, http: aiohttp.ClientSession | None) -> ChatSession:
+        return ChatSession(
+            "ACMA:key:1",
+            1,
+            base_url=urls[scheme],
+            insecure_http=True,
+            timeout=0.25,
+            http=http,
+            retry=RAISE_UNKNOWN,
+        )
+
+    async with (
+        aiohttp.ClientSession() as plain,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as secure,
+        aiohttp.ClientSession(connector=connector(ssl=tls)) as ours,
+        session("http", None) as own_tcp,
+        session("http", plain) as callers_tcp,
+        session("https", secure) as callers_tls,
+        session("https", ours) as connectors_tls,
+    ):
+        sessions = {
+            "own tcp": own_tcp,
+            "caller's tcp": callers_tcp,
+            "caller's tls": callers_tls,
+            "connector's tls": connectors_tls,
+        }
+
+        async def unguarded(http: aiohttp.ClientSession, url: str, text: str) -> None:
+            timeout = aiohttp.ClientTimeout(0.25)
+            async with http.post(url, json={"message": text}, timeout=timeout) as response:
+                await response.read()
+
+        def everybody_says(text: str) -> list[Any]:
+            return [
+                *(each.send_message(i, f"{name}: {text}") for i, (name, each) in
+                  enumerate(sessions.items(), 1)),
+                unguarded(plain, urls["http"], f"unguarded tcp: {text}"),
+                unguarded(secure, urls["https"], f"unguarded tls: {text}"),
+            ]  # fmt: skip
+
+        await asyncio.gather(*everybody_says("one"))
+        _ip(f"neigh replace {SERVER} lladdr {NOWHERE} dev near nud permanent")
+        lost = await asyncio.gather(*map(outcome_of, everybody_says("two")))
+        assert [type(error) for error in lost] == [DeliveryUnknownError] * 4 + [TimeoutError] * 2
+        _ip(f"neigh del {SERVER} dev near")
+        for _ in range(40):  # until the kernel has retransmitted what it still has
+            await asyncio.sleep(0.05)
+            if sum(text.startswith("unguarded") for text in far.stored) == 4:
+                break
+        await asyncio.sleep(0.1)
+
+
+async def test_a_connector_of_ours_takes_the_settings_of_aiohttp() -> None:
+    async with connector(limit=7, keepalive_timeout=3) as made:
+        assert made.limit == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such option")
+def test_the_kernel_gives_up_what_a_blocked_or_killed_program_left_to_it() -> None:
+    """Nobody can abort the connection then, so its socket has been told from the start."""
+    with _make_socket((socket.AF_INET, socket.SOCK_STREAM, 0)) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+        linger = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+        assert struct.unpack("ii", linger) == (1, 0)
