@@ -22,9 +22,10 @@ import aiohttp
 import msgspec
 import pytest
 
-from tests.helpers import RAISE_UNKNOWN, outcome_of
+from tests.helpers import KEY, RAISE_UNKNOWN, outcome_of, session_of, texts
 from yamarket_chat import ChatSession, DeliveryUnknownError, connector
 from yamarket_chat.connections import _make_socket
+from yamarket_chat.sandbox import Fault, Sandbox
 
 CLONE_NEWNET = 0x40000000
 SERVER, CLIENT = "10.99.7.2", "10.99.7.1"
@@ -235,3 +236,113 @@ def test_the_kernel_gives_up_what_a_blocked_or_killed_program_left_to_it() -> No
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
         linger = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
         assert struct.unpack("ii", linger) == (1, 0)
+
+
+# An answer that nobody asked for
+
+
+async def test_a_second_answer_on_an_idle_connection_is_not_taken_for_the_next() -> None:
+    async with (
+        Sandbox(faults={1: Fault("unsolicited", delay=1)}) as market,
+        session_of(market) as session,
+    ):
+        one = await session.send_message(1, "one")
+        await asyncio.sleep(2)
+        two = await session.send_message(1, "two")
+        assert texts(market, 1) == ["one", "two"]
+        assert one.confirmed_by == two.confirmed_by == "answer"
+        assert one.trace_id != two.trace_id
+
+
+async def test_a_read_is_not_answered_by_what_came_before_it() -> None:
+    async with (
+        Sandbox(chats=[1, 2], faults={1: Fault("unsolicited", delay=1)}) as market,
+        session_of(market) as session,
+    ):
+        assert (await session.get_chat(1)).chat_id == 1
+        await asyncio.sleep(2)
+        assert (await session.get_chat(2)).chat_id == 2
+        assert market.requests("get_chat") == 2
+
+
+async def test_an_answer_that_was_there_before_is_known_by_its_trace() -> None:
+    """It comes while the next request is under way: only the trace tells."""
+    delays = iter([0.0, 2.0])
+    async with (
+        Sandbox(
+            latency=lambda: next(delays, 0.0), faults={1: Fault("unsolicited", delay=2)}
+        ) as market,
+        session_of(market) as session,
+    ):
+        await session.send_message(1, "one")
+        await asyncio.sleep(1)
+        receipt = await session.send_message(1, "two")
+        assert receipt.confirmed_by == "history"
+        assert texts(market, 1) == ["one", "two"]
+
+
+async def test_a_stray_answer_to_a_read_that_is_under_way_is_asked_for_again() -> None:
+    delays = iter([0.0, 2.0])
+    async with (
+        Sandbox(
+            latency=lambda: next(delays, 0.0),
+            chats=[1, 2],
+            faults={1: Fault("unsolicited", delay=2)},
+        ) as market,
+        session_of(market) as session,
+    ):
+        await session.get_chat(1)
+        await asyncio.sleep(1)
+        assert (await session.get_chat(2)).chat_id == 2
+
+
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"OK"}'
+TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+HALF = OK[:30]
+
+
+@pytest.mark.parametrize("stray", [OK, TIMEOUT, CONTINUE, HALF, b"\0"])
+@pytest.mark.parametrize("read", [True, False], ids=["read", "in the kernel"])
+async def test_a_connection_that_received_anything_is_not_used(stray: bytes, *, read: bool) -> None:
+    arrivals: list[bytes] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(OSError, EOFError):
+            while True:
+                arrivals.append(await reader.readuntil(b"}"))
+                writer.write(OK)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, ChatSession(KEY, 1, base_url=url) as session:
+        await session.send_message(1, "one")
+        writers[0].write(stray)
+        if read:
+            await asyncio.sleep(1)
+        receipt = await session.send_message(1, "two")
+        assert receipt.confirmed_by == "answer"
+        assert len(arrivals) == 2
+        # What is no whole answer, and was read while the connection was idle, is lost: no harm.
+        assert len(writers) == (1 if read and stray in (CONTINUE, HALF) else 2)
+
+
+async def test_a_middleware_that_repeats_a_request_does_not_double_a_message() -> None:
+    async def twice(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        await handler(request)
+        return await handler(request)
+
+    async with (
+        Sandbox() as market,
+        aiohttp.ClientSession(middlewares=[twice]) as http,
+        session_of(market, http=http, retry=RAISE_UNKNOWN) as session,
+    ):
+        assert isinstance(await outcome_of(session.send_message(1, "one")), DeliveryUnknownError)
+        assert texts(market, 1) == ["one"]

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ..connections import connector
-from .answers import Answer, Decode, NoAnswer, decode_envelope
+from .answers import TRACEPARENT, Answer, Decode, NoAnswer, decode_envelope
 from .attempt import Attempt
 from .bodies import JsonBody, RequestBody
 from .deadlines import Deadlines
@@ -25,6 +25,8 @@ request that meets a closing connection has an unknown outcome, which takes 15 s
 
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made"
+_NOT_OURS = "an answer that is none to this request"
+_NO_TRACE = f"00-{'0' * 32}"  # what says that a request is not traced
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
@@ -65,6 +67,7 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._seconds = timeout
         self._deadlines = Deadlines(timeout)
+        self._seen = _Traces()
         self._own_http = http is None
         self._http = http or aiohttp.ClientSession(
             # The number of parallel requests bounds the number of connections.
@@ -117,6 +120,8 @@ class Exchange:
                 allow_redirects=False,
                 raise_for_status=False,
             )
+            if not body.sent:
+                raise _NotOurs  # it was there before the request
             stream = response.content
             content = await stream.readany()
             while not stream.at_eof():
@@ -151,6 +156,10 @@ class Exchange:
         if response is None:
             return NoAnswer(reason or "", body.sent, final, cut_short, cancelled)
         status, headers = response.status, response.headers
+        if not body.sent or self._seen.is_again(headers.get(TRACEPARENT)):
+            # Even if aiohttp has given the connection back: our own answer will come on it.
+            body.give_up()
+            return NoAnswer(_NOT_OURS, body.sent)
         if reason is not None:
             return Answer(status, headers, b"", None, attempt.began, ended, reason)
         read = decode if status == 200 else decode_envelope
@@ -226,6 +235,32 @@ class Exchange:
 
 class _TooLong(Exception):
     pass
+
+
+class _NotOurs(Exception):
+    pass
+
+
+class _Traces:
+    """The traces of the last answers: each answer has one of its own."""
+
+    MOST = 512
+
+    def __init__(self) -> None:
+        self._newer: set[str] = set()
+        self._older: set[str] = set()
+
+    def is_again(self, parent: str | None) -> bool:
+        """Note the `traceparent` of an answer. Return whether an earlier answer had it."""
+        if parent is None:
+            return False
+        trace = parent[:35]
+        if trace in self._newer or trace in self._older:
+            return trace != _NO_TRACE
+        self._newer.add(trace)
+        if len(self._newer) >= self.MOST:
+            self._newer, self._older = set(), self._newer
+        return False
 
 
 def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None:
