@@ -13,8 +13,9 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import zlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,14 @@ import aiohttp
 import msgspec
 import pytest
 
-from tests.helpers import KEY, RAISE_UNKNOWN, outcome_of, session_of, texts
-from yamarket_chat import ChatSession, DeliveryUnknownError, connector
+from tests.helpers import KEY, RAISE_UNKNOWN, now, outcome_of, session_of, texts
+from yamarket_chat import (
+    ChatSession,
+    DeliveryUnknownError,
+    Retry,
+    UnexpectedAnswerError,
+    connector,
+)
 from yamarket_chat.connections import _make_socket
 from yamarket_chat.sandbox import Fault, Sandbox
 
@@ -346,3 +353,141 @@ async def test_a_middleware_that_repeats_a_request_does_not_double_a_message() -
     ):
         assert isinstance(await outcome_of(session.send_message(1, "one")), DeliveryUnknownError)
         assert texts(market, 1) == ["one"]
+
+
+# Answers that do not end
+
+
+async def _a_million_headers() -> AsyncIterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\n"
+    for number in range(1000):
+        yield b"".join(b"h%d-%d: x\r\n" % (number, each) for each in range(1000))
+
+
+async def _a_header_without_an_end() -> AsyncIterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nh: "
+    while True:
+        yield b"x" * 10_000
+
+
+async def _a_trickled_body() -> AsyncIterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+    while True:
+        await asyncio.sleep(1)
+        yield b" "
+
+
+async def _a_trickled_head() -> AsyncIterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\n"
+    while True:
+        await asyncio.sleep(1)
+        yield b"h: x\r\n"
+
+
+async def _a_body_that_grows_a_thousandfold() -> AsyncIterator[bytes]:
+    packing = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packed = b"".join(packing.compress(b" " * 2**20) for _ in range(100)) + packing.flush()
+    yield b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
+    yield packed
+
+
+ENDLESS = (
+    _a_million_headers,
+    _a_header_without_an_end,
+    _a_trickled_body,
+    _a_body_that_grows_a_thousandfold,
+)
+EMPTY_HISTORY = {
+    "status": "OK",
+    "result": {
+        "context": {
+            "type": "ORDER",
+            "campaignId": 1,
+            "orderId": 1,
+            "customer": {"name": "", "publicId": ""},
+        },
+        "messages": [],
+        "paging": {},
+    },
+}
+
+
+@asynccontextmanager
+async def _endless(answer: Callable[[], AsyncIterator[bytes]]) -> AsyncIterator[_Market]:
+    """A server that answers everything so, but the histories, and the second message with OK."""
+    market = _Market()
+
+    def whole(body: bytes) -> bytes:
+        date = "Thu, 26 Nov 2026 10:00:00 GMT"
+        return (
+            f"HTTP/1.1 200 OK\r\nDate: {date}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                market.requests.append(head.split(b" ")[1].partition(b"?")[0].decode())
+                sent = market.requests.count("/v2/businesses/1/chats/message")
+                if head.startswith(b"POST"):
+                    await reader.readuntil(b"}")
+                if market.requests[-1].endswith("/history"):
+                    writer.write(whole(msgspec.json.encode(EMPTY_HISTORY)))
+                elif sent == 2:
+                    writer.write(whole(b'{"status":"OK"}'))
+                else:
+                    async for piece in answer():
+                        writer.write(piece)
+                        await writer.drain()
+                    break
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    market.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield market
+
+
+class _Market:
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.url = ""
+
+
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
+@pytest.mark.parametrize("answer", ENDLESS)
+async def test_an_answer_without_an_end_is_bounded(
+    answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
+) -> None:
+    boundless = aiohttp.ClientSession(
+        max_headers=10**9, max_field_size=10**9, max_line_size=10**9, read_bufsize=10**9
+    )
+    async with (
+        boundless,
+        _endless(answer) as market,
+        ChatSession(
+            KEY,
+            1,
+            base_url=market.url,
+            http=boundless if callers else None,
+            retry=Retry(attempts=1),
+        ) as session,
+    ):
+        began = now()
+        with pytest.raises(UnexpectedAnswerError):
+            await session.get_chat(1)
+        assert now() - began < 16
+
+
+@pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])
+async def test_a_message_whose_answer_has_no_end_is_settled(
+    answer: Callable[[], AsyncIterator[bytes]],
+) -> None:
+    async with (
+        _endless(answer) as market,
+        ChatSession(KEY, 1, base_url=market.url) as session,
+    ):
+        await session.send_message(1, "one")
+        paths = [path.rpartition("/")[2] for path in market.requests]
+        assert paths == ["message", "history", "message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any, Final
 
 import aiohttp
 from multidict import CIMultiDict
@@ -23,8 +24,19 @@ KEPT_FOR = 4.0
 """Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
 request that meets a closing connection has an unknown outcome, which takes 15 s to settle."""
 
-_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+_OPTIONS: Final[dict[str, Any]] = {
+    "timeout": aiohttp.ClientTimeout(total=None),
+    "allow_redirects": False,
+    "raise_for_status": False,
+    # What bounds the memory that an answer takes: a caller's session may have other settings.
+    "max_line_size": 8190,
+    "max_field_size": 8190,
+    "max_headers": 128,
+    "read_bufsize": 2**16,
+    "auto_decompress": True,
+}
 _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made"
+_NO_ANSWER = (OSError, aiohttp.ClientConnectionError)  # a TimeoutError is an OSError
 _NOT_OURS = "an answer that is none to this request"
 _NO_TRACE = f"00-{'0' * 32}"  # what says that a request is not traced
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
@@ -98,7 +110,7 @@ class Exchange:
         response: aiohttp.ClientResponse | None = None
         content = b""
         reason: str | None = None
-        final = cut_short = False
+        final = cut_short = garbled = False
         cancelled: asyncio.CancelledError | None = None
         self._deadlines.start(attempt)
         try:
@@ -116,18 +128,14 @@ class Exchange:
                 headers=self._json_headers
                 if isinstance(body, JsonBody)
                 else self._headers_of(body),
-                timeout=_NO_TIMEOUT,
-                allow_redirects=False,
-                raise_for_status=False,
+                **_OPTIONS,
             )
             if not body.sent:
                 raise _NotOurs  # it was there before the request
             stream = response.content
             content = await stream.readany()
-            while not stream.at_eof():
-                if len(content) > MAX_ANSWER:
-                    raise _TooLong
-                content += await stream.readany()
+            if not stream.at_eof():
+                content = await _rest(stream, content)
         except asyncio.CancelledError as error:
             _give_up(body, response)
             reason = "no answer in time"
@@ -148,13 +156,15 @@ class Exchange:
                 reason, final = body.broken, True
             elif self._http.closed:
                 reason, final = _CLOSED, not body.sent
+            else:
+                garbled = body.sent and not isinstance(error, _NO_ANSWER)
         except BaseException:
             _give_up(body, response)
             attempt.ended = self._loop.time()
             raise
         ended = attempt.ended = self._loop.time()
         if response is None:
-            return NoAnswer(reason or "", body.sent, final, cut_short, cancelled)
+            return NoAnswer(reason or "", body.sent, final, cut_short, cancelled, garbled)
         status, headers = response.status, response.headers
         if not body.sent or self._seen.is_again(headers.get(TRACEPARENT)):
             # Even if aiohttp has given the connection back: our own answer will come on it.
@@ -231,6 +241,16 @@ class Exchange:
         self._deadlines.close()
         if self._own_http:
             await self._http.close()
+
+
+async def _rest(stream: aiohttp.StreamReader, content: bytes) -> bytes:
+    # Not as bytes: to add each of a million pieces to 16 MB would take minutes.
+    whole = bytearray(content)
+    while not stream.at_eof():
+        if len(whole) > MAX_ANSWER:
+            raise _TooLong
+        whole += await stream.readany()
+    return bytes(whole)
 
 
 class _TooLong(Exception):
