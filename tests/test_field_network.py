@@ -22,10 +22,12 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from yarl import URL
 
-from tests.helpers import KEY, RAISE_UNKNOWN, now, outcome_of, session_of, texts
+from tests.helpers import KEY, RAISE_UNKNOWN, error_of, now, outcome_of, session_of, texts
 from yamarket_chat import (
     ChatSession,
+    ConnectionFailedError,
     DeliveryUnknownError,
     Retry,
     UnexpectedAnswerError,
@@ -491,3 +493,62 @@ async def test_a_message_whose_answer_has_no_end_is_settled(
         await session.send_message(1, "one")
         paths = [path.rpartition("/")[2] for path in market.requests]
         assert paths == ["message", "history", "message"]
+
+
+# Errors of ours, and addresses
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6")
+async def test_an_address_of_ipv6_is_reached() -> None:
+    async with Sandbox(host="::1") as market:
+        assert market.url.startswith("http://[::1]:")
+        async with session_of(market) as session:
+            receipt = await session.send_message(1, "one")
+            market.buyer_sends_file(1, "чек.jpg", b"photo")
+            assert [file async for file in session.history(1)]
+    assert receipt.confirmed_by == "answer"
+    assert receipt.requests == 1
+
+
+@pytest.mark.parametrize(
+    "base", ["http://[::1]:8080/a", "http://[::1]", "http://a.рф:80", "https://a"]
+)
+async def test_each_address_is_requested_as_it_was_passed(base: str) -> None:
+    asked: list[str] = []
+
+    async def note(request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType) -> Any:
+        asked.append(str(request.url))
+        raise aiohttp.ClientConnectionError
+
+    async with (
+        aiohttp.ClientSession(middlewares=[note]) as http,
+        ChatSession(
+            KEY, 1, base_url=base, http=http, retry=Retry(attempts=1), insecure_http=True
+        ) as session,
+    ):
+        assert isinstance(await outcome_of(session.get_chat(5)), ConnectionFailedError)
+    assert asked == [f"{str(URL(base)).rstrip('/')}/v2/businesses/1/chat?chatId=5"]
+
+
+async def test_a_request_that_cannot_be_made_is_an_error_at_once() -> None:
+    calls = 0
+
+    async def broken(_: aiohttp.ClientRequest, __: aiohttp.ClientHandlerType) -> Any:
+        nonlocal calls
+        calls += 1
+        raise ValueError(f"a text of others may show {KEY}")
+
+    async with (
+        Sandbox() as market,
+        aiohttp.ClientSession(middlewares=[broken]) as http,
+        session_of(market, http=http) as session,
+    ):
+        began = now()
+        for call in (session.send_message(1, "one"), session.get_chat(1)):
+            error = await error_of(call)
+            assert isinstance(error, ConnectionFailedError)
+            assert error.sent is False
+            assert error.retry_after is None
+            assert KEY not in str(error)
+        assert calls == 2
+        assert now() - began < 1

@@ -37,6 +37,7 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made"
 _NO_ANSWER = (OSError, aiohttp.ClientConnectionError)  # a TimeoutError is an OSError
+_MAY_PASS = (OSError, aiohttp.ClientError)
 _NOT_OURS = "an answer that is none to this request"
 _NO_TRACE = f"00-{'0' * 32}"  # what says that a request is not traced
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
@@ -66,7 +67,7 @@ class Exchange:
     ) -> None:
         url = URL(base_url)
         self._origin = url.origin()
-        self._scheme, self._authority = url.scheme, url.authority
+        self._scheme, self._authority = url.scheme, url.raw_authority
         self._prefix = url.raw_path.rstrip("/")
         self._key = {"Api-Key": api_key, "X-Market-Integration": integration}
         self._headers = CIMultiDict(
@@ -156,8 +157,11 @@ class Exchange:
                 reason, final = body.broken, True
             elif self._http.closed:
                 reason, final = _CLOSED, not body.sent
-            else:
-                garbled = body.sent and not isinstance(error, _NO_ANSWER)
+            elif body.sent:
+                garbled = not isinstance(error, _NO_ANSWER)
+            elif not isinstance(error, _MAY_PASS) or isinstance(error, aiohttp.InvalidURL):
+                # Of our own code, or of a caller's middleware, whose text may show the key.
+                reason, final = f"its request cannot be made ({type(error).__name__})", True
         except BaseException:
             _give_up(body, response)
             attempt.ended = self._loop.time()
