@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 from yarl import URL
 
 from tests.helpers import KEY, RAISE_UNKNOWN, error_of, now, outcome_of, session_of, texts
@@ -29,10 +30,12 @@ from yamarket_chat import (
     ChatSession,
     ConnectionFailedError,
     DeliveryUnknownError,
+    InvalidArgumentError,
     Retry,
     UnexpectedAnswerError,
     connector,
 )
+from yamarket_chat._http.proxies import Proxies
 from yamarket_chat.connections import _make_socket
 from yamarket_chat.sandbox import Fault, Sandbox
 
@@ -70,7 +73,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
     command = (
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
-        f" -keyout key.pem -out cert.pem -subj /CN=market -addext subjectAltName=IP:{SERVER}"
+        " -keyout key.pem -out cert.pem -subj /CN=market"
+        f" -addext subjectAltName=IP:{SERVER},DNS:market.test"
     )
     subprocess.run(command.split(), check=True, capture_output=True, cwd=folder)  # noqa: S603
     both = folder / "both.pem"
@@ -552,3 +556,221 @@ async def test_a_request_that_cannot_be_made_is_an_error_at_once() -> None:
             assert KEY not in str(error)
         assert calls == 2
         assert now() - began < 1
+
+
+# Proxies
+
+VARIABLES = ("https_proxy", "http_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment without a proxy."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+class _Proxy:
+    """An HTTP proxy: every name leads to one port of this machine."""
+
+    def __init__(self, to: int, refuses: Sequence[int]) -> None:
+        self.heads: list[str] = []
+        self.port = 0
+        self._to = to
+        self._refuses = list(refuses)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head.decode())
+        if self._refuses:
+            writer.write(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % self._refuses.pop(0))
+            writer.close()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        if head.startswith(b"CONNECT"):
+            writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        else:
+            method, url, rest = head.split(b" ", 2)
+            far_writer.write(b" ".join((method, URL(url.decode()).raw_path_qs.encode(), rest)))
+        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(65536):
+                writer.write(piece)
+        writer.close()
+
+
+@asynccontextmanager
+async def proxy_to(url: str, refuses: Sequence[int] = ()) -> AsyncIterator[_Proxy]:
+    port = URL(url).port
+    assert port is not None
+    proxy = _Proxy(port, refuses)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield proxy
+    await asyncio.sleep(0.01)  # its connections end with those of the session
+
+
+def of_market(market: Sandbox, base_url: str, **settings: Any) -> ChatSession:
+    return session_of(market, base_url=base_url, insecure_http=True, **settings)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
+async def test_the_proxy_of_the_environment_is_used(
+    name: str, environment: pytest.MonkeyPatch
+) -> None:
+    async with Sandbox() as market, proxy_to(market.url) as proxy:
+        environment.setenv(name, f"127.0.0.1:{proxy.port}")
+        async with of_market(market, "http://market.test") as session:
+            await session.send_message(1, "one")
+            # It is read once.
+            environment.setenv(name, "http://127.0.0.1:1")
+            await session.send_message(1, "two")
+        assert texts(market, 1) == ["one", "two"]
+        assert proxy.heads[0].startswith("POST http://market.test/v2/businesses/")
+
+
+async def test_a_proxy_that_was_passed_beats_the_environment(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    async with Sandbox() as market, proxy_to(market.url) as proxy:
+        environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        environment.setenv("NO_PROXY", "*")
+        passed = f"http://user:p%40ss@127.0.0.1:{proxy.port}"
+        async with of_market(market, "http://market.test", proxy=passed) as session:
+            await session.send_message(1, "one")
+        assert "Proxy-Authorization: Basic dXNlcjpwQHNz" in proxy.heads[0]
+
+
+@pytest.mark.parametrize("passed", [None, "http://127.0.0.1:1"])
+async def test_loopback_is_never_proxied(
+    passed: str | None, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    async with Sandbox() as market, session_of(market, proxy=passed) as session:
+        await session.send_message(1, "one")
+
+
+async def test_a_tunnel_leads_to_the_market_and_the_key_stays_in_it(
+    certificate: Path, environment: pytest.MonkeyPatch
+) -> None:
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    environment.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # a caller's session is not for it
+
+    async def handle(_: web.BaseRequest) -> web.StreamResponse:
+        return web.json_response({"status": "OK"})
+
+    server = web.Server(handle, access_log=None)
+    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0, ssl=tls)
+    url = f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    async with (
+        proxy_to(url, refuses=[502, 503, 504]) as proxy,
+        aiohttp.ClientSession(connector=connector(ssl=trusting)) as http,
+        ChatSession(
+            KEY,
+            1,
+            base_url="https://market.test",
+            http=http,
+            proxy=f"http://user:secret@127.0.0.1:{proxy.port}",
+        ) as session,
+    ):
+        # What the proxy refused was surely not carried out: no history is read.
+        receipt = await session.send_message(1, "one")
+        assert receipt.confirmed_by == "answer"
+        assert receipt.requests == 4
+        assert all(head.startswith("CONNECT market.test:443") for head in proxy.heads)
+    listening.close()
+    await server.shutdown(0)
+
+
+@pytest.mark.parametrize("status", [407, 403])
+async def test_what_a_proxy_refuses_for_good_is_an_error_at_once(
+    status: int, environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with Sandbox() as market, proxy_to(market.url, [status] * 9) as proxy:
+        environment.setenv("https_proxy", f"http://user:secret@127.0.0.1:{proxy.port}")
+        async with of_market(market, "https://market.test") as session:
+            error = await error_of(session.send_message(1, "one"))
+        assert isinstance(error, ConnectionFailedError)
+        assert error.sent is False
+        assert error.retry_after is None
+        assert f"HTTP {status}" in str(error)
+        assert len(proxy.heads) == 1
+        # The session's headers would go to the proxy as well.
+        assert market.api_key not in proxy.heads[0]
+        assert "secret" not in str(error) + caplog.text
+
+
+async def test_a_proxy_that_is_down_is_named_without_its_password(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    environment.setenv("ALL_PROXY", "http://user:secret@127.0.0.1:1")
+    retry = Retry(attempts=2)
+    async with Sandbox() as market, of_market(market, "https://a.test", retry=retry) as session:
+        error = await error_of(session.send_message(1, "one"))
+    assert "cannot connect to the proxy 127.0.0.1" in str(error)
+    assert error.sent is False
+    assert "secret" not in str(error) + repr(error) + caplog.text
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://u:secret@p:1", "SOCKS4A://p", "ftp://p", "http://", "http://p:x", "a b"]
+)
+async def test_a_proxy_that_cannot_be_used_is_a_clear_error(
+    proxy: str, environment: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidArgumentError) as raised:
+        ChatSession(KEY, 1, proxy=proxy)
+    assert "secret" not in str(raised.value)
+    environment.setenv("ALL_PROXY", proxy)
+    with pytest.raises(InvalidArgumentError) as raised:
+        async with ChatSession(KEY, 1):
+            pass
+    assert "ALL_PROXY" in str(raised.value)
+    assert "secret" not in str(raised.value)
+    environment.setenv("NO_PROXY", "yandex.ru")
+    async with ChatSession(KEY, 1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("without", "url", "proxied"),
+    [
+        ("yandex.ru", "https://api.yandex.ru", False),
+        (".yandex.ru", "https://api.yandex.ru", False),
+        ("*.yandex.ru", "https://api.yandex.ru", False),
+        ("a.test, API.Yandex.ru", "https://api.yandex.ru.", False),
+        ("andex.ru", "https://api.yandex.ru", True),
+        ("yandex.ru:443", "https://api.yandex.ru", False),
+        ("yandex.ru:8443", "https://api.yandex.ru", True),
+        ("*", "https://api.yandex.ru", False),
+        ("10.0.0.0/8", "https://10.1.2.3", False),
+        ("10.0.0.0/8", "https://11.1.2.3", True),
+        ("fd00::/8", "https://[fd00::1]", False),
+        ("[fd00::1]", "https://[fd00::1]", False),
+        ("[fd00::1]:443", "https://[fd00::1]:443", False),
+        (".", "https://api.yandex.ru", True),
+        ("", "https://api.yandex.ru", True),
+    ],
+)
+def test_no_proxy_means_what_it_means_to_curl(
+    *, without: str, url: str, proxied: bool, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("HTTPS_PROXY", "http://p:3128")
+    environment.setenv("NO_PROXY", without)
+    proxy = Proxies(None, environment=True).of(URL(url))
+    assert (proxy is not None) is proxied
+
+
+def test_under_cgi_a_header_names_no_proxy(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("REQUEST_METHOD", "GET")
+    environment.setenv("HTTP_PROXY", "http://p:3128")
+    assert Proxies(None, environment=True).of(URL("http://a.test")) is None

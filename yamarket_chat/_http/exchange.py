@@ -15,6 +15,7 @@ from .answers import TRACEPARENT, Answer, Decode, NoAnswer, decode_envelope
 from .attempt import Attempt
 from .bodies import JsonBody, RequestBody
 from .deadlines import Deadlines
+from .proxies import Proxies
 
 MAX_ANSWER = 16 * 2**20
 """The most bytes of a response that are read. A page of 100 messages of 4,096 characters, all
@@ -64,6 +65,7 @@ class Exchange:
         integration: str,
         timeout: float,
         http: aiohttp.ClientSession | None,
+        proxies: Proxies,
     ) -> None:
         url = URL(base_url)
         self._origin = url.origin()
@@ -81,16 +83,21 @@ class Exchange:
         self._seconds = timeout
         self._deadlines = Deadlines(timeout)
         self._seen = _Traces()
+        self._proxies = proxies
+        proxy = proxies.of(url)
+        self._options = _OPTIONS if proxy is None else {**_OPTIONS, "proxy": proxy}
         self._own_http = http is None
+        # aiohttp sends the headers of a session to the proxy as well, and the key is not for it.
+        with_key = proxy is None
         self._http = http or aiohttp.ClientSession(
             # The number of parallel requests bounds the number of connections.
             connector=connector(limit=0, keepalive_timeout=KEPT_FOR),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={**self._headers, "User-Agent": integration},
+            headers={**(self._headers if with_key else {}), "User-Agent": integration},
         )
         # A session of our own has these headers already. Passing them with each request costs 2 %
         # of a send.
-        self._json_headers = self._headers if http is not None else None
+        self._json_headers = None if http is None and with_key else self._headers
 
     async def send(
         self,
@@ -129,7 +136,7 @@ class Exchange:
                 headers=self._json_headers
                 if isinstance(body, JsonBody)
                 else self._headers_of(body),
-                **_OPTIONS,
+                **self._options,
             )
             if not body.sent:
                 raise _NotOurs  # it was there before the request
@@ -146,6 +153,9 @@ class Exchange:
                 cut_short = cause == "closing"
                 # A new one, without aiohttp's frames, whose variables hold the key.
                 cancelled = None if cut_short else asyncio.CancelledError(*error.args)
+        except aiohttp.ClientHttpProxyError as error:
+            # On the way to the Market: nothing was sent but a CONNECT.
+            reason, final = _refused_by_proxy(error.status)
         except _NO_CERTIFICATE as error:
             reason, final = f"{_reason(error)}: check base_url and its certificate", True
         except Exception as error:  # noqa: BLE001 - a broken response makes aiohttp raise anything
@@ -195,6 +205,7 @@ class Exchange:
         own = target.origin() == self._origin
         size = 0
         failed: FetchFailed | None = None
+        proxy = self._proxies.of(target)
         http = self._keyless() if self._own_http else self._http
         try:
             async with http.get(
@@ -206,6 +217,7 @@ class Exchange:
                 ),
                 allow_redirects=False,
                 raise_for_status=False,
+                proxy=proxy,
             ) as response:
                 if response.status != 200:
                     passes = response.status >= 500
@@ -219,6 +231,9 @@ class Exchange:
                             )
                             break
                         yield piece
+        except aiohttp.ClientHttpProxyError as error:
+            reason, final = _refused_by_proxy(error.status)
+            failed = FetchFailed(reason, None, passes=not final)
         except Exception as error:  # noqa: BLE001 - as in send
             if self._http.closed:
                 failed = FetchFailed(_CLOSED, None)
@@ -296,10 +311,20 @@ def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None
         response.close()
 
 
+def _refused_by_proxy(status: int) -> tuple[str, bool]:
+    """Say why a proxy made no connection, and whether it will refuse it again."""
+    reason = f"the proxy answered HTTP {status}, and made no connection"
+    if status == 407:
+        reason += ": pass the user and the password as proxy=http://user:password@proxy:3128"
+    return reason, 400 <= status < 500 and status not in (408, 429)
+
+
 def _reason(error: Exception) -> str:
     """Say what happened, without a quote of the response: it may echo the key."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect to {error.host} ({error.os_error.strerror or 'no reason given'})"
+        which = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+        why = error.os_error.strerror or "no reason given"
+        return f"cannot connect to {which}{error.host} ({why})"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, _TooLong):
