@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from tests.helpers import KEY, RAISE_UNKNOWN, error_of, now, outcome_of, session_of, texts
+from tests.helpers import HOUR, KEY, RAISE_UNKNOWN, error_of, now, outcome_of, session_of, texts
 from yamarket_chat import (
+    ChatError,
     ChatSession,
     ConnectionFailedError,
     DeliveryUnknownError,
     InvalidArgumentError,
+    NotFoundError,
+    Receipt,
     Retry,
     UnexpectedAnswerError,
     connector,
@@ -774,3 +777,220 @@ def test_under_cgi_a_header_names_no_proxy(environment: pytest.MonkeyPatch) -> N
     environment.setenv("REQUEST_METHOD", "GET")
     environment.setenv("HTTP_PROXY", "http://p:3128")
     assert Proxies(None, environment=True).of(URL("http://a.test")) is None
+
+
+# The caller's own aiohttp session
+
+
+async def outcome_is_true(market: Sandbox, sending: Awaitable[Receipt], text: str = "one") -> Any:
+    """Whatever became of a message: a receipt or an error of ours that tells the truth."""
+    async with asyncio.timeout(HOUR):
+        try:
+            outcome: Any = await sending
+        except ChatError as error:
+            outcome = error
+    stored = texts(market, 1).count(text)
+    if isinstance(outcome, Receipt):
+        assert stored == 1
+    elif outcome.sent is False:
+        assert stored == 0
+    else:
+        assert stored <= 1
+    return outcome
+
+
+class _NeverResolves(aiohttp.abc.AbstractResolver):
+    async def resolve(self, *_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("closes", ["session", "connector"])
+async def test_calls_that_wait_for_a_connection_of_a_session_that_closes(closes: str) -> None:
+    async with (
+        Sandbox(latency=5) as market,
+        aiohttp.ClientSession(connector=connector(limit=1)) as http,
+        session_of(market, http=http, retry=RAISE_UNKNOWN) as session,
+    ):
+        waiting = [
+            asyncio.create_task(outcome_of(session.send_message(chat, "one")))
+            for chat in range(1, 7)
+        ]
+        reading = asyncio.create_task(outcome_of(session.get_chat(1)))
+        await asyncio.sleep(1)
+        assert http.connector is not None
+        await (http if closes == "session" else http.connector).close()
+        first, *others = await asyncio.gather(*waiting)
+        assert isinstance(first, DeliveryUnknownError)
+        for error in (*others, await reading):
+            assert isinstance(error, ConnectionFailedError)
+            assert error.sent is False
+            assert error.retry_after is None
+            assert "closed" in str(error)
+        assert market.messages_stored <= 1
+
+
+async def test_a_call_whose_name_is_being_resolved_when_its_session_closes() -> None:
+    async with (
+        Sandbox() as market,
+        aiohttp.ClientSession(connector=connector(resolver=_NeverResolves())) as http,
+        of_market(market, "http://market.test", http=http) as session,
+    ):
+        calls = [asyncio.create_task(outcome_of(session.get_chat(n))) for n in (1, 2)]
+        await asyncio.sleep(1)
+        await http.close()
+        for error in await asyncio.gather(*calls):
+            assert isinstance(error, ConnectionFailedError)
+            assert "closed" in str(error)
+
+
+async def test_a_call_that_is_cancelled_is_still_cancelled() -> None:
+    async with (
+        Sandbox(latency=5) as market,
+        aiohttp.ClientSession() as http,
+        session_of(market, http=http) as session,
+    ):
+        call = asyncio.create_task(session.get_chat(1))
+        await asyncio.sleep(1)
+        call.cancel()
+        await http.close()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+
+async def test_a_session_that_closes_under_a_message() -> None:
+    async with (
+        Sandbox(latency=5) as market,
+        aiohttp.ClientSession() as http,
+        session_of(market, http=http) as session,
+    ):
+        sending = asyncio.create_task(outcome_is_true(market, session.send_message(1, "one")))
+        reading = asyncio.create_task(outcome_of(session.get_chat(1)))
+        await asyncio.sleep(1)
+        await http.close()
+        assert isinstance(await sending, DeliveryUnknownError)
+        read = await reading
+        assert isinstance(read, ConnectionFailedError)
+        assert "closed" in str(read)
+
+
+async def _refuse(_: aiohttp.ClientResponse) -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"raise_for_status": True},
+        {"raise_for_status": _refuse},
+        {"timeout": aiohttp.ClientTimeout(0.1, 0.1, 0.1, 0.1)},
+        {"read_bufsize": 1},
+        {"auto_decompress": False},
+        {"cookies": {"a": "b"}},
+        {"headers": {"Api-Key": "another", "Content-Type": "text/plain"}},
+        {"base_url": "http://127.0.0.1:1/"},
+        {"version": aiohttp.HttpVersion10},
+        {"skip_auto_headers": ["Content-Type", "User-Agent"]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+async def test_settings_of_the_callers_session_change_no_verdict(settings: dict[str, Any]) -> None:
+    async with (
+        Sandbox(latency=1, chats=[1]) as market,
+        aiohttp.ClientSession(**settings) as http,
+        session_of(market, http=http) as session,
+    ):
+        receipt = await session.send_message(1, "one")
+        assert (receipt.requests, receipt.confirmed_by) == (1, "answer")
+        assert isinstance(await outcome_of(session.get_chat(2)), NotFoundError)
+        assert texts(market, 1) == ["one"]
+
+
+@pytest.mark.parametrize("settings", [{"limit": 1}, {"limit_per_host": 1}, {"force_close": True}])
+async def test_a_connector_with_few_or_short_lived_connections(settings: dict[str, Any]) -> None:
+    async with (
+        Sandbox(latency=9) as market,
+        aiohttp.ClientSession(connector=connector(**settings)) as http,
+        session_of(market, http=http) as session,
+    ):
+        sends = [session.send_message(chat, "one") for chat in range(1, 7)]
+        receipts = await asyncio.gather(*sends)
+        assert len(receipts) == market.messages_stored == 6
+
+
+HOOKS = [name for name in dir(aiohttp.TraceConfig) if name.startswith("on_")]
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, asyncio.CancelledError])
+@pytest.mark.parametrize("hook", HOOKS)
+async def test_a_hook_that_raises(hook: str, error: type[BaseException]) -> None:
+    async def broken(*_: Any) -> None:
+        raise error
+
+    tracing = aiohttp.TraceConfig()
+    getattr(tracing, hook).append(broken)
+    async with (
+        Sandbox() as market,
+        aiohttp.ClientSession(trace_configs=[tracing]) as http,
+        session_of(market, http=http, retry=Retry(attempts=2)) as session,
+    ):
+        await outcome_is_true(market, session.send_message(1, "one"))
+        await outcome_is_true(market, session.send_message(1, "two"), "two")
+        assert not isinstance(await outcome_of(session.get_chat(1)), asyncio.CancelledError)
+
+
+async def test_a_hook_that_waits_for_ever_is_ended_by_the_timeout() -> None:
+    async def waits(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    for hook in ("on_request_start", "on_connection_create_start", "on_request_end"):
+        tracing = aiohttp.TraceConfig()
+        getattr(tracing, hook).append(waits)
+        async with (
+            Sandbox() as market,
+            aiohttp.ClientSession(trace_configs=[tracing]) as http,
+            session_of(market, http=http, retry=Retry(attempts=1)) as session,
+        ):
+            await outcome_is_true(market, session.send_message(1, "one"))
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, asyncio.CancelledError, TimeoutError])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_middleware_that_raises(when: str, error: type[BaseException]) -> None:
+    async def broken(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if when == "after":
+            await handler(request)
+        raise error
+
+    async with (
+        Sandbox() as market,
+        aiohttp.ClientSession(middlewares=[broken]) as http,
+        session_of(market, http=http, retry=Retry(attempts=2)) as session,
+    ):
+        outcome = await outcome_is_true(market, session.send_message(1, "one"))
+        assert isinstance(outcome, DeliveryUnknownError if when == "after" else ChatError)
+        assert isinstance(await outcome_of(session.get_chat(1)), ChatError)
+
+
+async def test_a_middleware_that_answers_by_itself_sends_nothing() -> None:
+    kept: list[aiohttp.ClientResponse] = []
+
+    async def caching(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if not kept:
+            kept.append(await handler(request))
+        return kept[0]
+
+    async with (
+        Sandbox() as market,
+        aiohttp.ClientSession(middlewares=[caching]) as http,
+        session_of(market, http=http, retry=Retry(attempts=2)) as session,
+    ):
+        assert isinstance(await outcome_is_true(market, session.send_message(1, "one")), Receipt)
+        error = await outcome_is_true(market, session.send_message(1, "two"), "two")
+        assert isinstance(error, ConnectionFailedError)

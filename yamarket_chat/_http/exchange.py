@@ -146,9 +146,16 @@ class Exchange:
                 content = await _rest(stream, content)
         except asyncio.CancelledError as error:
             _give_up(body, response)
-            reason = "no answer in time"
-            cause = attempt.take_back_cancels()
-            if cause != "timeout":
+            reason = "no answer in time" if body.sent else "no connection in time"
+            closed = self._http.closed
+            if not attempt.is_cancelled(surely=closed):
+                # A connector that closes cancels what waits for it; so may code of the caller's.
+                cause, response = "nobody", None
+                reason = _CLOSED if closed else "its aiohttp session cancelled the request"
+                final = closed and not body.sent
+            else:
+                cause = attempt.take_back_cancels()
+            if cause in ("caller", "closing"):
                 response, reason = None, "the call was ended while its request was under way"
                 cut_short = cause == "closing"
                 # A new one, without aiohttp's frames, whose variables hold the key.
@@ -156,8 +163,10 @@ class Exchange:
         except aiohttp.ClientHttpProxyError as error:
             # On the way to the Market: nothing was sent but a CONNECT.
             reason, final = _refused_by_proxy(error.status)
+            final = final and not body.sent
         except _NO_CERTIFICATE as error:
-            reason, final = f"{_reason(error)}: check base_url and its certificate", True
+            reason = f"{_reason(error)}: check base_url and its certificate"
+            final = not body.sent
         except Exception as error:  # noqa: BLE001 - a broken response makes aiohttp raise anything
             reason = _reason(error)
             _give_up(body, response)
