@@ -5,6 +5,7 @@ If one of these fails after an update of aiohttp, look at that file: it says wha
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from aiohttp import payload
 
 from tests.helpers import http_server, outcome_of
+from yamarket_chat._http import bodies
 from yamarket_chat._http.bodies import JsonBody
 
 PACKAGE = Path(__file__).parents[1] / "yamarket_chat"
@@ -68,6 +70,12 @@ def test_a_body_shows_what_its_attributes_say() -> None:
     assert body.autoclose is True
     assert body.consumed is False
     assert body.decode() == '{"a": 1}'
+
+
+async def test_a_protocol_takes_an_attribute_of_ours() -> None:
+    protocol = aiohttp.client_proto.ResponseHandler(asyncio.get_running_loop())
+    assert protocol.should_close is False
+    setattr(protocol, bodies._IS_EMPTY, bool)
 
 
 async def test_what_is_consumed_is_not_repeated_by_aiohttp() -> None:

@@ -102,6 +102,7 @@ async def test_the_example_runs(name: str) -> None:
                 "business_id": market.business_id,
                 "chat_id": 17,
                 "print": lambda *_: None,
+                "aiohttp": __import__("aiohttp"),
                 "msgspec": __import__("msgspec"),
                 "pending": yamarket_chat.Pending(
                     business_id=market.business_id, chat_id=17, text="hello", requests=1, seen=""

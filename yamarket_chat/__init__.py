@@ -1,5 +1,6 @@
 """An asyncio SDK for the buyer chats of Yandex.Market: in order, and within the limits."""
 
+from .connections import connector
 from .errors import (
     ApiError,
     BadRequestError,
@@ -93,4 +94,5 @@ __all__ = [
     "Unknown",
     "Unreadable",
     "__version__",
+    "connector",
 ]

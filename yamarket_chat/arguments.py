@@ -137,7 +137,7 @@ def check_address(name: str, address: object, *, insecure_http: bool) -> URL:
         raise InvalidArgumentError(f"{name} is an https address such as {BASE_URL}")
     if url.user or url.password:
         raise InvalidArgumentError(f"{name} contains a user or a password: remove it")
-    if url.scheme == "http" and not insecure_http and not _is_loopback(url.host):
+    if url.scheme == "http" and not insecure_http and not is_loopback(url.host):
         raise InvalidArgumentError(
             f"{name} must be https, or the key would be sent unencrypted. For a sandbox on another"
             " host pass insecure_http=True"
@@ -145,11 +145,37 @@ def check_address(name: str, address: object, *, insecure_http: bool) -> URL:
     return url
 
 
-def _is_loopback(host: str) -> bool:
+def check_proxy(name: str, proxy: object) -> URL | None:
+    """Check the address of a proxy; None if it is empty. No text shows it, or its password."""
+    if proxy == "":
+        return None
+    try:
+        # As with curl, the address may come without http://
+        url = (
+            URL(proxy if "://" in proxy else f"http://{proxy}") if isinstance(proxy, str) else URL()
+        )
+        port = url.port
+    except ValueError:
+        url, port = URL(), None
+    if url.scheme.startswith("socks"):
+        raise InvalidArgumentError(
+            f"{name} is a SOCKS proxy, and only HTTP proxies are supported: pass proxy= with an"
+            ' address such as http://user:password@proxy:3128, proxy="" for none, or http= with a'
+            " connector for SOCKS"
+        )
+    if url.scheme not in ("http", "https") or not url.host or not port or " " in url.host:
+        raise InvalidArgumentError(
+            f"{name} is the address of an HTTP proxy, such as http://user:password@proxy:3128"
+        )
+    return url
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def check_type(name: str, value: object, kind: type[_T]) -> _T:

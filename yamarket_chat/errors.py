@@ -119,7 +119,7 @@ class UnexpectedAnswerError(ChatError):
     The body was no JSON, of another type, cut off or far too large.
 
     Attributes:
-        status: The HTTP status.
+        status: The HTTP status; 0 if the answer is no HTTP.
         excerpt: The beginning of the body.
         operation: The method of the session.
         trace_id: The id by which the Market's support finds the request, if there was one.

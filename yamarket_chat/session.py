@@ -25,6 +25,7 @@ from .arguments import (
     check_key,
     check_max_wait,
     check_on_unknown,
+    check_proxy,
     check_request,
     check_seconds,
     check_text,
@@ -65,6 +66,9 @@ class ChatSession:
         timeout: Seconds for one request. The Market ends a request after 10 s, so a shorter
             timeout leaves outcomes unknown that a longer one would have learnt.
         http: An aiohttp.ClientSession of yours, which stays open when this session closes.
+        proxy: The address of an HTTP proxy, such as "http://user:password@proxy:3128". Default:
+            HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, unless you pass `http`. An empty string
+            means no proxy. Loopback addresses are never proxied.
         integration: "name/version" of your program, which the seller's request log shows. At most
             100 ASCII characters.
         insecure_http: True allows plain http to another host than loopback, for a sandbox.
@@ -88,6 +92,7 @@ class ChatSession:
         max_wait: float | None = None,
         timeout: float = 15.0,
         http: aiohttp.ClientSession | None = None,
+        proxy: str | None = None,
         integration: str = INTEGRATION,
         insecure_http: bool = False,
     ) -> None:
@@ -102,11 +107,14 @@ class ChatSession:
             self._max_wait = check_max_wait(max_wait)
             self._timeout = check_seconds("timeout", timeout)
             self._http = None if http is None else check_type("http", http, aiohttp.ClientSession)
+            if proxy is not None:
+                check_proxy("proxy", proxy)
+            self._proxy = proxy
             self._integration = check_integration(integration)
         except InvalidArgumentError as error:
             problem = str(error)
         # No frame of a traceback shows the key, also if it was passed in a wrong place.
-        del api_key, business_id, base_url, integration
+        del api_key, business_id, base_url, integration, proxy
         if problem is not None:
             raise InvalidArgumentError(problem)
         self._engine: Engine | None = None
@@ -574,6 +582,7 @@ class ChatSession:
                 retry=self._retry,
                 timeout=self._timeout,
                 http=self._http,
+                proxy=self._proxy,
                 integration=self._integration,
             )
         else:

@@ -17,6 +17,7 @@ from .._http.attempt import running_task, unlimited_attempt
 from .._http.download import download
 from .._http.exchange import Exchange
 from .._http.operations import OPERATIONS, Operation
+from .._http.proxies import Proxies
 from ..errors import InvalidArgumentError, SessionClosedError
 from ..limits import Limits
 from ..listing import Listing
@@ -43,12 +44,20 @@ class Engine:
         retry: Retry,
         timeout: float,
         http: aiohttp.ClientSession | None,
+        proxy: str | None,
         integration: str,
     ) -> None:
+        proxies = Proxies(proxy, environment=http is None)
+        proxies.of(URL(base_url))  # what raises comes before there is anything to undo
         self._shared = attach(str(URL(base_url).origin()), business_id, limits)
         self._shared.deliveries.note_timeout(timeout)
         self._exchange = Exchange(
-            base_url, api_key, integration=integration, timeout=timeout, http=http
+            base_url,
+            api_key,
+            integration=integration,
+            timeout=timeout,
+            http=http,
+            proxies=proxies,
         )
         self._business_id = business_id
         self._retry = retry

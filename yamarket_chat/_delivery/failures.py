@@ -42,6 +42,17 @@ class Failures:
         `arrived` is False if the chat's history has told that the message did not arrive.
         """
         sent = arrived if judge(seen) is Verdict.UNKNOWN else False
+        if isinstance(seen, NoAnswer) and seen.garbled:
+            garbled = UnexpectedAnswerError(
+                f"{operation}: {seen.reason}. If it lasts, ask the Market's support",
+                status=0,
+                excerpt="",
+                operation=operation,
+                trace_id=None,
+                sent=sent,
+            )
+            garbled.retry_after = LONGEST_PAUSE
+            return garbled
         if isinstance(seen, NoAnswer):
             advice = "" if seen.final else ": check the network; the Market may be down"
             return ConnectionFailedError(

@@ -56,6 +56,7 @@ class NoAnswer(msgspec.Struct, frozen=True):
     final: bool = False  # surely not carried out, and a retry would fail likewise
     cut_short: bool = False  # the session was closed, and its grace was over
     cancelled: asyncio.CancelledError | None = None  # to be raised: the caller cancelled the call
+    garbled: bool = False  # something came that is no answer of HTTP
 
 
 class Envelope(msgspec.Struct):

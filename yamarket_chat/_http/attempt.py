@@ -39,6 +39,13 @@ class Attempt(msgspec.Struct, eq=False):
         self.cancels = (*self.cancels, reason)
         self.task.cancel()
 
+    def is_cancelled(self, *, surely: bool) -> bool:
+        """Whether anybody has cancelled its task. Code below it may raise a CancelledError itself.
+
+        A task that was cancelled just before it began may be meant; `surely` leaves that out.
+        """
+        return self.task.cancelling() > (self.cancelling if surely else 0)
+
     def take_back_cancels(self) -> Literal["timeout", "closing", "caller"]:
         """Take our cancellations of the task back. Return who caused its CancelledError.
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any, Final
 
 import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from ..connections import connector
 from ..secret import Secret
-from .answers import Answer, Decode, NoAnswer, decode_envelope
+from .answers import TRACEPARENT, Answer, Decode, NoAnswer, decode_envelope
 from .attempt import Attempt
 from .bodies import JsonBody, RequestBody
 from .deadlines import Deadlines
+from .proxies import Proxies
 
 MAX_ANSWER = 16 * 2**20
 """The most bytes of a response that are read. A page of 100 messages of 4,096 characters, all
@@ -23,8 +26,22 @@ KEPT_FOR = 4.0
 """Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
 request that meets a closing connection has an unknown outcome, which takes 15 s to settle."""
 
-_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+_OPTIONS: Final[dict[str, Any]] = {
+    "timeout": aiohttp.ClientTimeout(total=None),
+    "allow_redirects": False,
+    "raise_for_status": False,
+    # What bounds the memory that an answer takes: a caller's session may have other settings.
+    "max_line_size": 8190,
+    "max_field_size": 8190,
+    "max_headers": 128,
+    "read_bufsize": 2**16,
+    "auto_decompress": True,
+}
 _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made"
+_NO_ANSWER = (OSError, aiohttp.ClientConnectionError)  # a TimeoutError is an OSError
+_MAY_PASS = (OSError, aiohttp.ClientError)
+_NOT_OURS = "an answer that is none to this request"
+_NO_TRACE = f"00-{'0' * 32}"  # what says that a request is not traced
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
@@ -49,10 +66,11 @@ class Exchange:
         integration: str,
         timeout: float,
         http: aiohttp.ClientSession | None,
+        proxies: Proxies,
     ) -> None:
         url = URL(base_url)
         self._origin = url.origin()
-        self._scheme, self._authority = url.scheme, url.authority
+        self._scheme, self._authority = url.scheme, url.raw_authority
         self._prefix = url.raw_path.rstrip("/")
         self._key = {"Api-Key": api_key.reveal(), "X-Market-Integration": integration}
         self._headers = CIMultiDict(
@@ -65,16 +83,22 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._seconds = timeout
         self._deadlines = Deadlines(timeout)
+        self._seen = _Traces()
+        self._proxies = proxies
+        proxy = proxies.of(url)
+        self._options = _OPTIONS if proxy is None else {**_OPTIONS, "proxy": proxy}
         self._own_http = http is None
+        # aiohttp sends the headers of a session to the proxy as well, and the key is not for it.
+        with_key = proxy is None
         self._http = http or aiohttp.ClientSession(
             # The number of parallel requests bounds the number of connections.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_FOR),
+            connector=connector(limit=0, keepalive_timeout=KEPT_FOR),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={**self._headers, "User-Agent": integration},
+            headers={**(self._headers if with_key else {}), "User-Agent": integration},
         )
         # A session of our own has these headers already. Passing them with each request costs 2 %
         # of a send.
-        self._json_headers = self._headers if http is not None else None
+        self._json_headers = None if http is None and with_key else self._headers
 
     async def send(
         self,
@@ -95,7 +119,7 @@ class Exchange:
         response: aiohttp.ClientResponse | None = None
         content = b""
         reason: str | None = None
-        final = cut_short = False
+        final = cut_short = garbled = False
         cancelled: asyncio.CancelledError | None = None
         self._deadlines.start(attempt)
         try:
@@ -113,43 +137,63 @@ class Exchange:
                 headers=self._json_headers
                 if isinstance(body, JsonBody)
                 else self._headers_of(body),
-                timeout=_NO_TIMEOUT,
-                allow_redirects=False,
-                raise_for_status=False,
+                **self._options,
             )
+            if not body.sent:
+                raise _NotOurs  # it was there before the request
             stream = response.content
             content = await stream.readany()
-            while not stream.at_eof():
-                if len(content) > MAX_ANSWER:
-                    raise _TooLong
-                content += await stream.readany()
+            if not stream.at_eof():
+                content = await _rest(stream, content)
         except asyncio.CancelledError as error:
-            if response is not None:
-                response.close()
-            reason = "no answer in time"
-            cause = attempt.take_back_cancels()
-            if cause != "timeout":
+            _give_up(body, response)
+            reason = "no answer in time" if body.sent else "no connection in time"
+            closed = self._http.closed
+            if not attempt.is_cancelled(surely=closed):
+                # A connector that closes cancels what waits for it; so may code of the caller's.
+                cause, response = "nobody", None
+                reason = _CLOSED if closed else "its aiohttp session cancelled the request"
+                final = closed and not body.sent
+            else:
+                cause = attempt.take_back_cancels()
+            if cause in ("caller", "closing"):
                 response, reason = None, "the call was ended while its request was under way"
                 cut_short = cause == "closing"
                 # A new one, without aiohttp's frames, whose variables hold the key.
                 cancelled = None if cut_short else asyncio.CancelledError(*error.args)
+        except aiohttp.ClientHttpProxyError as error:
+            # On the way to the Market: nothing was sent but a CONNECT.
+            reason, final = _refused_by_proxy(error.status)
+            final = final and not body.sent
         except _NO_CERTIFICATE as error:
-            reason, final = f"{_reason(error)}: check base_url and its certificate", True
+            reason = f"{_reason(error)}: check base_url and its certificate"
+            final = not body.sent
         except Exception as error:  # noqa: BLE001 - a broken response makes aiohttp raise anything
             reason = _reason(error)
+            _give_up(body, response)
             if response is not None:
-                response.close()
+                pass
             elif body.broken is not None:
                 reason, final = body.broken, True
             elif self._http.closed:
                 reason, final = _CLOSED, not body.sent
+            elif body.sent:
+                garbled = not isinstance(error, _NO_ANSWER)
+            elif not isinstance(error, _MAY_PASS) or isinstance(error, aiohttp.InvalidURL):
+                # Of our own code, or of a caller's middleware, whose text may show the key.
+                reason, final = f"its request cannot be made ({type(error).__name__})", True
         except BaseException:
+            _give_up(body, response)
             attempt.ended = self._loop.time()
             raise
         ended = attempt.ended = self._loop.time()
         if response is None:
-            return NoAnswer(reason or "", body.sent, final, cut_short, cancelled)
+            return NoAnswer(reason or "", body.sent, final, cut_short, cancelled, garbled)
         status, headers = response.status, response.headers
+        if not body.sent or self._seen.is_again(headers.get(TRACEPARENT)):
+            # Even if aiohttp has given the connection back: our own answer will come on it.
+            body.give_up()
+            return NoAnswer(_NOT_OURS, body.sent)
         if reason is not None:
             return Answer(status, headers, b"", None, attempt.began, ended, reason)
         read = decode if status == 200 else decode_envelope
@@ -170,6 +214,7 @@ class Exchange:
         own = target.origin() == self._origin
         size = 0
         failed: FetchFailed | None = None
+        proxy = self._proxies.of(target)
         http = self._keyless() if self._own_http else self._http
         try:
             async with http.get(
@@ -181,6 +226,7 @@ class Exchange:
                 ),
                 allow_redirects=False,
                 raise_for_status=False,
+                proxy=proxy,
             ) as response:
                 if response.status != 200:
                     passes = response.status >= 500
@@ -194,6 +240,9 @@ class Exchange:
                             )
                             break
                         yield piece
+        except aiohttp.ClientHttpProxyError as error:
+            reason, final = _refused_by_proxy(error.status)
+            failed = FetchFailed(reason, None, passes=not final)
         except Exception as error:  # noqa: BLE001 - as in send
             if self._http.closed:
                 failed = FetchFailed(_CLOSED, None)
@@ -222,14 +271,69 @@ class Exchange:
             await self._http.close()
 
 
+async def _rest(stream: aiohttp.StreamReader, content: bytes) -> bytes:
+    # Not as bytes: to add each of a million pieces to 16 MB would take minutes.
+    whole = bytearray(content)
+    while not stream.at_eof():
+        if len(whole) > MAX_ANSWER:
+            raise _TooLong
+        whole += await stream.readany()
+    return bytes(whole)
+
+
 class _TooLong(Exception):
     pass
+
+
+class _NotOurs(Exception):
+    pass
+
+
+class _Traces:
+    """The traces of the last answers: each answer has one of its own."""
+
+    MOST = 512
+
+    def __init__(self) -> None:
+        self._newer: set[str] = set()
+        self._older: set[str] = set()
+
+    def is_again(self, parent: str | None) -> bool:
+        """Note the `traceparent` of an answer. Return whether an earlier answer had it."""
+        if parent is None:
+            return False
+        trace = parent[:35]
+        if trace in self._newer or trace in self._older:
+            return trace != _NO_TRACE
+        self._newer.add(trace)
+        if len(self._newer) >= self.MOST:
+            self._newer, self._older = set(), self._newer
+        return False
+
+
+def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None:
+    """End a request that has no whole response."""
+    # A response that was read to its end has given its connection back: others may use it.
+    if response is None or response.connection is not None:
+        body.give_up()
+    if response is not None:
+        response.close()
+
+
+def _refused_by_proxy(status: int) -> tuple[str, bool]:
+    """Say why a proxy made no connection, and whether it will refuse it again."""
+    reason = f"the proxy answered HTTP {status}, and made no connection"
+    if status == 407:
+        reason += ": pass the user and the password as proxy=http://user:password@proxy:3128"
+    return reason, 400 <= status < 500 and status not in (408, 429)
 
 
 def _reason(error: Exception) -> str:
     """Say what happened, without a quote of the response: it may echo the key."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return f"cannot connect to {error.host} ({error.os_error.strerror or 'no reason given'})"
+        which = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+        why = error.os_error.strerror or "no reason given"
+        return f"cannot connect to {which}{error.host} ({why})"
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, _TooLong):

@@ -14,7 +14,14 @@ from yamarket_chat.errors import InvalidArgumentError
 from .api import check_operation
 
 FaultKind = Literal[
-    "reset", "no_answer", "status", "half_body", "slow", "rate_limit", "parallel_limit"
+    "reset",
+    "no_answer",
+    "status",
+    "half_body",
+    "slow",
+    "unsolicited",
+    "rate_limit",
+    "parallel_limit",
 ]
 FaultTime = Literal["before", "after", "later"]
 
@@ -33,6 +40,8 @@ class Fault(msgspec.Struct, frozen=True):
             - "half_body": the server announces the whole body, sends half of it and closes the
               connection.
             - "slow": the server sends the correct response `delay` seconds later than usual.
+            - "unsolicited": the server sends the correct response, and `delay` seconds later the
+              same response again, on a connection that has no request for it.
             - "rate_limit": the server refuses the request with 420, although the client kept to
               the rate limit. The headers say that the limit resets in `delay` seconds.
             - "parallel_limit": the server refuses the request with 420, although the client kept
@@ -44,7 +53,8 @@ class Fault(msgspec.Struct, frozen=True):
             - "later": the server executes it `delay` seconds after the failure.
 
             A 420 is always "before".
-        delay: Seconds, at least 0. "slow", "rate_limit" and "later" use them.
+        delay: Seconds, at least 0. "slow", "unsolicited", "rate_limit" and "later" use
+            them.
         status: The HTTP status for the kind "status", from 200 to 599.
         html: True makes the kind "status" respond with an HTML page.
 

@@ -211,8 +211,13 @@ class Server:
         await self._sleep_until(min(respond_at, deadline))
         if respond_at > deadline:
             return self._respond_with_error(exchange, _documented_error(504))
-        if fault is None:
-            return self._respond(exchange, *self._execute(exchange.operation, call))
+        if fault is None or fault.kind == "unsolicited":
+            status, body = self._execute(exchange.operation, call)
+            if fault is not None:
+                self._call_at(
+                    self._clock.now() + fault.delay, self._write_now, exchange, status, body
+                )
+            return self._respond(exchange, status, body)
         return await self._fail(exchange, call, fault)
 
     async def _fail(self, exchange: _Exchange, call: Call, fault: Fault) -> web.StreamResponse:
@@ -423,19 +428,27 @@ class Server:
         self, exchange: _Exchange, status: int, body: bytes
     ) -> web.StreamResponse:
         exchange.arrival.status = status
-        transport = exchange.request.transport
-        if transport is not None:
-            head = (
-                f"HTTP/1.1 {status} OK\r\n"
-                f"Date: {self._clock.http_date(self._clock.now())}\r\n"
-                f"Content-Type: {JSON}\r\n"
-                f"Content-Length: {len(body)}\r\n"
-                f"{_TRACEPARENT}: {_traceparent(exchange.arrival)}\r\n\r\n"
-            )
-            transport.write(head.encode() + body[: len(body) // 2])
-            transport.close()
+        self._write_now(exchange, status, body, half=True)
         # aiohttp needs a response object; it is not sent, because the connection is closing.
         return web.Response()
+
+    def _write_now(
+        self, exchange: _Exchange, status: int, body: bytes, *, half: bool = False
+    ) -> None:
+        """Write a response to the connection, whatever it is doing."""
+        transport = exchange.request.transport
+        if transport is None:
+            return
+        head = (
+            f"HTTP/1.1 {status} OK\r\n"
+            f"Date: {self._clock.http_date(self._clock.now())}\r\n"
+            f"Content-Type: {JSON}\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            f"{_TRACEPARENT}: {_traceparent(exchange.arrival)}\r\n\r\n"
+        )
+        transport.write(head.encode() + (body[: len(body) // 2] if half else body))
+        if half:
+            transport.close()
 
     # Time
 
