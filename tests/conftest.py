@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,55 @@ import pytest
 from tests import market_api
 from tests.virtual import VirtualLoop
 
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def _eager(factory: LoopFactory) -> LoopFactory:
+    """A task runs up to its first wait when it is made, and not in the next pass of the loop."""
+
+    def make() -> asyncio.AbstractEventLoop:
+        loop = factory()
+        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+        return loop
+
+    return make
+
+
+# By name: on the virtual clock, and on the real one.
+LOOPS: dict[str, tuple[LoopFactory, LoopFactory]] = {
+    "asyncio": (VirtualLoop, asyncio.new_event_loop),
+}
+if sys.platform != "win32":
+    import uvloop
+
+    from tests.virtual_uvloop import VirtualUvloop
+
+    LOOPS["uvloop"] = (VirtualUvloop, uvloop.new_event_loop)
+if sys.version_info >= (3, 12):
+    LOOPS["eager"] = (_eager(VirtualLoop), _eager(asyncio.new_event_loop))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--loop",
+        choices=["asyncio", "uvloop", "eager"],
+        default="asyncio",
+        help="the event loop of the async tests; eager: asyncio's with the eager task factory",
+    )
+
 
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
-) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Every async test runs on the virtual clock, but those marked `real_time`."""
-    if item.get_closest_marker("real_time"):
-        return {"real": asyncio.new_event_loop}
-    return {"virtual": VirtualLoop}
+) -> Mapping[str, LoopFactory]:
+    """Every async test runs on the virtual clock, but those marked `real_time`.
+
+    Those marked `every_loop` run on all loops, and all others on that of `--loop`.
+    """
+    clock = 1 if item.get_closest_marker("real_time") else 0
+    names = [config.getoption("--loop")]
+    if item.get_closest_marker("every_loop"):
+        names = list(LOOPS)
+    return {name: LOOPS[name][clock] for name in names}
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +75,9 @@ SLOW = {
     "test_cli.py": "starts the command, and waits on the real clock",
     "test_cli_docs.py": "starts the command, and waits on the real clock",
     "test_cli_reading.py": "starts the command, and waits on the real clock",
+    "test_cli_progress.py": "starts the command, and waits on the real clock",
+    "test_cli_say.py": "starts the command, and waits on the real clock",
+    "test_cli_signals.py": "starts the command, and waits on the real clock",
     "test_cli_send_many.py": "starts the command, and waits on the real clock",
     "test_memory.py": "a million messages",
     "test_schemathesis.py": "hundreds of requests on the real clock",
@@ -40,15 +85,21 @@ SLOW = {
 }
 
 
+NOT_ON_UVLOOP = {"test_parallel.py": "times below a millisecond, which uvloop does not count"}
+
+
 def pytest_configure() -> None:
     """A file that was renamed must not slip into the quick part."""
-    missing = [name for name in SLOW if not (Path(__file__).parent / name).exists()]
+    missing = [name for name in SLOW | NOT_ON_UVLOOP if not (Path(__file__).parent / name).exists()]
     if missing:
         raise pytest.UsageError(f"tests/conftest.py names files that do not exist: {missing}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test of a slow file is marked `slow`, also one that is new."""
+    on_uvloop = config.getoption("--loop") == "uvloop"
     for item in items:
+        if on_uvloop and item.path.name in NOT_ON_UVLOOP:
+            item.add_marker(pytest.mark.skip(reason=NOT_ON_UVLOOP[item.path.name]))
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)

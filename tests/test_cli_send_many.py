@@ -212,7 +212,8 @@ async def test_all_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path) -> No
             finished = await run("send-many", str(file), *more, **variables_of(market))
             assert finished.status == 2
             assert finished.out == ""
-            assert finished.err.splitlines() == [
+            assert finished.err.count(f"Error: {file}, line ") == 4
+            assert finished.err.replace(f"{file}, ", "").splitlines() == [
                 "Error: line 3, column chat_id: 'x' is not a chat id; use a number such as 17",
                 "Error: line 4, column text: the text is empty: the Market needs at least one"
                 " character",
@@ -293,7 +294,6 @@ def test_the_first_line_that_excel_writes_tells_the_delimiter() -> None:
         (b"", "line 1: the file is empty"),
         (b'chat_id,text\n1,"open\n', "line 2: this and the following lines are not valid CSV"),
         (b"chat_id,text,text\n1,a,b\n", "line 1, column text"),
-        (b"chat_id,text\n1,a\x98\n", "not text in UTF-8, UTF-16 or Windows-1251"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told(content: bytes, told: str) -> None:

@@ -7,17 +7,20 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import aiohttp
 import pytest
+from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from tests.helpers import error_of, now, outcomes_of, session_of, texts
+from tests.helpers import KEY, error_of, http_server, now, outcomes_of, session_of, texts
 from yamarket_chat import (
     ChatSession,
     ConnectionFailedError,
+    LimitExceededError,
     Limits,
     OutgoingMessage,
     Rate,
@@ -143,7 +146,7 @@ async def test_a_failure_neither_loses_nor_doubles_the_message(
         assert_no_limit_was_broken(market)
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 413, 415, 423, 429])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 407, 415, 423])
 @pytest.mark.parametrize("html", [False, True])
 async def test_a_4xx_is_no_reason_to_look_or_to_repeat(status: int, html: bool) -> None:
     fault = Fault("status", status=status, html=html)
@@ -157,6 +160,67 @@ async def test_a_4xx_is_no_reason_to_look_or_to_repeat(status: int, html: bool) 
         assert (await refused).sent is False
         assert texts(market, CHAT) == ["next"]
         assert (market.requests("send_message"), market.requests("history")) == (2, 0)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("status", "html"),
+    [(408, False), (408, True), (499, False), (499, True), (402, True), (409, True), (413, True)],
+)
+async def test_a_4xx_that_may_come_after_it_was_carried_out_is_settled(
+    status: int, html: bool, when: Literal["before", "after"]
+) -> None:
+    """It tells of a broken connection, or nobody knows who says so."""
+    fault = Fault("status", when, status=status, html=html)
+    async with (
+        Sandbox(faults=first_write_fails(fault)) as market,
+        session_of(market) as session,
+    ):
+        receipt = await session.send_message(CHAT, "hi")
+        assert receipt.confirmed_by == ("history" if when == "after" else "answer")
+        assert texts(market, CHAT) == ["hi"]
+
+
+async def test_an_undocumented_4xx_in_the_form_of_the_api_is_a_refusal() -> None:
+    async with (
+        Sandbox(faults=first_write_fails(Fault("status", status=409))) as market,
+        session_of(market) as session,
+    ):
+        error = await error_of(session.send_message(CHAT, "hi"))
+        assert error.sent is False
+        assert market.requests("history") == 0
+
+
+@pytest.mark.parametrize("form", ["seconds", "date", "none"])
+async def test_a_balancers_429_is_waited_for_as_it_says(form: str) -> None:
+    times: list[float] = []
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        times.append(now())
+        if len(times) > 1:
+            return web.json_response({"status": "OK"})
+        headers = {"Date": formatdate(1_790_000_000, usegmt=True)}
+        if form == "seconds":
+            headers["Retry-After"] = "70"
+        elif form == "date":
+            headers["Retry-After"] = formatdate(1_790_000_070, usegmt=True)
+        return web.Response(status=429, text="<html>slow down</html>", headers=headers)
+
+    async with http_server(handle) as url, ChatSession(KEY, 1, base_url=url) as session:
+        receipt = await session.send_message(CHAT, "hi")
+        assert (receipt.requests, receipt.confirmed_by) == (2, "answer")
+        waited = times[1] - times[0]
+        assert waited == pytest.approx(70, abs=0.1) if form != "none" else 0.5 <= waited <= 1.1
+
+
+async def test_a_retry_after_beyond_the_budget_is_told() -> None:
+    async def handle(_: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(status=429, headers={"Retry-After": "7200"})
+
+    async with http_server(handle) as url, ChatSession(KEY, 1, base_url=url) as session:
+        error = await error_of(session.send_message(CHAT, "hi"))
+        assert type(error) is LimitExceededError
+        assert (error.sent, error.retry_after) == (False, 7200)
 
 
 async def test_what_was_settled_is_looked_up_no_sooner_than_the_market_can_end_it() -> None:

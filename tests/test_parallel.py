@@ -24,10 +24,17 @@ async def asynchronous(number: int) -> AsyncIterator[OutgoingMessage]:
         yield message
 
 
+businesses = count()
+
+
 async def seconds_of(parallel: int, latency: Any, messages: Any) -> tuple[float, list[int]]:
     """How long the arrivals of 400 messages took, and how many were under way at each."""
     limits = {"send_message": PLENTY}
-    async with Sandbox(latency=latency, parallel=parallel, limits=limits) as market:
+    # A business of its own: two sandboxes of a test may get the same free port.
+    business_id = 1000 + next(businesses)
+    async with Sandbox(
+        business_id=business_id, latency=latency, parallel=parallel, limits=limits
+    ) as market:
         ours = Limits(parallel=parallel, **limits)
         async with session_of(market, limits=ours) as session:
             outcomes = await outcomes_of(session.send_many(messages))

@@ -547,6 +547,7 @@ def test_wrong_keywords_are_refused_by_name(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.real_time
+@pytest.mark.every_loop
 async def test_it_works_on_an_ordinary_loop_too() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         assert (await seller.send(7, "hi")).status == 200

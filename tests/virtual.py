@@ -51,10 +51,15 @@ class _VirtualSelector(selectors.DefaultSelector):
 class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()
+        self.slept = 0.0
         super().__init__(self._virtual)
 
     def time(self) -> float:
         return self._virtual.now
+
+    def stood_still(self) -> float:
+        """For how many seconds the machine has slept: `yamarket_chat` asks for it."""
+        return self.slept
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Args], T], *args: *Args

@@ -20,7 +20,7 @@ from .errors import (
     UnexpectedAnswerError,
 )
 from .limits import Limits, QuotaStatus, Rate
-from .listing import Listing, Page
+from .listing import Listing, Page, Unreadable
 from .models import (
     ApiAvailability,
     Business,
@@ -92,6 +92,7 @@ __all__ = [
     "UnauthorizedError",
     "UnexpectedAnswerError",
     "Unknown",
+    "Unreadable",
     "__version__",
     "connector",
 ]

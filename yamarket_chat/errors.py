@@ -188,7 +188,7 @@ class NotFoundError(ApiError):
 
 
 class LimitExceededError(ApiError):
-    """420: a rate limit of the Market was exceeded."""
+    """420: a rate limit of the Market was exceeded. 429: that of a server before it."""
 
 
 class LockedError(ApiError):
@@ -227,7 +227,14 @@ _STATUSES: dict[int, tuple[type[ApiError], str, float | None]] = {
         None,
     ),
     420: (LimitExceededError, "wait until the rate limit allows more", None),
+    408: (ApiError, "the connection broke: check the network", SERVER_TROUBLE),
     423: (LockedError, "the business is being migrated: try again in some hours", MIGRATION),
+    429: (
+        LimitExceededError,
+        "a server before the API limits requests: send fewer",
+        SERVER_TROUBLE,
+    ),
+    499: (ApiError, "the connection broke: check the network", SERVER_TROUBLE),
 }
 _OTHER_4XX = (ApiError, "the Market refuses it: change what it names before you retry", None)
 _5XX = (ServerError, "the Market failed; try again later", SERVER_TROUBLE)

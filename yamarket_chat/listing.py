@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -10,7 +11,21 @@ import msgspec
 from .errors import UnexpectedAnswerError
 from .models import Campaign, Chat, ChatContext, Message
 
+logger = logging.getLogger("yamarket_chat")
+
 Item = TypeVar("Item", Chat, Message, Campaign)
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """An item of a page that the Market sent in another form than it documents.
+
+    Attributes:
+        raw: The item as it came, in JSON.
+        id: The id of the chat, message or campaign, if it can be read.
+    """
+
+    raw: bytes
+    id: int | None = None
 
 
 class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
@@ -18,12 +33,14 @@ class Page(msgspec.Struct, Generic[Item], frozen=True, kw_only=True):
 
     Attributes:
         items: The items, in the Market's order.
+        unreadable: Items in a form that the Market does not document. They are not in `items`.
         next_page_token: The token of the next page, to be used now or later; None on the last
             page.
         context: What the chat is about, on the pages of a history.
     """
 
     items: tuple[Item, ...]
+    unreadable: tuple[Unreadable, ...] = ()
     next_page_token: str | None = None
     context: ChatContext | None = None
 
@@ -58,7 +75,15 @@ class Listing(Generic[Item]):
         self._page_token = page_token
 
     async def __aiter__(self) -> AsyncIterator[Item]:
+        warned = False
         async for page in self.pages():
+            if page.unreadable and not warned:
+                warned = True
+                logger.warning(
+                    "%s: the Market sent items in a form that it does not document; they are left"
+                    " out, and stand in Page.unreadable",
+                    self._name,
+                )
             for item in page.items:
                 yield item
 

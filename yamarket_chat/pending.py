@@ -29,12 +29,14 @@ class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
         earliest: The earliest moment, in seconds since 1970 on the Market's clock.
         latest: The latest moment, likewise.
         surely: False if the message may not have been stored at all.
+        row_id: The id of its row in the history, if it was found there.
     """
 
     content: Content
     earliest: float
     latest: float
     surely: bool = True
+    row_id: int | None = None
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

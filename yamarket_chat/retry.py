@@ -66,11 +66,11 @@ class Budget(msgspec.Struct, eq=False):
     attempts: int = 0  # the requests without those that got a 420
     spent: float = 0.0  # seconds in attempts and in the pauses after them
 
-    def next_pause(self) -> float | None:
+    def next_pause(self, at_least: float = 0.0) -> float | None:
         """Return the seconds to wait before the next attempt; None if there is none."""
         # 2 to the power of thousands of attempts is no float.
         longest = min(FIRST_PAUSE * 2.0 ** min(self.attempts - 1, 30), LONGEST_PAUSE)
-        pause = longest * random.uniform(0.5, 1.0)
+        pause = max(longest * random.uniform(0.5, 1.0), at_least)
         if self.attempts >= self.retry.attempts or self.spent + pause > self.retry.give_up_after:
             return None
         self.spent += pause

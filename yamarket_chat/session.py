@@ -38,6 +38,7 @@ from .models import Campaign, Chat, ChatStatus, ChatType, ContextType, File, Mes
 from .pending import Pending
 from .receipts import Outcome, OutgoingMessage, Receipt
 from .retry import Retry
+from .secret import Secret
 
 if TYPE_CHECKING:
     from ._delivery.engine import Engine
@@ -95,19 +96,27 @@ class ChatSession:
         integration: str = INTEGRATION,
         insecure_http: bool = False,
     ) -> None:
-        self._api_key = check_key(api_key or os.environ.get("YAMARKET_API_KEY"))
-        self._business_id = check_business(business_id)
-        self._base_url = check_base_url(base_url, insecure_http=insecure_http)
-        self._insecure_http = insecure_http
-        self._limits = check_type("limits", limits, Limits)
-        self._retry = check_type("retry", retry, Retry)
-        self._max_wait = check_max_wait(max_wait)
-        self._timeout = check_seconds("timeout", timeout)
-        self._http = None if http is None else check_type("http", http, aiohttp.ClientSession)
-        if proxy is not None:
-            check_proxy("proxy", proxy)
-        self._proxy = proxy
-        self._integration = check_integration(integration)
+        problem: str | None = None
+        try:
+            self._api_key = Secret(check_key(api_key or os.environ.get("YAMARKET_API_KEY")))
+            self._business_id = check_business(business_id)
+            self._base_url = check_base_url(base_url, insecure_http=insecure_http)
+            self._insecure_http = insecure_http
+            self._limits = check_type("limits", limits, Limits)
+            self._retry = check_type("retry", retry, Retry)
+            self._max_wait = check_max_wait(max_wait)
+            self._timeout = check_seconds("timeout", timeout)
+            self._http = None if http is None else check_type("http", http, aiohttp.ClientSession)
+            if proxy is not None:
+                check_proxy("proxy", proxy)
+            self._proxy = proxy
+            self._integration = check_integration(integration)
+        except InvalidArgumentError as error:
+            problem = str(error)
+        # No frame of a traceback shows the key, also if it was passed in a wrong place.
+        del api_key, business_id, base_url, integration, proxy
+        if problem is not None:
+            raise InvalidArgumentError(problem)
         self._engine: Engine | None = None
         self._closed = False
 

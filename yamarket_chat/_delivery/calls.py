@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import weakref
 from collections.abc import Mapping
 from threading import get_ident
 from typing import Any, Protocol
 
 import msgspec
 
-from .._http.answers import Answer, NoAnswer, decoder
+from .._http.answers import Answer, NoAnswer, decoder, list_decoder
 from .._http.attempt import Attempt
 from .._http.bodies import JsonBody, RequestBody
 from .._http.exchange import Exchange
 from .._http.operations import OPERATIONS, Operation
-from .._limits.clock import Readings
-from .._limits.headers import refused_in_parallel, refused_over_time, seconds_until
+from .._limits.headers import (
+    refused_in_parallel,
+    refused_over_time,
+    retry_after,
+    seconds_until,
+)
 from .._limits.tickets import CallGroup, Ticket
 from ..errors import ChatError, InvalidArgumentError
 from ..retry import Budget, Retry
@@ -29,7 +35,12 @@ logger = logging.getLogger("yamarket_chat")
 WARN_EVERY = 60.0
 """Seconds between two warnings that attempts fail."""
 
-_decoders = {name: decoder(operation.answer) for name, operation in OPERATIONS.items()}
+_decoders = {
+    name: decoder(operation.answer)
+    if operation.item is None
+    else list_decoder(operation.answer, operation.item)
+    for name, operation in OPERATIONS.items()
+}
 _decoders["request"] = decoder(Any)
 
 _NO_HEADERS: dict[str, str] = {}
@@ -40,7 +51,6 @@ class Doubt(msgspec.Struct, frozen=True):
 
     seen: Answer | NoAnswer
     attempt: Attempt
-    readings: Readings  # of the Market's clock, when the attempt began
 
 
 class Request(Protocol):
@@ -73,6 +83,19 @@ class Query(msgspec.Struct, gc=False):
         return JsonBody(self.content)
 
 
+_of_this_process: weakref.WeakSet[Calls] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    """Note in a child process that all sessions are its parent's."""
+    for calls in _of_this_process:
+        calls.disown()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
+
+
 class Calls:
     """Carries out the calls of one session."""
 
@@ -86,14 +109,29 @@ class Calls:
         self._retry = retry
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
+        self._is_parents = False
         self.group = CallGroup()
+        _of_this_process.add(self)
+
+    def disown(self) -> None:
+        """Note that this process was forked: the connections are those of its parent."""
+        self._is_parents = True
+        self._thread = 0  # that of nobody, so `check_loop` looks
 
     def check_loop(self) -> None:
-        """Raise InvalidArgumentError on another event loop, before anything is sent."""
+        """Raise InvalidArgumentError on another event loop or in a child process.
+
+        Nothing was sent then.
+        """
         # A thread runs one loop at a time. To ask for the running one costs 1 % of a send, because
         # CPython 3.11 asks the system for the process id.
         if get_ident() == self._thread and self._loop.is_running():
             return
+        if self._is_parents:
+            raise InvalidArgumentError(
+                "this session belongs to the process from which this one was forked: make one in"
+                " this process"
+            )
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
@@ -152,64 +190,71 @@ class Calls:
         """
         operation = request.operation
         doubtful = False  # an earlier attempt may have been carried out
+        body: RequestBody | None = None
         try:
             while True:
                 attempt = self._scheduler.try_admit(ticket) or await self._scheduler.admit(
                     ticket, max_wait
                 )
                 max_wait = None  # it bounds the wait before the first request
-                readings = self._shared.clock.readings
                 budget.requests += 1
-                body = None
-                try:
-                    body = request.body()
-                    seen = await self._exchange.send(
-                        attempt,
-                        operation.method,
-                        request.path,
-                        request.query(),
-                        body,
-                        _decoders[operation.name],
-                    )
-                except BaseException:
-                    self._unanswered(ticket, attempt, body is not None and body.sent)
-                    raise
-                del body  # or it would be kept while the call pauses
+                body = request.body()
+                seen = await self._exchange.send(
+                    attempt,
+                    operation.method,
+                    request.path,
+                    request.query(),
+                    body,
+                    _decoders[operation.name],
+                )
                 if isinstance(seen, NoAnswer):
-                    self._unanswered(ticket, attempt, seen.sent)
+                    if seen.sent:
+                        self._scheduler.unanswered(ticket, attempt)
+                    else:
+                        self._scheduler.unsent(ticket, attempt)
                     if seen.cut_short or seen.cancelled is not None:
                         if seen.sent:
-                            return Doubt(seen, attempt, readings)
+                            return Doubt(seen, attempt)
                         raise seen.cancelled or closed_error()
                 else:
                     if seen.decoded is not None:  # a balancer in front may have another clock
                         self._shared.clock.read(seen.headers, seen.began, seen.ended)
-                    # The limit of another method does not bound the others.
-                    headers = seen.headers if operation.limited else _NO_HEADERS
                     if seen.status == 420:
-                        await self._refused(ticket, attempt, operation, seen, headers)
+                        pause = self._refused(ticket, attempt, operation, seen)
+                        body = None  # or it would be kept while the call pauses
+                        if pause is not None:
+                            await self._scheduler.pause(ticket, pause)
                         continue
-                    self._scheduler.answered(ticket, attempt, headers)
+                    self._scheduler.answered(ticket, attempt, _limit_headers(operation, seen))
                     if is_done(seen):
                         return seen
+                body = None
                 budget.attempts += 1
                 budget.spent += attempt.ended - attempt.began
                 if judge(seen) is Verdict.UNKNOWN:
                     if not operation.repeatable:
-                        return Doubt(seen, attempt, readings)
+                        return Doubt(seen, attempt)
                     doubtful = True
+                ticket.attempt = None
                 error = self._failures.error(operation.name, seen)
                 if judge(seen) is Verdict.REFUSED or is_unknown_form_of_ok(seen):
                     raise error
-                await self.pause(ticket, budget, error)
-        except ChatError as error:
-            if doubtful:
+                at_least = retry_after(seen.headers) if isinstance(seen, Answer) else None
+                await self.pause(ticket, budget, error, at_least or 0.0)
+        except BaseException as error:
+            # Whatever failed, and at whichever line: nobody else gives back what the call holds.
+            self._scheduler.drop(ticket, sent=body is not None and body.sent)
+            if doubtful and isinstance(error, ChatError):
                 error.sent = None
             raise
 
-    async def pause(self, ticket: Ticket, budget: Budget, error: ChatError) -> None:
+    async def pause(
+        self, ticket: Ticket, budget: Budget, error: ChatError, at_least: float = 0.0
+    ) -> None:
         """Wait before the next attempt. Raises `error` if the budget is used up."""
-        pause = budget.next_pause()
+        if at_least:
+            error.retry_after = at_least
+        pause = budget.next_pause(at_least)
         if pause is None:
             raise error
         level = logging.INFO
@@ -222,38 +267,31 @@ class Calls:
         logger.log(level, "%s; retry in %.1f s", error, pause)
         await self._scheduler.pause(ticket, pause)
 
-    def _unanswered(self, ticket: Ticket, attempt: Attempt, sent: bool) -> None:
-        if sent:
-            self._scheduler.unanswered(ticket, attempt)
-        else:
-            self._scheduler.unsent(ticket, attempt)
-
-    async def _refused(
+    def _refused(
         self,
         ticket: Ticket,
         attempt: Attempt,
         operation: Operation,
         answer: Answer,
-        headers: Mapping[str, str],
-    ) -> None:
-        """Handle a 420: wait until the call may be sent again."""
-        text = answer.body.decode("utf-8", "replace")
-        parallel = refused_in_parallel(text)
+    ) -> float | None:
+        """Note a 420. Returns for how many seconds the call itself pauses, if it does."""
+        parallel = refused_in_parallel(_text(answer))
         if parallel is not None:
-            pause = self._scheduler.refused_in_parallel(ticket, attempt, headers, parallel)
+            pause = self._scheduler.refused_in_parallel(
+                ticket, attempt, _limit_headers(operation, answer), parallel
+            )
             logger.info(
                 "%s: too many parallel requests, other programs send as well", operation.name
             )
-            await self._scheduler.pause(ticket, pause)
-            return
+            return pause
         if not operation.limited:
             # The limit of that method alone, which the caller knows.
-            self._scheduler.answered(ticket, attempt, headers)
+            self._scheduler.answered(ticket, attempt, _NO_HEADERS)
             error = self._failures.error(operation.name, answer)
             error.retry_after = seconds_until(answer.headers)
             raise error
         closed_for = self._scheduler.refused_over_time(
-            ticket, attempt, headers, refused_over_time(text)
+            ticket, attempt, answer.headers, refused_over_time(_text(answer))
         )
         logger.warning(
             "%s: the Market's rate limit is used up, by other programs as well; nothing more is"
@@ -261,3 +299,16 @@ class Calls:
             operation.name,
             closed_for,
         )
+        return None
+
+
+# An answer may echo the key, and tracebacks show variables: so no caller keeps these in one.
+
+
+def _limit_headers(operation: Operation, answer: Answer) -> Mapping[str, str]:
+    """Return the headers that bound other calls: the limit of an unknown method does not."""
+    return answer.headers if operation.limited else _NO_HEADERS
+
+
+def _text(answer: Answer) -> str:
+    return answer.body.decode("utf-8", "replace")

@@ -7,13 +7,18 @@ from collections import deque
 
 import msgspec
 
-from .._limits.clock import Clock
+from .._limits.clock import MarketClock
 from ..pending import Content, Stored
-from .settling import content_of_text
+from .settling import KNOWN_FOR, SKEW, content_of_text
 
-REMEMBERED = 75.0
-"""Seconds for which a delivered message is remembered: more than a minute. `note_timeout` adds
-the time of an attempt, which may begin a minute after it."""
+REMEMBERED = KNOWN_FOR + SKEW + 15.0
+"""Seconds for which a delivered message is remembered. `note_timeout` adds the time of an attempt,
+which may begin so much later."""
+
+
+SAME = 3.0
+"""Seconds by which the beginnings of a delivery and of its stored Pending may differ: less than
+lies between two messages of unknown outcome."""
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -24,13 +29,18 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     began: float
     ended: float
     surely: bool = True
+    row_id: int | None = None  # of its row in the history, if it was found there
 
-    def on(self, clock: Clock) -> Stored:
-        """Return the same on the Market's clock."""
+    def on(self, clock: MarketClock) -> Stored | None:
+        """Return the same on the Market's clock; None if that is not known."""
+        began, ended = clock.at(self.began), clock.at(self.ended)
+        if began is None or ended is None:
+            return None
         content = self.content
         if isinstance(content, str):
             content = content_of_text(content)
-        return Stored(content, self.began + clock.least, self.ended + clock.most, self.surely)
+        earliest, latest = self.began + began.least, self.ended + ended.most
+        return Stored(content, earliest, latest, self.surely, self.row_id)
 
 
 class Deliveries:
@@ -56,6 +66,17 @@ class Deliveries:
     def to_chat(self, chat_id: int) -> list[Delivery]:
         """Return what was lately delivered to a chat, or may have been, in order."""
         return [delivery for delivery in self._deliveries if delivery.chat_id == chat_id]
+
+    def forget(self, chat_id: int, lost: Stored, clock: MarketClock) -> None:
+        """Forget a delivery of unknown outcome that was settled since: it never arrived."""
+        for delivery in self.to_chat(chat_id):
+            stored = None if delivery.surely else delivery.on(clock)
+            if (
+                stored is not None
+                and stored.content == lost.content
+                and abs(stored.earliest - lost.earliest) < SAME
+            ):
+                self._deliveries.remove(delivery)
 
     def idle(self) -> bool:
         """Whether all deliveries are too old to matter."""

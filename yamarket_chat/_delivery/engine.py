@@ -23,6 +23,7 @@ from ..limits import Limits
 from ..listing import Listing
 from ..models import File
 from ..retry import Retry
+from ..secret import Secret
 from . import reading
 from .calls import Calls, Query
 from .failures import Failures
@@ -35,7 +36,7 @@ class Engine:
 
     def __init__(
         self,
-        api_key: str,
+        api_key: Secret,
         business_id: int | None,
         base_url: str,
         *,
@@ -135,13 +136,17 @@ class Engine:
         group = self._calls.group
         attempt = unlimited_attempt(running_task(), asyncio.get_running_loop().time())
         group.under_way[attempt] = None
+        cancelled: asyncio.CancelledError | None = None
         try:
             return await download(self._exchange, file, path, max_bytes, self._retry)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             if attempt.take_back_cancels() == "caller":
-                raise
+                # A new one, without aiohttp's frames, whose variables hold the key.
+                cancelled = asyncio.CancelledError(*error.args)
         finally:
             group.attempt_ended(attempt)
+        if cancelled is not None:
+            raise cancelled
         raise SessionClosedError(
             f"{file.name!r}: the session was closed: download it again in a new one"
         )

@@ -17,6 +17,7 @@ from ..errors import (
 )
 from ..pending import Pending
 from ..retry import LONGEST_PAUSE
+from ..secret import Secret
 from .verdict import Verdict, is_unknown_form_of_ok, judge
 
 EXCERPT = 200
@@ -26,7 +27,7 @@ EXCERPT = 200
 class Failures:
     """Makes the errors of one session, and keeps its key out of them."""
 
-    def __init__(self, api_key: str) -> None:
+    def __init__(self, api_key: Secret) -> None:
         self._api_key = api_key
 
     def error(
@@ -93,12 +94,12 @@ class Failures:
         )
 
     def _excerpt(self, answer: Answer) -> str:
-        body = answer.body.replace(self._api_key.encode(), b"***")[: 4 * EXCERPT]
+        body = answer.body.replace(self._api_key.reveal().encode(), b"***")[: 4 * EXCERPT]
         return self._clean(body.decode("utf-8", "replace"))[:EXCERPT]
 
     def _clean(self, text: str) -> str:
         """Return a text fit for a log: one line, no control characters, and without the key."""
-        text = text.replace(self._api_key, "***")
+        text = text.replace(self._api_key.reveal(), "***")
         return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 

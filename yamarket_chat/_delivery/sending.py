@@ -41,6 +41,8 @@ logger = logging.getLogger("yamarket_chat")
 
 _encode = msgspec.json.Encoder().encode
 
+_LOST = NoAnswer("the call failed while its request was under way", sent=True)
+
 
 class _Turn(Budget, kw_only=True, eq=False):
     """A message, and its turn in the chat. It is the request and the budget of its calls as well.
@@ -76,6 +78,7 @@ class _Turn(Budget, kw_only=True, eq=False):
         return Content(file_name=carries.name, file_size=carries.size)
 
     def __enter__(self) -> Self:
+        self.sending.scheduler.join(self.ticket, self.chat_id)
         return self
 
     def __exit__(
@@ -84,11 +87,16 @@ class _Turn(Budget, kw_only=True, eq=False):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        suspect = self.suspect
+        if kind is not None:
+            self.sending.scheduler.drop(self.ticket, sent=True)  # if the call itself could not
+        suspect, attempt = self.suspect, self.ticket.attempt
         if suspect is None:
-            self.sending.scheduler.leave(self.ticket)
+            if attempt is not None:
+                # It failed between its body and its verdict, so nothing tells what came of it.
+                suspect = self.sending.suspect(self, Doubt(_LOST, attempt))
+            self.sending.leave(self.ticket, suspect)
             return False
-        self.sending.leave_suspect(self.ticket, suspect)
+        self.sending.leave(self.ticket, suspect)
         # A closing session cancels what is being settled: then `send` raises the error.
         return (
             kind is asyncio.CancelledError
@@ -108,7 +116,7 @@ class Sending:
         self._deliveries = shared.deliveries
         self._retry = retry
         self._loop = asyncio.get_running_loop()
-        self._settler = Settler(shared.clock, shared.deliveries, retry.settle_after)
+        self._settler = Settler(shared.clock, shared.skew, shared.deliveries, retry.settle_after)
         self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
         self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
         # Look-ups have a group of their own: closing the session must not fail those that wait.
@@ -164,13 +172,10 @@ class Sending:
                         Delivery(turn.chat_id, turn.content(), answer.began, answer.ended),
                         answer.ended,
                     )
+                    turn.ticket.attempt = None
                     return Receipt(turn.chat_id, turn.requests, "answer", answer.trace_id)
-                turn.suspect = self._settler.suspect(
-                    turn.chat_id,
-                    turn.content(),
-                    answer,
-                    self._failures.reason(turn.operation.name, answer.seen),
-                )
+                turn.suspect = self.suspect(turn, answer)
+                turn.ticket.attempt = None
                 self._raise_unless_settling(turn, answer, on_unknown or self._retry.on_unknown)
                 if await self._arrived(turn, turn.suspect):
                     return Receipt(turn.chat_id, turn.requests, "history", None)
@@ -197,26 +202,33 @@ class Sending:
             settle_after,
         )
         attempt = suspect.doubt.attempt
-        self.scheduler.hold(turn.ticket, attempt, suspect.until)
-        try:
-            await asyncio.sleep(suspect.until - self._loop.time())
-            turn.spent += settle_after
-            reading = Budget(self._retry, spent=turn.spent)
-            read = partial(self._history, turn.chat_id, group=self._look_ups, budget=reading)
-            found, unclear = await self._settler.look_up(suspect, read)
-            turn.spent = reading.spent
-        finally:
-            self.scheduler.release(turn.ticket, attempt)
+        self.scheduler.hold(turn.ticket, attempt, suspect.until)  # if this fails: see `leave`
+        await asyncio.sleep(suspect.until - self._loop.time())
+        turn.spent += settle_after
+        reading = Budget(self._retry, spent=turn.spent)
+        read = partial(self._history, turn.chat_id, group=self._look_ups, budget=reading)
+        found, unclear = await self._settler.look_up(suspect, read)
+        turn.spent = reading.spent
+        self.scheduler.release(turn.ticket, attempt)
         if found is Found.UNCLEAR:
             turn.suspect = msgspec.structs.replace(suspect, why=f"{suspect.why}; {unclear}")
             raise self._unknown(turn)
         turn.suspect = None
         return found is Found.YES
 
-    def leave_suspect(self, ticket: Ticket, suspect: Suspect) -> None:
-        """End the turn of a message that may still arrive: its chat rests until it cannot."""
+    def suspect(self, turn: _Turn, doubt: Doubt) -> Suspect:
+        """Return a message as one of unknown outcome."""
+        why = self._failures.reason(turn.operation.name, doubt.seen)
+        return self._settler.suspect(turn.chat_id, turn.content(), doubt, why)
+
+    def leave(self, ticket: Ticket, suspect: Suspect | None) -> None:
+        """End the turn of a message. If it may still arrive, its chat rests until it cannot."""
+        if suspect is None:
+            self.scheduler.leave(ticket)
+            return
         now = self._loop.time()
         self._deliveries.remember(suspect.delivery(surely=False), now)
+        self.scheduler.release(ticket, suspect.doubt.attempt)
         self.scheduler.leave(ticket, suspect.rest(now))
 
     def _unknown(self, turn: _Turn) -> DeliveryUnknownError:

@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
 
-from .._limits.clock import Clock, MarketClock
+from .._limits.clock import MarketClock
 from ..errors import ChatError, DeliveryUnknownError
-from ..listing import Page
-from ..models import Message, Sender
 from ..pending import Content, Pending, Stored
 from .calls import Doubt
 from .deliveries import Deliveries, Delivery
 from .failures import unknown_error
-from .settling import KNOWN_FOR, Found, content_of_row, content_of_text, find, last_of_shop
+from .histories import ReadHistory, read_history
+from .settling import KNOWN_FOR, SKEW, Found, content_of_text, last_equal, rows_of_shop
+from .skew import Skew
 
 APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
 have been carried out. Rows and Dates have whole seconds, and what follows must be told apart."""
-
-ReadHistory = Callable[[], AsyncIterator[Page[Message]]]
-"""Reads the pages of the chat's history."""
 
 
 class Suspect(msgspec.Struct, frozen=True):
@@ -40,26 +37,26 @@ class Suspect(msgspec.Struct, frozen=True):
     until: float  # the last moment at which it can have been stored
     before: Sequence[Delivery]  # what was sent to its chat shortly before
 
-    def delivery(self, *, surely: bool) -> Delivery:
+    def delivery(self, *, surely: bool, row_id: int | None = None) -> Delivery:
         """Return it as a delivery."""
-        return Delivery(
-            self.chat_id, self.content, self.doubt.attempt.began, self.until, surely=surely
-        )
+        began = self.doubt.attempt.began
+        return Delivery(self.chat_id, self.content, began, self.until, surely, row_id)
 
     def rest(self, now: float) -> float:
         """Return for how many seconds its chat rests, so that nothing gets before it."""
         return max(self.until + APART - now, 0.0)
 
-    def on(self, clock: Clock) -> tuple[Stored, tuple[Stored, ...]]:
-        """Return what is looked for on the Market's clock, and what was sent before it."""
-        # Both clocks have run on since the attempt began, but one may have been set, or the machine
-        # may have slept. So both the clock of now and the clock of then are taken into account.
-        clock = clock.or_else(self.doubt.readings.clock() or clock)
-        return self.delivery(surely=True).on(clock), tuple(item.on(clock) for item in self.before)
+    def on(self, clock: MarketClock) -> tuple[Stored | None, tuple[Stored, ...]]:
+        """Return it on the Market's clock, if that is known, and what was sent before it."""
+        before = (item.on(clock) for item in self.before)
+        return (
+            self.delivery(surely=True).on(clock),
+            tuple(stored for stored in before if stored is not None),
+        )
 
-    def pending(self, business_id: int, requests: int, clock: Clock | None) -> Pending:
+    def pending(self, business_id: int, requests: int, clock: MarketClock) -> Pending:
         """Return the same in a form that can be stored."""
-        wanted, before = (None, ()) if clock is None else self.on(clock)
+        wanted, before = self.on(clock)
         content = self.content
         if isinstance(content, str):
             content = Content(text=content)
@@ -80,9 +77,12 @@ class Suspect(msgspec.Struct, frozen=True):
 class Settler:
     """Decides whether messages of unknown outcome arrived."""
 
-    def __init__(self, clock: MarketClock, deliveries: Deliveries, settle_after: float) -> None:
+    def __init__(
+        self, clock: MarketClock, skew: Skew, deliveries: Deliveries, settle_after: float
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = clock
+        self._skew = skew
         self._deliveries = deliveries
         self._settle_after = settle_after
 
@@ -100,7 +100,7 @@ class Settler:
 
     def unknown(self, suspect: Suspect, business_id: int, requests: int) -> DeliveryUnknownError:
         """Return the error of a message that is not settled."""
-        pending = suspect.pending(business_id, requests, self._clock.now())
+        pending = suspect.pending(business_id, requests, self._clock)
         return unknown_error(pending, suspect.why)
 
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
@@ -110,26 +110,24 @@ class Settler:
         """
 
         def oldest_needed() -> float:
-            clock = self._clock.now()
-            return -math.inf if clock is None else suspect.on(clock)[0].earliest - KNOWN_FOR
+            wanted = suspect.on(self._clock)[0]
+            return -math.inf if wanted is None else _oldest_needed(wanted)
 
         try:
-            rows = await _rows(read, oldest_needed)
+            history = await read_history(read, oldest_needed)
         except ChatError as error:
             return Found.UNCLEAR, f"its chat's history cannot be read: {error}"
-        clock = self._clock.now()
-        if clock is None:
+        wanted, before = suspect.on(self._clock)
+        if wanted is None:
             return Found.UNCLEAR, "the Market's answers have no Date to find it by"
-        wanted, before = suspect.on(clock)
-        found = find(rows, wanted, before)
+        now = self._loop.time()
+        self._skew.learn(rows_of_shop(history.rows), before, now)
+        offset = self._skew.offset(now)
+        found, unclear = history.find(wanted, before, offset)
         if found is Found.YES:
-            # The second in which it was stored is known now: what follows is told apart by that.
-            stored = last_of_shop(rows, wanted.latest)
-            began, ended = stored - clock.most, stored + 1 - clock.least
-            self._deliveries.remember(
-                Delivery(suspect.chat_id, suspect.content, began, ended), self._loop.time()
-            )
-        return found, Found.UNCLEAR.value
+            row_id = last_equal(history.rows, wanted, offset)
+            self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id), now)
+        return found, unclear
 
     async def settle(
         self, pending: Pending, read: ReadHistory, wait: Callable[[float], Awaitable[None]]
@@ -139,51 +137,56 @@ class Settler:
         If the Market may still carry it out, this waits by `wait(seconds)` and reads once more.
         Raises DeliveryUnknownError if the history cannot be read or does not tell.
         """
-        since = -math.inf if pending.since is None else pending.since.timestamp()
-        until = math.inf if pending.until is None else pending.until.timestamp()
+        wanted = _wanted(pending)
+
+        def oldest_needed() -> float:
+            return _oldest_needed(wanted)
+
         try:
             asked = self._loop.time()
-            rows = await _rows(read, lambda: since - KNOWN_FOR)
+            history = await read_history(read, oldest_needed)
             clock = self._clock.now()
             early = (
                 self._settle_after
-                if clock is None or until == math.inf
-                else until - (asked + clock.least)
+                if clock is None or pending.until is None
+                else wanted.latest - (asked + clock.least)
             )
             if early > 0:
                 await wait(early)
-                rows = await _rows(read, lambda: since - KNOWN_FOR)
+                history = await read_history(read, oldest_needed)
         except ChatError as error:
             unknown = unknown_error(pending, f"its chat's history cannot be read: {error}")
             unknown.retry_after = error.retry_after
             raise unknown from None
-        found = _find_pending(rows, pending, since, until)
+        if pending.since is None:
+            # Nobody knows since when: any row that says the same may be an older message.
+            found, unclear = history.find_ever(wanted)
+        else:
+            now = self._loop.time()
+            known = self._deliveries.to_chat(pending.chat_id)
+            here = [stored for item in known if (stored := item.on(self._clock)) is not None]
+            self._skew.learn(rows_of_shop(history.rows), here, now)
+            offset = self._skew.offset(now)
+            after = [stored for stored in here if stored.earliest > wanted.latest]
+            found, unclear = history.find(wanted, pending.before, offset, after)
+            if found is Found.NO:
+                self._deliveries.forget(pending.chat_id, wanted, self._clock)
         if found is Found.UNCLEAR:
-            raise unknown_error(pending, Found.UNCLEAR.value)
+            raise unknown_error(pending, unclear)
         return found is Found.YES
 
 
-async def _rows(read: ReadHistory, oldest_needed: Callable[[], float]) -> list[Message]:
-    """Read the rows of a chat, back to a moment of the Market's if their order allows it."""
-    rows: dict[int, Message] = {}
-    async for page in read():
-        rows.update((row.message_id, row) for row in page)
-        items = page.items
-        descending = len(items) > 1 and items[0].created_at > items[-1].created_at
-        if descending and items[-1].created_at.timestamp() < oldest_needed():
-            break
-    return list(rows.values())
-
-
-def _find_pending(rows: list[Message], pending: Pending, since: float, until: float) -> Found:
+def _wanted(pending: Pending) -> Stored:
     if pending.text is not None:
         content = content_of_text(pending.text)
     else:
         content = Content(file_name=pending.file_name, file_size=pending.file_size)
-    if pending.since is not None:
-        return find(rows, Stored(content, since, until), pending.before)
-    # Nobody knows since when: any row that says the same may be an older message.
-    says_the_same = any(
-        row.sender == Sender.PARTNER and content_of_row(row) == content for row in rows
+    return Stored(
+        content,
+        -math.inf if pending.since is None else pending.since.timestamp(),
+        math.inf if pending.until is None else pending.until.timestamp(),
     )
-    return Found.UNCLEAR if says_the_same else Found.NO
+
+
+def _oldest_needed(wanted: Stored) -> float:
+    return wanted.earliest - KNOWN_FOR - SKEW

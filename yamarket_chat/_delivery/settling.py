@@ -1,22 +1,33 @@
 """Decides from a chat's history whether a message arrived.
 
-All functions here are pure. Times are seconds on the Market's clock. The messages of a chat are
-sent one after another, so the shop's rows since an attempt must be what was delivered shortly
-before it, and then the message itself or nothing. If anything else stands there, nobody guesses.
+All functions here are pure. Times are seconds since 1970. The messages of a chat are sent one after
+another, so the shop's rows since an attempt must be what was delivered shortly before it, and then
+the message itself or nothing. If anything else stands there, nobody guesses.
+
+Two clocks are compared: a row has the time of the Market's storage (`createdAt`), and what was sent
+is known on the clock of its answers (`Date`). The two may differ. So a verdict stands only if the
+opposite is impossible under each offset that the clocks may have.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
 
 from ..models import Message, Sender
 from ..pending import Content, Stored
 
-KNOWN_FOR = 40.0
-"""Seconds before an attempt for which all messages to its chat are known. This is shorter than the
-time for which they are remembered, because clocks differ and an answer takes a while."""
+KNOWN_FOR = 60.0
+"""Seconds before an attempt for which each row is to be explained. Messages are remembered for
+longer, because clocks differ and an answer takes a while."""
+
+SKEW = 30.0
+"""Seconds by which the storage's clock may be ahead of the answers' clock or behind it, as long as
+nothing more is known: a guess that is larger than what is seen of real systems."""
 
 SPACES = "".join(map(chr, range(33))) + (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -39,6 +50,24 @@ def content_of_row(row: Message) -> Content:
     return content_of_text(row.message or "")
 
 
+class Offset(msgspec.Struct, frozen=True):
+    """How many seconds the storage's clock is ahead of the answers' clock, at least and at most."""
+
+    least: float = -SKEW
+    most: float = SKEW
+
+    def likely(self) -> range:
+        """Return the offsets at which a message is looked for, in steps of a second.
+
+        As long as nothing is learnt, the clocks are taken to be the same.
+        """
+        return range(1) if self == Offset() else self.all()
+
+    def all(self) -> range:
+        """Return the possible offsets, in steps of a second."""
+        return range(math.floor(self.least), math.ceil(self.most) + 1)
+
+
 class Found(enum.Enum):
     """Whether a message stands in the history."""
 
@@ -50,21 +79,84 @@ class Found(enum.Enum):
     )
 
 
-def find(rows: Iterable[Message], wanted: Stored, before: Sequence[Stored]) -> Found:
+class Row(msgspec.Struct, frozen=True):
+    """A row of the shop, as it is compared."""
+
+    at: float
+    id: int
+    content: Content
+
+
+def rows_of_shop(rows: Iterable[Message]) -> list[Row]:
+    """Return the rows of the shop in the order of their times."""
+    shop = [
+        Row(row.created_at.timestamp(), row.message_id, content_of_row(row))
+        for row in rows
+        if row.sender == Sender.PARTNER
+    ]
+    return sorted(shop, key=lambda row: (row.at, row.id))
+
+
+def find(
+    rows: Iterable[Message],
+    wanted: Stored,
+    before: Sequence[Stored],
+    offset: Offset = Offset(),  # noqa: B008 - frozen
+    complete_since: float = -math.inf,
+    after: Sequence[Stored] = (),
+) -> Found:
     """Look for `wanted` in the rows of a history.
 
-    `before` is what was sent to the chat in the `KNOWN_FOR` seconds before it, in order. Rows may
-    have whole seconds, so the row of the message before may seem to be as late as the attempt. If
-    that message says the same, earlier rows are looked at until their number decides.
+    `before` is what was sent to the chat in the `KNOWN_FOR` seconds before it or longer, in order.
+    `complete_since` is the time of the storage since when the rows are complete. `after` is what is
+    known to have been sent later.
     """
-    by_shop = [row for row in rows if row.sender == Sender.PARTNER]
-    by_shop.sort(key=lambda row: (row.created_at, row.message_id))
-    shop = [(row.created_at.timestamp(), content_of_row(row)) for row in by_shop]
+    shop = rows_of_shop(rows)
+    # What an earlier look-up has found is known by its id, whatever the clocks say.
+    known = {item.row_id for item in (*before, *after) if item.row_id is not None}
+    shop = [row for row in shop if row.id not in known]
+    before = [item for item in before if item.row_id is None]
+    later = [item for item in after if item.row_id is None and item.surely]
+    verdicts = {_at_offset(shop, wanted, before, o) for o in offset.likely()}
+    if Found.YES in verdicts:
+        equal = [row for row in shop if row.content == wanted.content]
+        items = [item for item in (*before, *later) if item.content == wanted.content]
+        until = wanted.latest + offset.most
+        if not any(_missing_fits(equal, items, wanted, until, o) for o in offset.all()):
+            return Found.YES
+    if Found.NO in verdicts:
+        must = [item for item in before if item.surely and item.earliest - SKEW > complete_since]
+        by_content: dict[Content, list[Row]] = {}
+        for row in shop:
+            by_content.setdefault(row.content, []).append(row)
+        must += [wanted, *later]
+        if not any(_arrived_fits(by_content, must, wanted, o) for o in offset.all()):
+            return Found.NO
+    return Found.UNCLEAR
+
+
+def last_equal(rows: Iterable[Message], wanted: Stored, offset: Offset) -> int:
+    """Return the id of the last row that can be a message which was found."""
+    until = wanted.latest + offset.most
+    equal = (row for row in rows_of_shop(rows) if row.content == wanted.content)
+    return [row.id for row in equal if row.at <= until][-1]
+
+
+def _at_offset(shop: Sequence[Row], wanted: Stored, before: Sequence[Stored], offset: int) -> Found:
+    """Return the verdict if the clocks differ by this offset.
+
+    Rows may have whole seconds, so the row of the message before may seem to be as late as the
+    attempt. If that message says the same, earlier rows are looked at until their number decides.
+    """
     items = [*before, wanted]
     for since in sorted({math.floor(item.earliest) for item in items}, reverse=True):
         if since < wanted.earliest - KNOWN_FOR:
             break
-        stored = [(at, content) for at, content in shop if since <= at <= wanted.latest]
+        stored = [
+            (row.at - offset, row.content)
+            for row in shop
+            if since <= row.at - offset <= wanted.latest
+        ]
         arrived = _explains(items, stored, since)
         missing = _explains(items[:-1], stored, since)
         if arrived is not missing:
@@ -72,15 +164,6 @@ def find(rows: Iterable[Message], wanted: Stored, before: Sequence[Stored]) -> F
         if not arrived:
             break
     return Found.UNCLEAR
-
-
-def last_of_shop(rows: Iterable[Message], until: float) -> float:
-    """Return when the shop's last row until a moment was stored."""
-    return max(
-        at
-        for row in rows
-        if row.sender == Sender.PARTNER and (at := row.created_at.timestamp()) <= until
-    )
 
 
 def _explains(
@@ -101,3 +184,52 @@ def _explains(
                     following.add(count + 1)
         explained = following
     return len(stored) in explained
+
+
+def _can_be(row: Row, item: Stored, offset: int) -> bool:
+    """Whether a row can be a message at an offset, or at less than half a second from it."""
+    # A row of whole seconds may be a second older than it says.
+    return item.earliest - 1.5 < row.at - offset <= item.latest + 0.5
+
+
+def _arrived_fits(
+    rows: Mapping[Content, Sequence[Row]], must: Sequence[Stored], wanted: Stored, offset: int
+) -> bool:
+    """Whether `wanted` can stand in the history beside all that must. Other rows may be anybody's.
+
+    The order of the rows says nothing here: a clock that steps back turns it round.
+    """
+    position = 0
+    for item in must:
+        found = rows.get(item.content, ())
+        # Of those that say the same as `wanted`, each row is one message. The first that can be it
+        # leaves the most rows to those that follow.
+        start = position if item.content == wanted.content else 0
+        start = bisect_right(found, item.earliest - 1.5 + offset, lo=start, key=_time_of)
+        if start == len(found) or found[start].at - offset > item.latest + 0.5:
+            return False
+        if item.content == wanted.content:
+            position = start + 1
+    return True
+
+
+def _missing_fits(
+    equal: Sequence[Row], items: Sequence[Stored], wanted: Stored, until: float, offset: int
+) -> bool:
+    """Whether all rows that say the same, since all is known, can be messages from before."""
+    since = wanted.earliest - KNOWN_FOR
+    near = [row for row in equal if since <= row.at <= until]
+    explained = {0}
+    for item in items:
+        following = set()
+        for count in explained:
+            if not item.surely or not near or item.latest + offset < near[0].at:
+                following.add(count)
+            if count < len(near) and _can_be(near[count], item, offset):
+                following.add(count + 1)
+        explained = following
+    return len(near) in explained
+
+
+def _time_of(row: Row) -> float:
+    return row.at

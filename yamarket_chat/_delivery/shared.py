@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import threading
 
 from .._http.attempt import NEVER
 from .._limits.clock import MarketClock
@@ -15,14 +17,16 @@ from .._limits.scheduler import Scheduler
 from ..errors import InvalidArgumentError
 from ..limits import Limits
 from .deliveries import Deliveries
+from .skew import Skew
 
 
 class Shared:
-    """The scheduler of a business, the Market's clock, and what was lately delivered."""
+    """The scheduler of a business, the Market's clocks, and what was lately delivered."""
 
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.scheduler = Scheduler(limits, loop)
-        self.clock = MarketClock()
+        self.clock = MarketClock(loop)
+        self.skew = Skew()
         self.deliveries = Deliveries(loop)
         self.sessions = 0
         self.warn_from = NEVER  # when a failing attempt is to be warned of again
@@ -32,8 +36,30 @@ class Shared:
         return not self.sessions and self.scheduler.idle() and self.deliveries.idle()
 
 
-_Key = tuple[asyncio.AbstractEventLoop, str, int | None]
-_shared: dict[_Key, Shared] = {}
+_Businesses = dict[tuple[str, int | None], Shared]
+_of_loops: dict[asyncio.AbstractEventLoop, _Businesses] = {}
+_lock = threading.Lock()  # each loop has its thread, and all of them open sessions
+
+
+def _forget_parent() -> None:
+    global _lock
+    _lock = threading.Lock()
+    _of_loops.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+def _businesses(loop: asyncio.AbstractEventLoop) -> _Businesses:
+    """Return what is shared on a loop, by business. Only the thread of the loop touches it."""
+    with _lock:
+        for other in list(itertools.islice(_of_loops, 2)):
+            # The two that were looked at longest ago: opening a session stays cheap with thousands.
+            businesses = _of_loops.pop(other)
+            if not other.is_closed():
+                _of_loops[other] = businesses
+        return _of_loops.setdefault(loop, {})
 
 
 def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
@@ -42,15 +68,15 @@ def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
     Raises InvalidArgumentError if they have other limits.
     """
     loop = asyncio.get_running_loop()
-    for key in list(itertools.islice(_shared, 2)):
-        # The two that were looked at longest ago: opening a session stays cheap with thousands.
-        shared = _shared.pop(key)
-        if not (key[0].is_closed() or (key[0] is loop and shared.idle())):
-            _shared[key] = shared
-    key = (loop, origin, business_id)
-    if key not in _shared:
-        _shared[key] = Shared(limits, loop)
-    shared = _shared[key]
+    businesses = _businesses(loop)
+    for key in list(itertools.islice(businesses, 2)):  # as above
+        shared = businesses.pop(key)
+        if not shared.idle():
+            businesses[key] = shared
+    key = (origin, business_id)
+    if key not in businesses:
+        businesses[key] = Shared(limits, loop)
+    shared = businesses[key]
     if shared.scheduler.limits != limits:
         if not shared.idle():
             raise InvalidArgumentError(
@@ -58,6 +84,6 @@ def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
                 " are in force while one of them is open or its requests still count: pass the same"
                 " Limits to all sessions"
             )
-        shared = _shared[key] = Shared(limits, loop)
+        shared = businesses[key] = Shared(limits, loop)
     shared.sessions += 1
     return shared

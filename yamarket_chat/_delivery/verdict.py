@@ -18,6 +18,22 @@ class Verdict(enum.Enum):
     UNKNOWN = "nothing tells whether it was carried out"
 
 
+_STATUSES = {
+    400: Verdict.REFUSED,  # wrong data, as documented; a proxy that says so has sent nothing on
+    401: Verdict.REFUSED,  # a wrong key, as documented
+    403: Verdict.REFUSED,  # no access, as documented; a firewall that says so has sent nothing on
+    404: Verdict.REFUSED,  # not found, as documented; a wrong path likewise
+    405: Verdict.REFUSED,  # a wrong method, as documented
+    407: Verdict.REFUSED,  # a proxy wants a password: nothing was sent on
+    408: Verdict.UNKNOWN,  # the connection broke, perhaps after the request was carried out
+    415: Verdict.REFUSED,  # a wrong content type, as documented
+    420: Verdict.NOT_CARRIED_OUT,  # a rate limit, as documented
+    423: Verdict.REFUSED,  # the business is being migrated, as documented
+    429: Verdict.NOT_CARRIED_OUT,  # a balancer's rate limit: it has sent nothing on
+    499: Verdict.UNKNOWN,  # the connection broke before the processing ended, as documented
+}
+
+
 def judge(seen: Answer | NoAnswer) -> Verdict:
     """Return what an attempt came to of which this was seen.
 
@@ -25,8 +41,9 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
     seen                                            verdict
     ==============================================  ======================
     200 in the API's form, status OK                DONE
-    420; 503 in the API's form                      NOT_CARRIED_OUT
-    any other 4xx, whatever its body                REFUSED
+    503 in the API's form                           NOT_CARRIED_OUT
+    a 4xx of `_STATUSES`, whatever its body         as it says
+    any other 4xx in the API's form                 REFUSED; in another form UNKNOWN
     no connection was made                          NOT_CARRIED_OUT
     an invalid certificate; a file that cannot be
     read to its end                                 REFUSED
@@ -39,7 +56,11 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
         return Verdict.UNKNOWN if seen.sent else Verdict.NOT_CARRIED_OUT
     if seen.status == 200:
         return Verdict.DONE if is_done(seen) else Verdict.UNKNOWN
-    if seen.status == 420 or (seen.status == 503 and seen.decoded is not None):
+    if seen.status in _STATUSES:
+        return _STATUSES[seen.status]
+    if seen.decoded is None:
+        return Verdict.UNKNOWN
+    if seen.status == 503:
         return Verdict.NOT_CARRIED_OUT
     return Verdict.REFUSED if 400 <= seen.status < 500 else Verdict.UNKNOWN
 

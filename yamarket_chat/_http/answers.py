@@ -14,7 +14,7 @@ import msgspec
 from multidict import CIMultiDictProxy, istr
 
 from ..errors import ErrorDetail
-from ..listing import Page
+from ..listing import Page, Unreadable
 from ..models import Campaign, Chat, ChatContext, Message, Received, Token
 
 TRACEPARENT = istr("traceparent")
@@ -159,3 +159,80 @@ def decoder(form: Any) -> Decode:
 
 
 decode_envelope = decoder(Envelope)
+
+
+class _Ids(Received, frozen=True, kw_only=True):
+    """The id of an item that cannot be decoded, if it has one."""
+
+    message_id: Any = None
+    chat_id: Any = None
+    id: Any = None
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    """A list of which some items could not be decoded."""
+
+    items: Page[Any]
+
+    def page(self) -> Page[Any]:
+        """Return the page."""
+        return self.items
+
+
+class _RawList(Received, frozen=True, kw_only=True):
+    """A list whose items are not decoded yet."""
+
+    messages: list[msgspec.Raw] | None = None
+    chats: list[msgspec.Raw] | None = None
+    campaigns: list[msgspec.Raw] | None = None
+    context: msgspec.Raw = msgspec.Raw(b"null")
+    paging: Paging | None = None
+
+
+class _RawCampaigns(_RawList, frozen=True, kw_only=True):
+    """The same at the top of an answer, as getCampaigns has it."""
+
+    status: str = "OK"
+
+    @property
+    def result(self) -> Self:
+        """Itself."""
+        return self
+
+
+def list_decoder(form: Any, item: Any) -> Decode:
+    """Return the decoder of a list. If the whole cannot be decoded, its items are one by one."""
+    decode_whole = decoder(form)
+    decode_raw = decoder(_RawCampaigns if form is CampaignList else Answered[_RawList])
+    decode_item, decode_context = decoder(item), decoder(ChatContext)
+    decode_ids = decoder(_Ids)
+
+    def unreadable(raw: msgspec.Raw) -> Unreadable:
+        ids = decode_ids(bytes(raw)) or _Ids()
+        found = [str(one) for one in (ids.message_id, ids.chat_id, ids.id) if one is not None][:1]
+        ids_found = [
+            int(one) for one in found if one.isascii() and one.isdecimal() and len(one) < 20
+        ]
+        return Unreadable(bytes(raw), ids_found[0] if ids_found else None)
+
+    def read(body: bytes) -> Any:
+        whole = decode_whole(body)
+        if whole is not None:
+            return whole
+        answer = decode_raw(body)
+        raw = None if answer is None else answer.result
+        if raw is None:
+            return None
+        rows = next((r for r in (raw.messages, raw.chats, raw.campaigns) if r is not None), None)
+        if rows is None:
+            return None
+        decoded = [(row, decode_item(bytes(row))) for row in rows]
+        page = Page(
+            items=tuple(one for _, one in decoded if one is not None),
+            unreadable=tuple(unreadable(row) for row, one in decoded if one is None),
+            next_page_token=_next(raw.paging),
+            context=decode_context(bytes(raw.context)),
+        )
+        return Answered(status=answer.status, result=_Rows(page))
+
+    return read

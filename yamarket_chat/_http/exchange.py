@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ..connections import connector
+from ..secret import Secret
 from .answers import TRACEPARENT, Answer, Decode, NoAnswer, decode_envelope
 from .attempt import Attempt
 from .bodies import JsonBody, RequestBody
@@ -60,7 +61,7 @@ class Exchange:
     def __init__(
         self,
         base_url: str,
-        api_key: str,
+        api_key: Secret,
         *,
         integration: str,
         timeout: float,
@@ -71,7 +72,7 @@ class Exchange:
         self._origin = url.origin()
         self._scheme, self._authority = url.scheme, url.raw_authority
         self._prefix = url.raw_path.rstrip("/")
-        self._key = {"Api-Key": api_key, "X-Market-Integration": integration}
+        self._key = {"Api-Key": api_key.reveal(), "X-Market-Integration": integration}
         self._headers = CIMultiDict(
             {
                 **self._key,
@@ -199,9 +200,8 @@ class Exchange:
         return Answer(status, headers, content, read(content), attempt.began, ended)
 
     def _headers_of(self, body: RequestBody) -> CIMultiDict[str]:
-        headers = self._headers.copy()
-        headers["Content-Type"] = body.content_type
-        return headers
+        # In no variable, which a traceback would show.
+        return CIMultiDict({**self._headers, "Content-Type": body.content_type})
 
     async def fetch(self, url: str, max_bytes: int) -> AsyncGenerator[bytes, None]:
         """Download from an address, in pieces. Only the Market's own host gets the key.

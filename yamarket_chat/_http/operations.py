@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from ..models import Chat, Message
+from ..models import Campaign, Chat, Message
 from .answers import (
     Answered,
     CampaignList,
@@ -31,6 +31,7 @@ class Operation(msgspec.Struct, frozen=True):
     answer: Any  # the form of its answer
     repeatable: bool = True  # carrying it out twice does no more than carrying it out once
     limited: bool = True  # `Limits` has its rate limit
+    item: Any = None  # the form of one item, if it answers a list
 
 
 _CHATS = "/v2/businesses/{business_id}/chats"
@@ -46,12 +47,16 @@ CREATE_CHAT = Operation("create_chat", "createChat", "POST", f"{_CHATS}/new", An
 GET_CHAT = Operation(
     "get_chat", "getChat", "GET", "/v2/businesses/{business_id}/chat", Answered[Chat]
 )
-CHATS = Operation("chats", "getChats", "POST", _CHATS, Answered[ChatList])
-HISTORY = Operation("history", "getChatHistory", "POST", f"{_CHATS}/history", Answered[MessageList])
+CHATS = Operation("chats", "getChats", "POST", _CHATS, Answered[ChatList], item=Chat)
+HISTORY = Operation(
+    "history", "getChatHistory", "POST", f"{_CHATS}/history", Answered[MessageList], item=Message
+)
 GET_MESSAGE = Operation(
     "get_message", "getChatMessage", "GET", f"{_CHATS}/message", Answered[Message]
 )
-CAMPAIGNS = Operation("campaigns", "getCampaigns", "GET", "/v2/campaigns", CampaignList)
+CAMPAIGNS = Operation(
+    "campaigns", "getCampaigns", "GET", "/v2/campaigns", CampaignList, item=Campaign
+)
 TOKEN = Operation("token", "getAuthTokenInfo", "POST", "/v2/auth/token", Answered[TokenInfo])
 
 _ALL = (

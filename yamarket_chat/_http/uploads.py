@@ -163,8 +163,10 @@ class _Part(payload.Payload):
         size = min(CHUNK, self._upload.size - position)
         try:
             piece = await asyncio.to_thread(self._upload.read, file, position, size)
-        except (OSError, ValueError) as error:
-            raise Unreadable(str(error)) from None
+        except Exception as error:  # noqa: BLE001 - a file of the caller's may raise anything
+            raise Unreadable(str(error) or type(error).__name__) from None
+        if not isinstance(piece, bytes):
+            raise Unreadable(f"reading it gave {type(piece).__name__} instead of bytes")
         if not piece:
             raise Unreadable("it has become shorter since it was passed to send_file")
         return piece

@@ -1,17 +1,36 @@
-"""The Market's clock, as the Date of its responses tells it.
+"""The Market's clock, as the Date of its responses tells it, carried on by the loop's time.
 
-The local wall clock has no part in this: it may be minutes off. The loop's time carries a Date on.
+The local wall clock has no part in this: it may be minutes off. But the loop's time may stand still
+while the machine sleeps or is paused, and either clock may be set. So the Dates of the last minutes
+are kept, and what was sent is placed by those that came before and after it. The system's clock is
+asked only how long the loop's time has stood still: before the first Date nothing else can tell.
 """
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
+import time
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 
 import msgspec
 
+from .._http.attempt import NEVER
+
+SPACING = 1.0
+"""Seconds between two readings that are kept."""
+
+KEPT = 256
+"""The readings that are kept: more than four minutes, longer than deliveries are remembered."""
+
 HOLDS = 60.0
 """Seconds for which the Date of a quick response is kept although slower ones come."""
+
+NOTICEABLE = 0.5
+"""Seconds of standing still that count. Shorter ones are within what a Date tells."""
 
 
 class Clock(msgspec.Struct, frozen=True):
@@ -20,8 +39,17 @@ class Clock(msgspec.Struct, frozen=True):
     least: float
     most: float
 
-    def or_else(self, other: Clock) -> Clock:
-        """Return the clock that holds if either of the two does."""
+    def agrees(self, other: Clock) -> bool:
+        """Whether both can be right."""
+        return max(self.least, other.least) <= min(self.most, other.most)
+
+    def combined(self, other: Clock) -> Clock:
+        """Return what both say, or if they do not agree, all that either says.
+
+        If they do not agree, one of the clocks has been set, or the loop's time has stood still.
+        """
+        if self.agrees(other):
+            return Clock(max(self.least, other.least), min(self.most, other.most))
         return Clock(min(self.least, other.least), max(self.most, other.most))
 
 
@@ -36,6 +64,9 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     asked: float
     answered: float
 
+    def __repr__(self) -> str:
+        return "Reading()"  # headers may echo the key
+
     def clock(self) -> Clock | None:
         """Return what it tells; None if there is no Date or it cannot be decoded."""
         seconds = parse_date(self.headers.get("Date"))
@@ -44,49 +75,99 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
         return Clock(seconds - self.answered, seconds + 1 - self.asked)
 
 
-class Readings(msgspec.Struct, frozen=True, gc=False):
-    """What was read off the Market's responses until a moment."""
-
-    quickest: Reading | None = None  # of late: it tells most exactly
-    latest: Reading | None = None
-
-    def clock(self) -> Clock | None:
-        """Return the Market's clock; None before its first response.
-
-        If the two readings do not agree, one of the clocks has been set, or the machine has slept
-        and the loop's clock has stood still. Then the latest one holds.
-        """
-        quickest = None if self.quickest is None else self.quickest.clock()
-        latest = None if self.latest is None else self.latest.clock()
-        if quickest is None or latest is None:
-            return latest or quickest
-        least, most = max(quickest.least, latest.least), min(quickest.most, latest.most)
-        return Clock(least, most) if least <= most else latest
-
-
 class MarketClock:
-    """Keeps the readings of the Market's clock."""
+    """The readings of the Market's clock of the last minutes."""
 
-    def __init__(self) -> None:
-        self.readings = Readings()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._quickest: Reading | None = None  # of late: it tells most exactly
+        self._latest: Reading | None = None
+        self._kept: deque[Reading] = deque(maxlen=KEPT)
+        self._next = NEVER  # when the next reading is kept
+        # By how much the loop's time had stood still, and when that was asked.
+        self._stood_still: deque[tuple[float, float]] = deque(maxlen=KEPT)
+        self._look_at_system()
 
     def read(self, headers: Mapping[str, str], asked: float, answered: float) -> None:
-        """Keep the headers of a response of the API."""
-        latest = Reading(headers, asked, answered)
-        quickest = self.readings.quickest
+        """Take the headers of a response of the API."""
+        latest = self._latest = Reading(headers, asked, answered)
+        quickest = self._quickest
         if (
             quickest is None
             or answered - asked <= quickest.answered - quickest.asked
             or answered - quickest.answered > HOLDS
         ):
-            quickest = latest
-        self.readings = Readings(quickest, latest)
+            self._quickest = latest
+        if answered >= self._next:
+            self._next = answered + SPACING
+            self._kept.append(latest)
+            self._look_at_system()
 
     def now(self) -> Clock | None:
-        """Return the Market's clock; None before its first response."""
-        return self.readings.clock()
+        """Return the Market's clock; None before its first response.
+
+        If the quickest and the latest reading do not agree, the latest one holds.
+        """
+        quickest = None if self._quickest is None else self._quickest.clock()
+        latest = None if self._latest is None else self._latest.clock()
+        if quickest is None or latest is None:
+            return latest or quickest
+        return latest.combined(quickest) if latest.agrees(quickest) else latest
+
+    def at(self, moment: float) -> Clock | None:
+        """Return the Market's clock around a moment of the loop; None if nothing is known of it.
+
+        It is wide if the readings before and after do not agree.
+        """
+        readings = [*self._kept, *([] if self._latest is None else [self._latest])]
+        position = bisect_right(readings, moment, key=_answered)
+        before = readings[position - 1] if position else None
+        after = next((r for r in readings[position:] if r.asked >= moment), None)
+        clocks = [
+            clock
+            for reading in (before, after)
+            if reading is not None and (clock := reading.clock()) is not None
+        ]
+        if not clocks:
+            return None
+        clock = clocks[0].combined(clocks[-1])
+        quickest = None if self._quickest is None else self._quickest.clock()
+        if quickest is not None and all(quickest.agrees(other) for other in clocks):
+            clock = clock.combined(quickest)
+        if before is None:
+            # No Date from before tells whether the loop's time has stood still since.
+            clock = Clock(clock.least - self._stood_still_since(moment), clock.most)
+        return clock
+
+    def _look_at_system(self) -> None:
+        self._stood_still.append((self._loop.time(), stood_still(self._loop)))
+
+    def _stood_still_since(self, moment: float) -> float:
+        totals = [total for at, total in self._stood_still if at <= moment]
+        stood = abs(stood_still(self._loop) - (totals[-1] if totals else self._stood_still[0][1]))
+        return stood if stood > NOTICEABLE else 0.0
 
 
+def _answered(reading: Reading) -> float:
+    return reading.answered
+
+
+def stood_still(loop: asyncio.AbstractEventLoop) -> float:
+    """Return for how many seconds the time of the loop has stood still, counted from any moment.
+
+    Linux has a clock that goes on while the machine sleeps. Elsewhere it is the wall clock, which
+    people may set: too large a difference makes an outcome unclear, and never wrong. A loop with a
+    time of its own has a method of this name.
+    """
+    own = getattr(loop, "stood_still", None)
+    if own is not None:
+        return float(own())
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return time.time() - time.monotonic()
+
+
+@lru_cache(maxsize=1024)  # settling asks the same Dates again and again
 def parse_date(text: str | None) -> int | None:
     """Return the seconds since 1970 of an RFC 822 date; None if it cannot be decoded."""
     if text is None:

@@ -47,6 +47,16 @@ def number_of(text: str | int | None) -> int | None:
     return value if 0 <= value < 2**31 else None
 
 
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of a Retry-After header; None if it has none that makes sense."""
+    text = headers.get("Retry-After", "")
+    seconds = number_of(text)
+    if seconds is not None:
+        return float(seconds)
+    until, date = parse_date(text), parse_date(headers.get("Date"))
+    return None if until is None or date is None else float(max(until - date, 0))
+
+
 def seconds_until(headers: Mapping[str, str]) -> float | None:
     """Return how long the restriction lasts: Until minus Date, so no local clock has a part."""
     until, date = parse_date(headers.get(UNTIL_HEADER)), parse_date(headers.get("Date"))

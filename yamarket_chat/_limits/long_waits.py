@@ -37,7 +37,11 @@ class LongWaits:
         if self._warned:
             pass
         elif least > LONG_WAIT:
-            self._warn("the rate limit is used up, calls wait %.0f s or more", least)
+            try:
+                self._warn("the rate limit is used up, calls wait %.0f s or more", least)
+            except BaseException:  # a log handler of the caller's
+                self.end(self._waits)
+                raise
         elif self._timer is None:
             self._watch()
         return self._waits

@@ -70,14 +70,15 @@ class Scheduler:
         line: int | None = None,
         reserve: int | None = None,
     ) -> Ticket:
-        """Return a new ticket, at the end of its line."""
+        """Return a new ticket. If it has a line, it joins it by `join`, in this very step."""
         self._numbers += 1
-        ticket = Ticket(self._numbers, operation, group, line, reserve)
-        if line is not None:
-            self._lines.join(ticket, line)
-            if reserve is None and ticket.before is not None:
-                self._make_singles(ticket.before)
-        return ticket
+        return Ticket(self._numbers, operation, group, line, reserve)
+
+    def join(self, ticket: Ticket, line: int) -> None:
+        """Put a call at the end of its line, which it leaves by `leave`."""
+        self._lines.join(ticket, line)
+        if ticket.reserve is None and ticket.before is not None:
+            self._make_singles(ticket.before)
 
     def _make_singles(self, ticket: Ticket | None) -> None:
         while ticket is not None and ticket.reserve is not None:
@@ -90,31 +91,48 @@ class Scheduler:
         """Wait until the call may be sent, and return its next attempt, which is sent now.
 
         Raises MaxWaitExceededError if that takes longer than `max_wait` seconds, and what its group
-        is closed by.
+        is closed by. If this fails or is cancelled, `drop` gives back what the call holds.
         """
         ticket.group.check_open()
         # All in one coroutine: a hundred thousand calls may wait here, and each frame counts.
-        wait = self._begin_to_wait(ticket, max_wait)
-        try:
-            while True:
-                await ticket.future  # type: ignore[misc]
-                ticket.group.check_open()
-                if not self._queues[ticket.operation].window.is_closed():
-                    break
-                self._wait_again(ticket)
-                if isinstance(wait, _Deadline) and wait.at <= self._loop.time():
-                    self._waited_enough(ticket, wait.max_wait)
-        except BaseException:
-            self._end_to_wait(ticket, wait)
-            if ticket.granted:
-                self._ungrant(ticket)
-            elif ticket.ready:
-                self._queues[ticket.operation].remove(ticket)
-            self._dispatch()
-            raise
-        self._end_to_wait(ticket, wait)
+        self._begin_to_wait(ticket, max_wait)
+        while True:
+            await ticket.future  # type: ignore[misc]
+            ticket.group.check_open()
+            if not self._queues[ticket.operation].window.is_closed():
+                break
+            self._wait_again(ticket)
+            wait = ticket.wait
+            if isinstance(wait, _Deadline) and wait.at <= self._loop.time():
+                self._waited_enough(ticket, wait.max_wait)
+        self._end_to_wait(ticket)
         self._ungrant(ticket)
         return self._send(ticket, self._loop.time())
+
+    def drop(self, ticket: Ticket, *, sent: bool) -> None:
+        """Give back whatever the call still holds: it failed, or was cancelled, at any line.
+
+        `sent` says whether its last request may have reached the Market.
+        """
+        waited = ticket.wait is not None or ticket.granted
+        ticket.group.waiting.pop(ticket, None)
+        if ticket.wait is not None:
+            self._end_to_wait(ticket)
+        if ticket.granted:
+            self._ungrant(ticket)
+        elif ticket.ready:
+            self._queues[ticket.operation].remove(ticket)
+        attempt = ticket.attempt
+        if attempt is not None and attempt in ticket.group.under_way:
+            attempt.take_back_cancels()
+            if attempt.is_under_way():
+                attempt.ended = self._loop.time()
+            if sent:
+                self.unanswered(ticket, attempt)
+            else:
+                self.unsent(ticket, attempt)
+        elif waited:
+            self._dispatch()
 
     def try_admit(self, ticket: Ticket) -> Attempt | None:
         """Return the next attempt of the call if it may be sent now and no call waits."""
@@ -131,15 +149,16 @@ class Scheduler:
         return self._send(ticket, now)
 
     def _send(self, ticket: Ticket, now: float) -> Attempt:
-        self._places.take()
         attempt = self._queues[ticket.operation].window.send(running_task(self._loop), now)
+        self._places.take()
+        ticket.attempt = attempt
         group = ticket.group
         group.under_way[attempt] = None
         group.make_way()
         return attempt
 
-    def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> _Deadline | int:
-        """Return the end of the wait, or if it has none, its number among the long waits."""
+    def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> None:
+        """Note the end of the wait, or if it has none, its number among the long waits."""
         queue = self._queues[ticket.operation]
         ahead = queue.ahead_of(ticket)
         if max_wait is not None:
@@ -147,21 +166,21 @@ class Scheduler:
             least = self._least_wait(ticket, ahead, ticket.reserve or 0)
             if least > max_wait:
                 raise _max_wait_exceeded(ticket, max_wait, least)
-        ticket.future = self._loop.create_future()
-        ticket.group.waiting[ticket] = None
-        queue.waiting += 1
-        self._waiting += 1
         wait: _Deadline | int
         if max_wait is None:
             wait = queue.long_waits.begin(queue.window.wait(ahead, ticket.reserve or 0))
         else:
             timer = self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
             wait = _Deadline(self._loop.time() + max_wait, max_wait, timer)
+        ticket.wait = wait
+        ticket.future = self._loop.create_future()
+        ticket.group.waiting[ticket] = None
+        queue.waiting += 1
+        self._waiting += 1
         if ticket.before is None:
             self._first_in_line(ticket)
         if not (ticket.ready or ticket.granted):
             ticket.group.make_way()
-        return wait
 
     def _wait_again(self, ticket: Ticket) -> None:
         """Wait again: a 420 closed the window in the very pass in which the call was granted."""
@@ -170,15 +189,16 @@ class Scheduler:
         self._first_in_line(ticket)
         self._dispatch()  # the timer may be set to a moment that assumed one grant more
 
-    def _end_to_wait(self, ticket: Ticket, wait: _Deadline | int) -> None:
-        ticket.future = None
-        del ticket.group.waiting[ticket]
+    def _end_to_wait(self, ticket: Ticket) -> None:
+        wait = ticket.wait
+        ticket.wait = ticket.future = None
+        ticket.group.waiting.pop(ticket, None)
         self._waiting -= 1
         queue = self._queues[ticket.operation]
         queue.waiting -= 1
         if isinstance(wait, _Deadline):
             wait.timer.cancel()
-        else:
+        elif isinstance(wait, int):
             queue.long_waits.end(wait)
 
     def _least_wait(self, ticket: Ticket, ahead: int, reserve: int) -> float:
@@ -199,20 +219,22 @@ class Scheduler:
         """Wait before the next attempt. Raises what its group is closed by."""
         group, line = ticket.group, ticket.line
         group.check_open()
-        future = ticket.future = self._loop.create_future()
-        timer = self._loop.call_later(seconds, wake, future)
-        if line is not None:
-            self._lines.block(line, self._loop.time() + seconds)
-        group.waiting[ticket] = None
-        group.make_way()
+        timer: asyncio.TimerHandle | None = None
         try:
+            future = ticket.future = self._loop.create_future()
+            timer = self._loop.call_later(seconds, wake, future)
+            if line is not None:
+                self._lines.block(line, self._loop.time() + seconds)
+            group.waiting[ticket] = None
+            group.make_way()
             await future
         finally:
-            timer.cancel()
+            group.waiting.pop(ticket, None)
+            ticket.future = None
             if line is not None:
                 self._lines.unblock(line)
-            ticket.future = None
-            del group.waiting[ticket]
+            if timer is not None:
+                timer.cancel()
 
     def leave(self, ticket: Ticket, rest: float = 0.0) -> None:
         """Note that the call is over. The next one of its line may go in `rest` seconds."""
@@ -319,8 +341,8 @@ class Scheduler:
     def answered(self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str]) -> None:
         """Note an answer that is no refusal over a limit."""
         ticket.group.attempt_ended(attempt)
-        self._queues[ticket.operation].window.answered(attempt, headers)
         self._places.answered()
+        self._queues[ticket.operation].window.answered(attempt, headers)
         self._dispatch(ticket.group)
 
     def refused_in_parallel(
@@ -331,8 +353,9 @@ class Scheduler:
         Returns for how many seconds the call itself should pause.
         """
         ticket.group.attempt_ended(attempt)
-        self._queues[ticket.operation].window.answered(attempt, headers)
+        ticket.attempt = None
         pause = self._places.refused(attempt, named)
+        self._queues[ticket.operation].window.answered(attempt, headers)
         self._dispatch(ticket.group)
         return pause
 
@@ -341,8 +364,9 @@ class Scheduler:
     ) -> float:
         """Note a 420 for the resource. Returns for how many seconds its window is closed."""
         ticket.group.attempt_ended(attempt)
-        closed_for = self._queues[ticket.operation].window.refused(attempt, headers, named)
+        ticket.attempt = None
         self._places.answered()
+        closed_for = self._queues[ticket.operation].window.refused(attempt, headers, named)
         self._dispatch(ticket.group)
         return closed_for
 
@@ -356,8 +380,9 @@ class Scheduler:
     def unsent(self, ticket: Ticket, attempt: Attempt) -> None:
         """Note that the request surely never reached the Market."""
         ticket.group.attempt_ended(attempt)
-        self._queues[ticket.operation].window.unsent()
+        ticket.attempt = None
         self._places.give_back()
+        self._queues[ticket.operation].window.unsent()
         self._dispatch(ticket.group)
 
     def hold(self, ticket: Ticket, attempt: Attempt, until: float) -> None:

@@ -74,6 +74,8 @@ class Ticket(msgspec.Struct, eq=False):
     before: Ticket | None = None  # neighbours in the line
     after: Ticket | None = None
     future: asyncio.Future[None] | None = None  # while it waits
+    wait: object = None  # while it waits for the limits: what the scheduler knows of its wait
+    attempt: Attempt | None = None  # its last one, while nobody has said what it came to
     ready: bool = False  # stands in its queue
     granted: bool = False  # may be sent, and is not yet
 

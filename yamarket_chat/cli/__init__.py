@@ -1,4 +1,4 @@
-"""The command `yamarket-chat`. It needs typer and rich, which the extra `cli` installs."""
+"""The command `yamarket-chat`. The extra `cli` installs what it needs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import sys
 
 def main() -> int:
     """Run the command and return its exit status."""
-    try:
-        from .app import run
+    from . import signals
 
-        return run()
+    try:
+        with signals.handled():
+            from .app import run
+
+            return run()
+    except signals.Stopped as stopped:
+        return stopped.status
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in ("typer", "rich"):
+        if missing not in ("typer", "rich", "charset_normalizer"):
             raise
         sys.stderr.write(
             f"Error: {missing} is not installed; run: pip install 'yamarket-chat[cli]'\n"

@@ -11,7 +11,7 @@ import typer
 from yamarket_chat import __version__
 from yamarket_chat.errors import ChatError, InvalidArgumentError
 
-from . import console, environment
+from . import console, environment, signals
 from .chats import chats
 from .demo import demo
 from .history import history
@@ -28,6 +28,7 @@ NAME = "yamarket-chat"
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
+TAKES_TEXT = (f"{NAME} send", f"{NAME} sandbox say")
 DASH_HINT = ": put -- before a text that begins with a dash"
 
 app: typer.Typer = typer.Typer(
@@ -47,9 +48,9 @@ for _command in (
     send_many,
     new_chat,
     quota,
-    sandbox,
 ):
     app.command()(_command)
+app.add_typer(sandbox, name="sandbox")
 
 
 def run() -> int:
@@ -63,7 +64,7 @@ def run() -> int:
         if text := error.format_message():
             context = getattr(error, "ctx", None)
             path = NAME if context is None else context.command_path
-            hint = DASH_HINT if text.startswith("No such option") and path == f"{NAME} send" else ""
+            hint = DASH_HINT if text.startswith("No such option") and path in TAKES_TEXT else ""
             console.failure(f"{text.rstrip('.')}{hint}; see {path} --help")
         return error.exit_code
     except InvalidArgumentError as error:
@@ -75,7 +76,7 @@ def run() -> int:
     except console.OutputError as error:
         if not error.closed:  # the reader has closed the pipe on purpose, such as `head`
             console.failure(str(error))
-        return EXIT_FAILURE
+        return signals.exit_status(EXIT_FAILURE)  # SIGHUP: the terminal is closed
     return status if isinstance(status, int) else 0
 
 

@@ -22,9 +22,6 @@ from rich.text import Text
 
 from yamarket_chat.errors import ChatError, DeliveryUnknownError
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C."""
-
 MAX_FILE_WIDTH = 1000
 """Maximum width in columns of a table that is not written to a terminal."""
 

@@ -23,7 +23,7 @@ from yamarket_chat.sandbox import Fault, Sandbox, StoredMessage, numbered_faults
 from yamarket_chat.sandbox.faults import FaultPlan
 from yamarket_chat.session import ChatSession
 
-from . import console
+from . import console, signals
 
 FIRST_CHAT = 101
 
@@ -97,7 +97,7 @@ def demo(
     Example: yamarket-chat demo --faults
     """
     plan = msgspec.structs.replace(PLAN, faults=FAULTS) if faults else PLAN
-    if not asyncio.run(run(plan)):
+    if not signals.run(run(plan)):
         raise typer.Exit(1)
 
 

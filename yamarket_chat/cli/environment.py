@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from . import console
@@ -18,7 +19,7 @@ def load(path: Path) -> None:
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
             raise ValueError("it contains a NUL character")
-        found = _parse(text)
+        found = _parse(text, path)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -49,18 +50,30 @@ def _warn_about_url() -> None:
     )
 
 
-def _parse(text: str) -> dict[str, str]:
+QUOTED = re.compile(r"""(["'])([^"']*)\1\s*(?:#.*)?""")
+COMMENT = re.compile(r"(?:^|\s)#.*")
+
+
+def _parse(text: str, path: Path) -> dict[str, str]:
     """Parse lines such as NAME=value. Variables that are not in `NAMES` are ignored.
 
-    >>> _parse('export YAMARKET_API_KEY="ACMA:1"')
+    >>> _parse('export YAMARKET_API_KEY="ACMA:1" # the cabinet', Path(".env"))
     {'YAMARKET_API_KEY': 'ACMA:1'}
     """
     found = {}
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), 1):
         name, equals, value = line.strip().removeprefix("export ").partition("=")
         name, value = name.strip(), value.strip()
-        if equals and name in NAMES:
-            if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-                value = value[1:-1]
-            found[name] = value
+        if not equals or name not in NAMES:
+            continue
+        if value.startswith(("'", '"')):
+            quoted = QUOTED.fullmatch(value)
+            if quoted is None:
+                console.warning(
+                    f"{path}, line {number}: {name} is ignored, because its quotes do not match"
+                )
+                continue
+            found[name] = quoted[2]
+        else:
+            found[name] = COMMENT.sub("", value)
     return found

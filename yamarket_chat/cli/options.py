@@ -14,7 +14,7 @@ from yamarket_chat.session import ChatSession
 from . import console, environment
 
 
-def _warn_about_key(context: typer.Context, value: str | None) -> str | None:
+def _check_key(context: typer.Context, value: str | None) -> str | None:
     source = context.get_parameter_source("api_key")
     if source is not None and source.name == "COMMANDLINE":
         console.warning(
@@ -22,6 +22,14 @@ def _warn_about_key(context: typer.Context, value: str | None) -> str | None:
         )
         # typer reads options on the command line first, so it has not read the URL variable yet.
         environment.ignore_url_from_file()
+    if value and (value[0] in "'\"" or value[-1] in "'\""):
+        raise typer.BadParameter(
+            "the key begins or ends with a quote; remove the quotes (docker --env-file keeps them)"
+        )
+    if value and len(value.split()) > 1:
+        raise typer.BadParameter(
+            "the key contains a space; remove what does not belong to it, such as a comment"
+        )
     return value
 
 
@@ -32,7 +40,7 @@ ApiKey = Annotated[
         envvar="YAMARKET_API_KEY",
         help="The seller's Api-Key.",
         show_default=False,
-        callback=_warn_about_key,
+        callback=_check_key,
     ),
 ]
 BusinessId = Annotated[
@@ -79,6 +87,29 @@ def standard_input() -> bytes:
             "standard input is closed; pipe data into the command or pass it as an argument"
         )
     return sys.stdin.buffer.read()
+
+
+def text_argument(text: str) -> str:
+    """Return a text of the command line, or standard input for "-"."""
+    if text == "-":
+        return _standard_text()
+    if any("\udc80" <= c <= "\udcff" for c in text):  # so Python marks bytes that it cannot decode
+        raise InvalidArgumentError(
+            f"the text is not in the encoding of this locale ({sys.getfilesystemencoding()}); set"
+            " LC_ALL=C.UTF-8, or pipe the text into the command and pass - as the text"
+        )
+    return text
+
+
+def _standard_text() -> str:
+    """Read a text from standard input, without the line break at its end."""
+    try:
+        text = standard_input().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InvalidArgumentError(
+            "standard input is not text in UTF-8; convert it to UTF-8"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def connect(

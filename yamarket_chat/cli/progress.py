@@ -47,12 +47,26 @@ def seconds_to_go(
     return max(free_in[index] + rounds * rate.per, status.resets_in, 0.0)
 
 
-class SendingProgress:
-    """The progress bar. It shows nothing if standard error is not a terminal."""
+LINE_EVERY = 60.0
+"""The shortest time in seconds between two lines, where there is no progress bar."""
+LINES = 10
+"""The largest number of lines."""
 
-    def __init__(self, total: int, rate: Rate) -> None:
+
+class SendingProgress:
+    """The progress bar. If standard error is not a terminal, lines from time to time.
+
+    A line is printed once a minute or once a tenth of the messages, whichever is rarer. Nobody
+    wants to read more in the log of a cron job. With `silent`, none is printed.
+    """
+
+    def __init__(self, total: int, rate: Rate, *, silent: bool = False) -> None:
         self._rate = rate
+        self._total = total
         self._left = total
+        self._silent = silent or console.err.is_terminal
+        self._line_time: float | None = None
+        self._line_left = total
         self._started_messages = 0
         self._ended_messages = 0
         self._stopped = False
@@ -115,9 +129,24 @@ class SendingProgress:
             self._left, status, self._rate, self._ended, now, pace, self.under_way(status)
         )
         shown = str(timedelta(seconds=math.ceil(to_go)))
+        self._show_line(now, shown, f"quota {status.remaining}/{status.limit}")
         self._progress.update(
             self._bar,
             rate=f"{pace:.1f}/s",
             quota=f"quota {status.remaining}/{status.limit}",
             to_go=f"{shown} to go" if to_go and not self._stopped else "",
         )
+
+    def _show_line(self, now: float, to_go: str, quota: str) -> None:
+        if self._line_time is None:
+            self._line_time = now
+        if (
+            self._silent
+            or self._stopped
+            or not self._left  # the summary follows
+            or now < self._line_time + LINE_EVERY
+            or (self._line_left - self._left) * LINES < self._total
+        ):
+            return
+        self._line_time, self._line_left = now, self._left
+        console.note(f"{self._total - self._left:,} of {self._total:,}, {quota}, {to_go} to go")

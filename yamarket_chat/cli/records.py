@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import enum
-import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+import string
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,10 +17,16 @@ from yamarket_chat.arguments import check_id, check_text
 from yamarket_chat.errors import InvalidArgumentError
 
 from . import console
+from .encodings import INVISIBLE, decode
+from .encodings import BadFile as BadFile
 
 CHAT_ID, TEXT = COLUMNS = ("chat_id", "text")
 DELIMITERS = ",;\t"
-SEPARATOR = re.compile(r'"?sep=([^"])"?', re.IGNORECASE)
+LINE_BREAK = re.compile("\r\n|\r|\n")
+STRIPPED = string.whitespace + '\xa0"' + INVISIBLE
+HEADER_WITHIN = 20
+"""The number of lines in which the header is looked for, to say where it is."""
+SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
 """A first line that sets the delimiter, for Excel."""
 
 
@@ -31,7 +37,7 @@ class Format(enum.StrEnum):
     JSONL = "jsonl"
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A message of a file: its number, from 1, and the line in which it begins."""
 
     number: int
@@ -48,19 +54,22 @@ class BadLine(Exception):
         super().__init__(f"{place}: {problem}")
 
 
-class BadFile(Exception):
-    """A file that cannot be sent. `problems` has a text for each error."""
+def read(
+    content: bytes,
+    name: str,
+    form: Format | None = None,
+    encoding: str | None = None,
+    *,
+    ask: bool = False,
+    rows_in_text: bool = False,
+) -> list[Record]:
+    """Parse the messages of a file. Raises BadFile, which lists the errors of all lines.
 
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__(*problems)
-        self.problems = problems
-
-
-def read(content: bytes, name: str, form: Format | None = None) -> list[Record]:
-    """Parse the messages of a file. Raises BadFile, which lists the errors of all lines."""
-    text = _decode(content)
-    form = form or _guess_format(name, text)
-    parsed = _csv(text) if form is Format.CSV else _jsonl(text)
+    With `ask`, the user chooses the encoding on the terminal if it is uncertain. With
+    `rows_in_text`, a text may contain a line that looks like a row of the file.
+    """
+    text = decode(content, encoding, lambda text: _first_text(_parse(text, name, form)), ask)
+    parsed = _parse(text, name, form, rows_in_text)
     records: list[Record] = []
     problems: list[str] = []
     while True:
@@ -79,17 +88,32 @@ def read(content: bytes, name: str, form: Format | None = None) -> list[Record]:
     return records
 
 
-def _decode(content: bytes) -> str:
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encodings = ["utf-16"]  # the format "Unicode text" of spreadsheets
-    else:
-        encodings = ["utf-8-sig", "cp1251"]
-    for encoding in encodings:
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            pass
-    raise BadFile(["the file is not text in UTF-8, UTF-16 or Windows-1251; save it as UTF-8"])
+Parsed = Iterator[tuple[int, object, object]]
+"""Line, chat_id and text of each message."""
+
+
+def _parse(text: str, name: str, form: Format | None, rows_in_text: bool = False) -> Parsed:
+    form = form or _guess_format(name, text)
+    beginning = text[:1000].lstrip()
+    if re.match(r"\[\s*[{\]]", beginning) or re.match(r"\{\s*\n", beginning):
+        raise BadFile(
+            [
+                "line 1: this is JSON that spans several lines or an array; write one object per"
+                ' line, such as {"chat_id": 17, "text": "Hello"}'
+            ]
+        )
+    if re.match(r"<(?:!doctype|html|\?xml)", beginning, re.IGNORECASE):
+        raise BadFile(["line 1: this is a web page or XML; save the messages as CSV in UTF-8"])
+    return _csv(text, rows_in_text) if form is Format.CSV else _jsonl(text)
+
+
+def _first_text(parsed: Parsed) -> str:
+    """Return the first text by which a person recognizes the encoding."""
+    with suppress(BadLine, BadFile):
+        for _, _, text in parsed:
+            if isinstance(text, str) and not text.isascii():
+                return text
+    return "(the file cannot be parsed in this encoding)"
 
 
 def _guess_format(name: str, text: str) -> Format:
@@ -129,19 +153,28 @@ def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
             yield str(BadLine(line, str(error), TEXT))
 
 
-def _csv(text: str) -> Iterator[tuple[int, object, object]]:
+def _csv(text: str, rows_in_text: bool) -> Parsed:
     """Yield line, chat_id and text of each row. Raises BadLine if the rest cannot be parsed."""
-    lines = list(io.StringIO(text, newline=""))
-    if lines and (separator := SEPARATOR.fullmatch(lines[0].strip("\r\n"))):
+    separator = SEPARATOR.match(text)
+    if separator is not None:
         delimiter = separator[1]
-        lines[0] = "\n"
+        text = text[separator.end() :]
     else:
-        header_line = next((line for line in lines if line.strip()), "")
+        header_line = next((line for line in _lines(text) if line.strip()), "")
         delimiter = max(DELIMITERS, key=header_line.count)
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    lines_before = int(separator is not None)
+    current = ""
+
+    def lines() -> Iterator[str]:
+        # Not a list: it would need more memory than all the rest of a large file.
+        nonlocal current
+        for current in _lines(text):  # noqa: UP028 - read below
+            yield current
+
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        line = rows.line_num + 1
+        line = rows.line_num + lines_before + 1
         try:
             row = next(rows)
         except StopIteration:
@@ -154,13 +187,19 @@ def _csv(text: str) -> Iterator[tuple[int, object, object]]:
                     f"this and the following lines are not valid CSV ({error}); check the quotes",
                 ) from None
             problem = f"put quotes around the whole cell and double each quote inside it ({error})"
-            bad = _Invalid(problem, _misquoted(lines[rows.line_num - 1], delimiter, header))
+            column = _misquoted(current, delimiter, header)
+            last = rows.line_num + lines_before
+            if last > line:
+                problem = f"a quote opens here and closes in line {last}; " + problem
+                column = None
+            bad = _Invalid(problem, column)
             yield line, bad, bad
             continue
         if not any(cell.strip() for cell in row):
             continue
         if header is None:
-            header = _header(row, line)
+            following = itertools.islice(_lines(text), rows.line_num, None)
+            header = _header(row, line, following, delimiter)
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
@@ -177,6 +216,13 @@ def _csv(text: str) -> Iterator[tuple[int, object, object]]:
             bad = _Invalid(problem)
             yield line, bad, bad
             continue
+        if not rows_in_text and (swallowed := _swallowed_row(row, header, delimiter)) is not None:
+            bad = _Invalid(
+                f"line {line + swallowed} looks like a row of its own, but belongs to a cell that"
+                " begins earlier; check the quotes, or pass --rows-in-text if it is part of a text"
+            )
+            yield line, bad, bad
+            continue
         cells = dict(zip(header, row, strict=True))
         yield line, cells[CHAT_ID].strip(), cells[TEXT]
     if header is None:
@@ -186,26 +232,72 @@ def _csv(text: str) -> Iterator[tuple[int, object, object]]:
 def _misquoted(line: str, delimiter: str, header: Sequence[str]) -> str | None:
     """Return the column in which text follows a closing quote."""
     sign = re.escape(delimiter)
-    found = re.search(rf'(?:^|{sign})"(?:[^"]|"")*"(?=[^"{sign}\r\n])', line)
+    found = re.search(rf'(?:^|{sign})"(?:[^"]|"")*+"(?=[^"{sign}\r\n])', line)
     if found is None:
         return None
     before = next(csv.reader([line[: found.start()]], delimiter=delimiter), [])
     return header[len(before)] if len(before) < len(header) else None
 
 
-def _header(row: list[str], line: int) -> list[str]:
-    header = [cell.strip().lower() for cell in row]
-    while header and not header[-1]:
-        header.pop()
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines with their line breaks. `str.splitlines` would also split at U+2028."""
+    start = 0
+    for line_break in LINE_BREAK.finditer(text):
+        yield text[start : line_break.end()]
+        start = line_break.end()
+    if start < len(text):
+        yield text[start:]
+
+
+def _swallowed_row(row: Sequence[str], header: Sequence[str], delimiter: str) -> int | None:
+    """Find a line within a cell that looks like a row, and return its distance to the first line.
+
+    A quote without its partner makes one cell of the rows up to the next quote. One buyer would get
+    the messages of others.
+    """
+    index = header.index(CHAT_ID)
+    before = 0
+    for cell in row:
+        if "\n" not in cell and "\r" not in cell:
+            continue
+        _, *others = LINE_BREAK.split(cell)
+        for number, text in enumerate(others, 1):
+            cells = text.split(delimiter)
+            if len(cells) > max(index, 1) and cells[index].strip().isdecimal():
+                return before + number
+        before += len(others)
+    return None
+
+
+def _header(row: list[str], line: int, following: Iterable[str], delimiter: str) -> list[str]:
+    header = _names(row)
     for column in COLUMNS:
-        if header.count(column) != 1:
-            raise BadLine(
-                line, f"the header must contain {column} once, as in chat_id,text", column
-            )
+        if header.count(column) == 1:
+            continue
+        found = console.printable(delimiter.join(row).strip())
+        if found.startswith("{"):
+            raise BadLine(line, "this is JSONL, not CSV; pass --format jsonl")
+        if any(cell.strip().isdecimal() for cell in row):
+            problem = f"the header is missing; put the line chat_id,text before {found!r:.60}"
+            raise BadLine(line, problem)
+        for number, text in enumerate(itertools.islice(following, HEADER_WITHIN), line + 1):
+            below = _names(re.split(f"[{DELIMITERS}]", text))
+            if all(below.count(name) == 1 for name in COLUMNS):
+                problem = f"{found!r:.60} stands before the header in line {number}; remove it"
+                raise BadLine(line, problem)
+        problem = f"{found!r:.60} is no header; it must contain {column} once, as in chat_id,text"
+        raise BadLine(line, problem, column)
     return header
 
 
-def _jsonl(text: str) -> Iterator[tuple[int, object, object]]:
+def _names(row: Sequence[str]) -> list[str]:
+    names = [cell.strip(STRIPPED).lower() for cell in row]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _jsonl(text: str) -> Parsed:
     """Yield line, chat_id and text of each line."""
     # splitlines() would also split at U+2028, which JSON does not need to escape.
     for line, row in zip(itertools.count(1), text.split("\n"), strict=False):
@@ -213,7 +305,7 @@ def _jsonl(text: str) -> Iterator[tuple[int, object, object]]:
             continue
         try:
             fields = msgspec.json.decode(row)
-        except (msgspec.DecodeError, UnicodeError) as error:
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
             bad = _Invalid(f"this is not valid JSON ({error})")
             yield line, bad, bad
             continue

@@ -13,12 +13,19 @@ import typer
 from yamarket_chat.limits import Limits, Rate
 from yamarket_chat.sandbox import Sandbox, random_faults
 
-from . import console
+from . import console, signals
+from .say import say
 
 DOCUMENTED = Limits()
 
 
-def sandbox(
+sandbox: typer.Typer = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+sandbox.command()(say)
+
+
+@sandbox.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
     *,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -54,10 +61,12 @@ def sandbox(
     """Run a local server that behaves like the Market, until Ctrl-C.
 
     Every chat id exists. Paste the lines that the command prints into another terminal to
-    connect to the sandbox.
+    connect to the sandbox. There, the command `sandbox say` lets a buyer speak.
 
     Example: yamarket-chat sandbox --port 8080 --requests 100 --per 60
     """
+    if context.invoked_subcommand is not None:
+        return
     seed = random.randrange(1_000_000) if seed is None else seed
     market = Sandbox(
         host=host,
@@ -70,8 +79,8 @@ def sandbox(
     if faults:
         console.note(f"{faults:.0%} of the requests fail; --seed {seed} repeats the same faults")
     try:
-        with suppress(KeyboardInterrupt):
-            asyncio.run(_serve(market))
+        with suppress(signals.Stopped):
+            signals.run(_serve(market))
     except OSError as error:
         console.failure(f"cannot listen on {host}, port {port}: {error.strerror or error}")
         raise typer.Exit(1) from None
@@ -88,6 +97,7 @@ async def _serve(market: Sandbox) -> None:
         ):
             console.result(f"export {name}={shlex.quote(value)}")
         console.note('yamarket-chat send 7 "Your order is on its way"')
+        console.note('yamarket-chat sandbox say 7 "Where is my order?"')
         try:
             await asyncio.Event().wait()
         finally:

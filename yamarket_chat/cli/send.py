@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from yamarket_chat.arguments import BASE_URL
-from yamarket_chat.errors import ChatError, InvalidArgumentError, SessionClosedError
+from yamarket_chat.errors import ChatError, SessionClosedError
 from yamarket_chat.receipts import Receipt
 from yamarket_chat.session import ChatSession
 
-from . import console, options, waiting
+from . import console, options, signals, waiting
 
 TIMEOUT = 11.0
 """Timeout in seconds of one request with a text.
@@ -49,14 +49,15 @@ def send(
 ) -> None:
     """Send a message to a buyer and wait until it is delivered.
 
-    Exit status: 0 delivered, 1 not delivered or unknown, 2 wrong usage, 130 interrupted.
+    Exit status: 0 delivered, 1 not delivered or unknown, 2 wrong usage, 130 interrupted
+    (143 by SIGTERM, 129 by SIGHUP).
 
     Example: yamarket-chat send 17 "Your order is on its way"
     """
     session = options.connect(
         api_key, business_id, base_url, insecure_http, give_up_after, timeout=TIMEOUT
     )
-    message = _standard_input() if text == "-" else text
+    message = options.text_argument(text)
     _deliver(session, give_up_after, lambda: session.send_message(chat_id, message), json)
 
 
@@ -79,7 +80,8 @@ def send_file(
 ) -> None:
     """Send a file to a buyer and wait until it is delivered.
 
-    Exit status: 0 delivered, 1 not delivered or unknown, 2 wrong usage, 130 interrupted.
+    Exit status: 0 delivered, 1 not delivered or unknown, 2 wrong usage, 130 interrupted
+    (143 by SIGTERM, 129 by SIGHUP).
 
     Example: yamarket-chat send-file 17 label.pdf
     """
@@ -92,16 +94,6 @@ def send_file(
     )
 
 
-def _standard_input() -> str:
-    try:
-        text = options.standard_input().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise InvalidArgumentError(
-            "standard input is not text in UTF-8; convert it to UTF-8"
-        ) from None
-    return text.removesuffix("\n").removesuffix("\r")
-
-
 def _deliver(
     session: ChatSession,
     give_up_after: float,
@@ -109,7 +101,10 @@ def _deliver(
     json: bool,
 ) -> None:
     console.show_log(logging.INFO)  # shows why the command waits
-    raise typer.Exit(asyncio.run(_send_and_report(session, give_up_after, send, json)))
+    work = _send_and_report(session, give_up_after, send, json)
+    raise typer.Exit(
+        signals.run(work, resolve_within=give_up_after or waiting.SINGLE_REQUEST_TIMEOUT)
+    )
 
 
 async def _send_and_report(
@@ -120,14 +115,14 @@ async def _send_and_report(
 ) -> int:
     """Send, print one line on success, and return the exit status.
 
-    Ctrl-C cancels this task. A message that still waits for a rate limit or for a retry is then not
-    sent. If a request is in progress, the function waits for its outcome, because the message may
-    be delivered anyway. If the Market does not respond in time, the function stops waiting, and the
-    outcome may stay unknown.
+    A signal cancels this task. A message that still waits for a rate limit or for a retry is then
+    not sent. If a request is in progress, the function waits for its outcome, because the message
+    may be delivered anyway. If the Market does not respond in time, the function stops waiting, and
+    the outcome may stay unknown.
     """
     interrupted = False
     status = 0
-    reason = "interrupted"
+    reason = ""
     async with session:
         sending = asyncio.create_task(send())
         try:
@@ -139,12 +134,13 @@ async def _send_and_report(
             await session.close(grace=CLOSE_GRACE)
         except asyncio.CancelledError:
             interrupted = True
-            closing = asyncio.create_task(session.close())
+            reason = signals.interrupted().replace("I", "i", 1)
+            closing = asyncio.create_task(waiting.close_after_interrupt(session))
             await asyncio.wait({sending}, timeout=CANCEL_DELAY)
             if not sending.done():
                 console.note(
-                    "Interrupted; finding out whether the message was delivered. Press Ctrl-C again"
-                    " to quit without knowing"
+                    f"{signals.interrupted()}; finding out whether the message was delivered."
+                    f" {signals.again()} to quit without knowing"
                 )
             await closing
         try:
@@ -158,7 +154,7 @@ async def _send_and_report(
             console.failure(console.describe(error))
         else:
             _print_receipt(receipt, json)
-    return console.INTERRUPTED if interrupted else status
+    return signals.exit_status() if interrupted else status
 
 
 def _print_receipt(receipt: Receipt, json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
@@ -26,11 +27,17 @@ from yamarket_chat.pending import Pending
 from yamarket_chat.receipts import Delivered, Outcome, OutgoingMessage, Unknown
 from yamarket_chat.session import ChatSession
 
-from . import console, options
+from . import console, options, signals
+from .encodings import check
 from .progress import SendingProgress
 from .records import BadFile, Format, Record, read
 from .report import PreviousRun, Report, ReportLockedError, line_of, read_report
-from .waiting import NOTICE_AFTER, note_no_response
+from .waiting import (
+    NOTICE_AFTER,
+    SINGLE_REQUEST_TIMEOUT,
+    close_after_interrupt,
+    note_no_response,
+)
 
 DOCUMENTED = Limits().send_message
 SHOW_EVERY = 0.5
@@ -39,6 +46,13 @@ LOG_EVERY = 5.0
 """Seconds between two lines that say why a message takes longer."""
 MAX_ERRORS_SHOWN = 10
 """The number of undelivered messages that are listed one by one."""
+
+
+def _encoding(name: str) -> str:
+    try:
+        return check(name)
+    except (LookupError, ValueError):
+        raise typer.BadParameter(f"{name!r} is not an encoding; use utf-8 or cp1251") from None
 
 
 def send_many(
@@ -53,6 +67,22 @@ def send_many(
             "--format", help="The format of FILE. Default: guessed from its name or content."
         ),
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            parser=_encoding,
+            help="The encoding of FILE, such as cp1251. Default: UTF-8, UTF-16 or Windows-1251 if"
+            " it is certain.",
+        ),
+    ] = None,
+    rows_in_text: Annotated[
+        bool,
+        typer.Option(
+            "--rows-in-text",
+            help="Accept a text with a line that looks like a row of the file.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -95,12 +125,23 @@ def send_many(
     The file has the columns chat_id and text. The command checks all lines before it sends the
     first message. After Ctrl-C, --resume continues where the run stopped.
 
-    Exit status: 0 all delivered, 1 not all delivered, 2 wrong usage, 130 interrupted.
+    Exit status: 0 all delivered, 1 not all delivered, 2 wrong usage, 130 interrupted
+    (143 by SIGTERM, 129 by SIGHUP).
 
     Example: yamarket-chat send-many messages.csv --report report.jsonl
     """
     try:
-        records = read(_read_input(file), file, form)
+        ask = (
+            file != "-" and sys.stdin is not None and sys.stdin.isatty() and console.err.is_terminal
+        )
+        records = read(
+            *(_read_input(file), file, form, encoding), ask=ask, rows_in_text=rows_in_text
+        )
+    except BadFile as error:
+        raise _exit_for_bad_file(error, file) from None
+    except OSError as error:
+        raise _usage_error(str(error)) from None
+    try:
         before = read_report(resume, records) if resume else PreviousRun({}, killed=False)
     except BadFile as error:
         raise _exit_for_bad_file(error) from None
@@ -146,16 +187,20 @@ def send_many(
         give_up_after=give_up_after,
     )
     try:
-        status = asyncio.run(sender.run())
+        status = signals.run(sender.run(), resolve_within=give_up_after or SINGLE_REQUEST_TIMEOUT)
     except OSError as error:
         console.failure(f"stopped, because the outcomes cannot be recorded: {error}")
         raise typer.Exit(1) from None
     raise typer.Exit(status)
 
 
-def _exit_for_bad_file(error: BadFile) -> typer.Exit:
+def _exit_for_bad_file(error: BadFile, file: str = "") -> typer.Exit:
+    name = "standard input" if file == "-" else file
     for problem in error.problems:
-        console.failure(problem)
+        separator = ", " if problem.startswith("line ") else ": "
+        console.failure(f"{name}{separator}{problem}" if name else problem)
+    for hint in error.hints:
+        console.note(hint)
     if len(error.problems) > 1:
         console.failure(f"{len(error.problems)} errors; nothing was sent")
     return typer.Exit(2)
@@ -248,10 +293,10 @@ class BulkSender:
                     self._interrupted = True
                     self._hide_time_to_go()
                     console.note(
-                        "Interrupted; no more messages are sent, waiting for the requests in"
-                        " progress. Press Ctrl-C again to quit at once"
+                        f"{signals.interrupted()}; no more messages are sent, waiting for the"
+                        f" requests in progress. {signals.again()} to quit at once"
                     )
-                    await self._session.close()
+                    await close_after_interrupt(self._session)
                 await sending
         return self._conclude()
 
@@ -335,7 +380,7 @@ class BulkSender:
                 progress.message_started()
                 yield OutgoingMessage(record.chat_id, record.text, ref=record)
 
-        with SendingProgress(len(records), self._rate) as progress:
+        with SendingProgress(len(records), self._rate, silent=self._json) as progress:
             self._progress = progress
             showing = asyncio.create_task(self._keep_showing(progress))
             try:
@@ -410,5 +455,5 @@ class BulkSender:
         elif self._report is not None and delivered < len(self._records):
             console.note(f"To continue, run the same command with --resume {self._report.path}")
         if self._interrupted:
-            return console.INTERRUPTED
+            return signals.exit_status()
         return 0 if delivered == len(self._records) and not self._closing else 1

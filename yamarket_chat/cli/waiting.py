@@ -13,7 +13,7 @@ from yamarket_chat.errors import ConnectionFailedError
 from yamarket_chat.listing import Item, Listing, Page
 from yamarket_chat.session import ChatSession
 
-from . import console
+from . import console, signals
 
 NOTICE_AFTER = 1.2
 """Seconds without a response after which a notice is printed."""
@@ -106,6 +106,19 @@ async def response_timeout(
             watchdog.cancel()
 
 
+async def close_after_interrupt(session: ChatSession) -> None:
+    """Close the session and wait for the requests in progress, unless a second signal comes."""
+    closing = asyncio.create_task(session.close())
+    try:
+        await asyncio.wait({closing})
+    except asyncio.CancelledError:
+        console.show_log(logging.CRITICAL)  # the requests that are cut off now have nothing to say
+        closing.cancel()
+        await asyncio.wait({closing})
+        raise
+    await closing
+
+
 def no_response(give_up_after: float) -> str:
     """Describe the timeout."""
     return f"no response from the Market within {give_up_after or SINGLE_REQUEST_TIMEOUT:g} s"
@@ -116,7 +129,7 @@ def read(
     give_up_after: float,
     work: Callable[[ResponseTimer], Coroutine[Any, Any, None]],
 ) -> None:
-    """Run `work` in the session until it ends or Ctrl-C. It must not send messages."""
+    """Run `work` in the session until it ends or a signal. It must not send messages."""
 
     async def run() -> None:
         async with session:
@@ -135,4 +148,4 @@ def read(
                 raise
 
     console.show_log(logging.INFO)  # shows why the command waits
-    asyncio.run(run())
+    signals.run(run(), resolve_within=give_up_after or SINGLE_REQUEST_TIMEOUT)

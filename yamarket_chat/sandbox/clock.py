@@ -17,12 +17,25 @@ _MOSCOW = timezone(timedelta(hours=3))
 class Clock:
     """The loop's time (`now`), and the wall time in responses, which is ahead by `offset` seconds.
 
-    The wall time is read once, when the clock is made.
+    The storage has a clock of its own, for createdAt. It is ahead of the other one by
+    `storage_offset` seconds, and shows whole seconds or milliseconds. The wall time is read once,
+    when the clock is made.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, offset: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        offset: float,
+        storage_offset: float = 0.0,
+        milliseconds: bool = False,
+    ) -> None:
         self._loop = loop
         self._wall_time_at_loop_zero = time.time() - loop.time() + offset
+        self._storage_offset = storage_offset
+        self._milliseconds = milliseconds
+
+    def step(self, seconds: float) -> None:
+        self._wall_time_at_loop_zero += seconds
 
     def now(self) -> float:
         return self._loop.time()
@@ -32,8 +45,9 @@ class Clock:
         return _http_date(self._wall_second(loop_time))
 
     def timestamp(self, loop_time: float) -> datetime:
-        """Convert a time of the loop for a createdAt field: whole seconds, Moscow's offset."""
-        return _timestamp(self._wall_second(loop_time))
+        """Convert a time of the loop for a createdAt field: rounded down, Moscow's offset."""
+        seconds = self._wall_time_at_loop_zero + loop_time + self._storage_offset
+        return _timestamp(int(seconds * 1000) / 1000 if self._milliseconds else int(seconds))
 
     def _wall_second(self, loop_time: float) -> int:
         return int(self._wall_time_at_loop_zero + loop_time)
@@ -45,5 +59,5 @@ def _http_date(second: int) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _timestamp(second: int) -> datetime:
-    return datetime.fromtimestamp(second, _MOSCOW)
+def _timestamp(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, _MOSCOW)

@@ -59,6 +59,8 @@ class Sandbox(Settings):
             a request at once.
         clock_offset: Seconds by which the sandbox's clock is ahead. The clock sets the Date header,
             createdAt and X-RateLimit-Resource-Until.
+        storage_offset: Seconds by which createdAt is ahead of the Date header, or behind below 0.
+        storage_milliseconds: True gives createdAt in milliseconds instead of whole seconds.
         keep_alive: Seconds that an idle connection stays open. True means 75 s. False closes the
             connection after each response.
         faults: A function from `RequestInfo` to a `Fault` or None, or a mapping from the number of
@@ -69,7 +71,8 @@ class Sandbox(Settings):
             started.
         campaigns: The number of the seller's shops.
         strip_spaces: True removes whitespace from both ends of a text before it is stored.
-        history_order: The order of messages in a history: "ascending" or "descending".
+        history_order: The order of messages in a history: "ascending", "descending" or "shuffled".
+            In a shuffled one a new message may push others over to the next page.
         history_includes_from: True if a history contains the message that messageIdFrom names.
         history_delay: Seconds until a stored message appears in the history.
         keep_books: False keeps only counters, and neither messages nor arrivals. Use it for runs
@@ -91,7 +94,12 @@ class Sandbox(Settings):
         self._running: tuple[Server, State, Recorder] | None = None
 
     async def __aenter__(self) -> Self:
-        clock = Clock(asyncio.get_running_loop(), self.clock_offset)
+        clock = self._clock = Clock(
+            asyncio.get_running_loop(),
+            self.clock_offset,
+            self.storage_offset,
+            self.storage_milliseconds,
+        )
         state = State(
             clock,
             chats=None if self.chats == "any" else self.chats,
@@ -417,6 +425,17 @@ class Sandbox(Settings):
         """
         with self._server.parallel.held_by_others(places):
             yield
+
+    def step_clock(self, seconds: float) -> None:
+        """Set the sandbox's clock forward, or back if `seconds` is below 0.
+
+        Args:
+            seconds: How far the Date header and createdAt jump.
+
+        Example:
+            market.step_clock(-20)
+        """
+        self._clock.step(seconds)
 
     def set_limit(self, operation: str, rate: Rate) -> None:
         """Change the limit of an operation. Requests that are already counted stay counted.

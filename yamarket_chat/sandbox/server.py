@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import BodyPartReader, hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage
 
+from . import control
 from .api import (
     JSON,
     MAX_FILE,
@@ -135,6 +136,8 @@ class Server:
         else:
             methods = _OTHER_ROUTES.get(path)
         if methods is None:
+            if control.is_control(request):
+                return await control.handle(request, self._state)
             return self._respond_to_other_path(request)
         operation = methods.get(request.method)
         if operation is None:

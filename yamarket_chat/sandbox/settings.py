@@ -35,6 +35,8 @@ class Settings:
     rate_limit_headers: bool = True
     latency: Latency = 0.0
     clock_offset: Seconds = 0.0
+    storage_offset: Seconds = 0.0
+    storage_milliseconds: bool = False
     keep_alive: bool | Seconds = True
     faults: FaultPlan | Mapping[int, Fault] | None = None
     scopes: Sequence[str] = ("COMMUNICATION",)
@@ -63,8 +65,10 @@ class Settings:
             _check_seconds("latency", self.latency)
         for name in ("window_phase", "history_delay"):
             _check_seconds(name, getattr(self, name))
-        if not _is_number(self.clock_offset) or not math.isfinite(self.clock_offset):
-            raise InvalidArgumentError("clock_offset must be a finite number of seconds")
+        for name in ("clock_offset", "storage_offset"):
+            offset = getattr(self, name)
+            if not _is_number(offset) or not math.isfinite(offset):
+                raise InvalidArgumentError(f"{name} must be a finite number of seconds")
         if not isinstance(self.keep_alive, bool):
             _check_seconds("keep_alive", self.keep_alive)
         if not (self.faults is None or callable(self.faults) or isinstance(self.faults, Mapping)):
@@ -80,7 +84,8 @@ class Settings:
             for chat_id in self.chats:
                 check_int("an id in chats", chat_id, 1, MAX_INT64)
         if self.history_order not in get_args(HistoryOrder):
-            raise InvalidArgumentError('history_order must be "ascending" or "descending"')
+            orders = ", ".join(f'"{order}"' for order in get_args(HistoryOrder))
+            raise InvalidArgumentError(f"history_order must be one of {orders}")
 
 
 def check_rates(limits: Mapping[str, Rate]) -> None:

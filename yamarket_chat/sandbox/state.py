@@ -13,7 +13,7 @@ import msgspec
 from .clock import Clock
 from .wire import ContextType, Sender
 
-HistoryOrder = Literal["ascending", "descending"]
+HistoryOrder = Literal["ascending", "descending", "shuffled"]
 
 
 class StoredFile(msgspec.Struct, frozen=True):
@@ -243,6 +243,8 @@ class State:
         `after_id` is the id of the last message of the page before, or None for the first page.
         """
         rows = chat.messages
+        if self._history_order == "shuffled":
+            return self._shuffled(rows[: self._visible(chat)], after_id or 0, limit)
         start, end = 0, self._visible(chat)
         if from_id is not None:
             first = from_id if self._history_includes_from else from_id + 1
@@ -259,6 +261,12 @@ class State:
             more = end - limit > start
         return HistoryPage(page, page[-1].message_id if more else None)
 
+    def _shuffled(self, rows: list[StoredMessage], position: int, limit: int) -> HistoryPage:
+        # A new row may get in anywhere, and push others over to the next page.
+        rows = sorted(rows, key=_shuffled_position)
+        end = position + limit
+        return HistoryPage(rows[position:end], end if end < len(rows) else None)
+
     def message(self, chat: ChatRecord, message_id: int) -> StoredMessage | None:
         rows = chat.messages
         index = bisect_left(rows, message_id, key=_message_id)
@@ -271,6 +279,10 @@ class State:
         if not self._history_delay:
             return len(rows)
         return bisect_right(rows, self._clock.now() - self._history_delay, key=_stored_at)
+
+
+def _shuffled_position(message: StoredMessage) -> int:
+    return message.message_id * 2_654_435_761 % 2**32
 
 
 def _message_id(message: StoredMessage) -> int:

@@ -1,0 +1,208 @@
+"""Clocks that differ, step and stand still: what is told of a message is never wrong.
+
+The two clocks of the Market are that of its answers (Date) and that of its storage (createdAt).
+The machine's own may stand still while it sleeps. The Market's goes on: here, it steps forward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.helpers import now, outcome_of, session_of, texts
+from tests.virtual import VirtualLoop
+from yamarket_chat import DeliveryUnknownError, Receipt, Retry
+from yamarket_chat._delivery.settling import SPACES, content_of_text
+from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox
+
+CHAT = 7
+SKEWS = [-25.0, -14.0, -5.0, -1.0, -0.3, -0.05, 0.0, 0.05, 1.0, 3.0, 14.0, 25.0]
+
+
+def sends_fail(*faults: Fault | None) -> Callable[[RequestInfo], Fault | None]:
+    """Faults for the messages in the order of their arrival; the rest succeeds."""
+    coming = iter(faults)
+
+    def plan(request: RequestInfo) -> Fault | None:
+        return next(coming, None) if request.operation == "send_message" else None
+
+    return plan
+
+
+def check(outcome: Receipt | BaseException, stored: int, before: int = 0) -> None:
+    """A receipt tells of one message, an unknown outcome of one at most."""
+    if isinstance(outcome, Receipt):
+        assert stored == before + 1
+    else:
+        assert isinstance(outcome, DeliveryUnknownError)
+        assert stored <= before + 1
+
+
+@pytest.mark.parametrize("skew", SKEWS)
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_the_storage_may_have_another_clock_than_the_answers(
+    skew: float, earlier: bool, when: str
+) -> None:
+    fault = Fault("reset", "after" if when == "after" else "before")
+    for milliseconds in (False, True):
+        async with (
+            Sandbox(
+                storage_offset=skew,
+                storage_milliseconds=milliseconds,
+                faults=sends_fail(*([None] if earlier else []), fault),
+            ) as market,
+            session_of(market) as session,
+        ):
+            if earlier:
+                await session.send_message(CHAT, "tells both clocks")
+            outcome = await outcome_of(session.send_message(CHAT, "hi"))
+            check(outcome, texts(market, CHAT).count("hi"))
+            if earlier or abs(skew) < 0.1:
+                assert isinstance(outcome, Receipt)
+
+
+@pytest.mark.parametrize("ago", [120.0, 3600.0])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_equal_text_of_some_time_ago_leaves_the_outcome_clear(
+    ago: float, when: str
+) -> None:
+    fault = Fault("reset", "after" if when == "after" else "before")
+    async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
+        market.shop_says(CHAT, "hi")
+        await asyncio.sleep(ago)
+        await session.get_chat(CHAT)
+        receipt = await session.send_message(CHAT, "hi")
+        assert receipt.confirmed_by == ("history" if when == "after" else "answer")
+        assert texts(market, CHAT) == ["hi", "hi"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_nothing_is_doubled_whatever_the_offset_and_the_order(seed: int) -> None:
+    rng = random.Random(seed)
+    kinds = [
+        *(Fault("reset"), Fault("reset", "after"), Fault("no_answer", "after")),
+        *(Fault("status", "after", status=504), Fault("reset", "later", delay=4.0)),
+    ]
+
+    def plan(request: RequestInfo) -> Fault | None:
+        fails = request.operation == "send_message" and rng.random() < 0.3
+        return rng.choice(kinds) if fails else None
+
+    words = [None, ["yes", "no"]][seed % 2]
+    messages = [(rng.randint(1, 3), rng.choice(words) if words else f"{i}") for i in range(24)]
+    async with (
+        Sandbox(
+            faults=plan,
+            storage_offset=rng.choice(SKEWS),
+            storage_milliseconds=rng.random() < 0.5,
+            history_order=rng.choice(["ascending", "descending", "shuffled"]),
+            latency=rng.choice([0.0, 0.1, 1.0]),
+        ) as market,
+        session_of(market) as session,
+    ):
+        for _ in range(150):  # several pages
+            market.buyer_says(1, "?")
+        outcomes = await asyncio.gather(
+            *(outcome_of(session.send_message(*message)) for message in messages)
+        )
+        sent = Counter(messages)
+        surely = Counter(
+            message
+            for message, outcome in zip(messages, outcomes, strict=True)
+            if isinstance(outcome, Receipt)
+        )
+        assert all(isinstance(o, (Receipt, DeliveryUnknownError)) for o in outcomes)
+        for (chat_id, text), number in sent.items():
+            assert surely[chat_id, text] <= texts(market, chat_id).count(text) <= number
+
+
+@pytest.mark.parametrize("asleep", [2.0, 40.0, 3600.0])
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("at", [0.5, 3.0, 12.0])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_the_machine_may_sleep(asleep: float, earlier: bool, at: float, when: str) -> None:
+    """While an attempt is under way, or is being settled."""
+    fault = Fault("no_answer", "after" if when == "after" else "before")
+    faults = sends_fail(*([None] if earlier else []), fault)
+    async with (
+        Sandbox(faults=faults, latency=0.2) as market,
+        session_of(market, timeout=2.0) as session,
+    ):
+        if earlier:
+            await session.send_message(CHAT, "before")
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def sleep(loop: VirtualLoop = loop) -> None:
+            loop.slept += asleep
+            market.step_clock(asleep)
+
+        loop.call_later(at, sleep)
+        outcome = await outcome_of(session.send_message(CHAT, "hi"))
+        check(outcome, texts(market, CHAT).count("hi"))
+
+
+async def test_without_the_clock_of_the_system_a_sleep_doubles_a_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The counter-test: nothing else tells of a sleep before the first Date."""
+    monkeypatch.setattr(VirtualLoop, "stood_still", lambda _: 0.0)
+    async with (
+        Sandbox(faults=sends_fail(Fault("no_answer", "after")), latency=0.2) as market,
+        session_of(market, timeout=2.0) as session,
+    ):
+        asyncio.get_running_loop().call_later(0.5, market.step_clock, 3600.0)
+        await session.send_message(CHAT, "hi")
+        assert texts(market, CHAT) == ["hi", "hi"]
+
+
+@pytest.mark.parametrize("step", [-3600.0, -20.0, -7.0, -1.0, 1.0, 7.0, 20.0, 3600.0])
+@pytest.mark.parametrize("at", [-1.0, 0.1, 3.0, 16.0])
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_the_date_may_step(step: float, at: float, when: str) -> None:
+    fault = Fault("reset", "after" if when == "after" else "before")
+    async with (
+        Sandbox(faults=sends_fail(None, fault), latency=0.2) as market,
+        session_of(market, retry=Retry(settle_after=15.0)) as session,
+    ):
+        await session.send_message(CHAT, "before")
+        await asyncio.sleep(2.0)
+        if at < 0:
+            market.step_clock(step)
+        else:
+            asyncio.get_running_loop().call_later(at, market.step_clock, step)
+        outcome = await outcome_of(session.send_message(CHAT, "hi"))
+        check(outcome, texts(market, CHAT).count("hi"))
+
+
+@pytest.mark.parametrize("blocked", [3.0, 20.0])
+async def test_a_program_may_block_its_loop(blocked: float) -> None:
+    """Or be stopped and continued: its clock goes on, and it reads answers late."""
+    async with (
+        Sandbox(faults=sends_fail(None, Fault("reset", "after")), latency=0.2) as market,
+        session_of(market) as session,
+    ):
+        await session.send_message(CHAT, "before")
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+
+        def block(loop: VirtualLoop = loop) -> None:
+            loop._virtual.now += blocked
+
+        loop.call_later(0.25, block)
+        began = now()
+        outcome = await outcome_of(session.send_message(CHAT, "hi"))
+        assert now() - began >= blocked
+        check(outcome, texts(market, CHAT).count("hi"))
+
+
+def test_the_spaces_that_are_stripped_are_all_that_python_knows() -> None:
+    """And the control characters. A text of many inner spaces takes no time."""
+    spaces = {chr(i) for i in range(0x110000) if chr(i).isspace()} | {chr(i) for i in range(33)}
+    assert set(SPACES) == spaces
+    assert content_of_text(" " * 4000 + "a" + " " * 4000 + "b").text == "a" + " " * 4000 + "b"

@@ -1,0 +1,120 @@
+"""Reads a chat's history as far as it is needed, and says how far it can be relied on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
+
+import msgspec
+
+from ..listing import Page, Unreadable
+from ..models import Message, Sender
+from ..pending import Stored
+from .settling import Found, Offset, content_of_row, find
+
+PROVEN = 12
+"""Rows that must each be older than the one before until a history is taken to descend. A few may
+be so by chance, and then a later page could still have a newer row."""
+
+UNREADABLE = "a row of its chat's history cannot be read"
+
+ReadHistory = Callable[[], AsyncIterator[Page[Message]]]
+"""Reads the pages of the chat's history."""
+
+
+class History(msgspec.Struct, frozen=True):
+    """The rows of a chat that were read."""
+
+    rows: Sequence[Message]
+    unreadable: Sequence[Unreadable] = ()
+    complete_since: float = -math.inf  # later rows are all there, by the storage's clock
+    in_order: bool = True  # the pages were in one order, and no row stood on two of them
+    changed: bool = False  # two readings that were not in order did not agree
+
+    def find(
+        self,
+        wanted: Stored,
+        before: Sequence[Stored],
+        offset: Offset,
+        after: Sequence[Stored] = (),
+    ) -> tuple[Found, str]:
+        """Look for a message. Returns whether it is there, and why that is unclear."""
+        if self.changed:
+            return Found.UNCLEAR, "its chat's history was read twice, and did not agree with itself"
+        since, until = wanted.earliest + offset.least - 1, wanted.latest + offset.most + 1
+        if any(may_be_of_shop(row, since, until) for row in self.unreadable):
+            return Found.UNCLEAR, UNREADABLE
+        found = find(self.rows, wanted, before, offset, self.complete_since, after)
+        return found, Found.UNCLEAR.value
+
+    def find_ever(self, wanted: Stored) -> tuple[Found, str]:
+        """Look for a message of which nobody knows when it was sent."""
+        says_the_same = any(
+            row.sender == Sender.PARTNER and content_of_row(row) == wanted.content
+            for row in self.rows
+        )
+        if says_the_same:
+            return Found.UNCLEAR, "an equal message stands there, which may be an older one"
+        if any(may_be_of_shop(row, -math.inf, math.inf) for row in self.unreadable):
+            return Found.UNCLEAR, UNREADABLE
+        return Found.NO, ""
+
+
+def may_be_of_shop(row: Unreadable, since: float, until: float) -> bool:
+    """Whether an unreadable row may be one of the shop's between two moments."""
+    try:
+        fields = msgspec.json.decode(row.raw)
+        if fields["sender"] in {Sender.CUSTOMER, Sender.MARKET, Sender.SUPPORT}:
+            return False
+        at = msgspec.convert(fields["createdAt"], datetime)
+    except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError, RecursionError):
+        return True
+    return at.tzinfo is None or since <= at.timestamp() <= until
+
+
+async def read_history(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:
+    """Read the rows of a chat, back to a moment of the storage if their order allows it.
+
+    If the order cannot be relied on, rows may move from page to page meanwhile. Then the history is
+    read twice, and both readings must agree on the rows of the shop that are needed.
+    """
+    first = await _read(read, oldest_needed)
+    if first.in_order:
+        return first
+    second = await _read(read, oldest_needed)
+    since = oldest_needed()
+    changed = _ids_of_shop(first, since) != _ids_of_shop(second, since)
+    return msgspec.structs.replace(second, changed=changed)
+
+
+def _ids_of_shop(history: History, since: float) -> set[int]:
+    return {
+        row.message_id
+        for row in history.rows
+        if row.sender == Sender.PARTNER and row.created_at.timestamp() >= since
+    }
+
+
+async def _read(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:
+    rows: dict[int, Message] = {}
+    unreadable: list[Unreadable] = []
+    ascending = descending = distinct = True
+    latest: datetime | None = None
+    pages = drops = 0
+    async for page in read():
+        pages += 1
+        unreadable += page.unreadable
+        for row in page:
+            if latest is not None:
+                ascending = ascending and row.created_at >= latest
+                descending = descending and row.created_at <= latest
+                drops += row.created_at < latest
+            latest = row.created_at
+            distinct = distinct and row.message_id not in rows
+            rows[row.message_id] = row
+        proven = descending and distinct and drops >= PROVEN
+        if proven and latest is not None and latest.timestamp() < oldest_needed():
+            return History(list(rows.values()), unreadable, latest.timestamp())
+    in_order = pages <= 1 or (distinct and (ascending or descending))
+    return History(list(rows.values()), unreadable, in_order=in_order)
