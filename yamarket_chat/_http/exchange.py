@@ -31,8 +31,8 @@ _OPTIONS: Final[dict[str, Any]] = {
     "allow_redirects": False,
     "raise_for_status": False,
 }
-# What bounds the memory that an answer takes. They are aiohttp's own, but a caller's session may have
-# other settings.
+# What bounds the memory that an answer takes. They are aiohttp's own, but a caller's session may
+# have others.
 _BOUNDS: Final[dict[str, Any]] = {
     "max_line_size": 8190,
     "max_field_size": 8190,
