@@ -30,7 +30,10 @@ _OPTIONS: Final[dict[str, Any]] = {
     "timeout": aiohttp.ClientTimeout(total=None),
     "allow_redirects": False,
     "raise_for_status": False,
-    # What bounds the memory that an answer takes: a caller's session may have other settings.
+}
+# What bounds the memory that an answer takes. They are aiohttp's own, but a caller's session may
+# have others.
+_BOUNDS: Final[dict[str, Any]] = {
     "max_line_size": 8190,
     "max_field_size": 8190,
     "max_headers": 128,
@@ -86,7 +89,9 @@ class Exchange:
         self._seen = _Traces()
         self._proxies = proxies
         proxy = proxies.of(url)
-        self._options = _OPTIONS if proxy is None else {**_OPTIONS, "proxy": proxy}
+        self._options = _OPTIONS if http is None else {**_OPTIONS, **_BOUNDS}
+        if proxy is not None:
+            self._options = {**self._options, "proxy": proxy}
         self._own_http = http is None
         # aiohttp sends the headers of a session to the proxy as well, and the key is not for it.
         with_key = proxy is None
