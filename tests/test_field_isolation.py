@@ -639,8 +639,11 @@ def patterns() -> dict[str, str]:
             ):
                 pattern = node.args[0]
                 parts = pattern.values if isinstance(pattern, ast.JoinedStr) else [pattern]
-                text = [part.value if isinstance(part, ast.Constant) else ";" for part in parts]
-                found[f"{path.name}:{node.lineno}"] = "".join(text)  # type: ignore[arg-type]  # str
+                texts = [part.value if isinstance(part, ast.Constant) else ";" for part in parts]
+                found[f"{path.name}:{node.lineno}"] = "".join(
+                    text.decode("latin-1") if isinstance(text, bytes) else str(text)
+                    for text in texts
+                )
     return found
 
 

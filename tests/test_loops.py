@@ -188,3 +188,15 @@ async def test_a_signal_closes_the_session_in_the_midst_of_a_bulk() -> None:
             loop.remove_signal_handler(signal.SIGTERM)
         assert told == market.messages_stored
         assert told < 300
+
+
+@pytest.mark.real_time
+async def test_a_wait_below_a_millisecond_ends() -> None:
+    """uvloop makes no timer of it, but a handle that cannot say `when` it is due."""
+    limits = Limits(send_message=Rate(4000, per=1, burst=1), parallel=50)
+    async with (
+        Sandbox(parallel=50, limits={"send_message": Rate(100_000, per=HOUR)}) as market,
+        session_of(market, limits=limits) as session,
+    ):
+        await send_all(session, [(i % 100 + 1, f"{i}") for i in range(100)])
+        assert market.messages_stored == 100

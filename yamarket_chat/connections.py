@@ -61,6 +61,7 @@ def discard(transport: asyncio.Transport) -> None:
     """
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        with suppress(OSError):  # closed already; or no socket of TCP
+        # Closed already (uvloop raises ValueError then), or no socket of TCP.
+        with suppress(OSError, ValueError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
     transport.abort()
