@@ -50,8 +50,8 @@ def _warn_about_url() -> None:
     )
 
 
-QUOTED = re.compile(r"""(["'])([^"']*)\1\s*(?:#.*)?""")
-COMMENT = re.compile(r"(?:^|\s)#.*")
+QUOTED = re.compile(r"""(["'])([^"']*+)\1\s*+(?:#.*+)?""")
+COMMENT = re.compile(r"(?:^|\s)#.*+")
 
 
 def _parse(text: str, path: Path) -> dict[str, str]:

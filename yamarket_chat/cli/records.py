@@ -95,7 +95,7 @@ Parsed = Iterator[tuple[int, object, object]]
 def _parse(text: str, name: str, form: Format | None, rows_in_text: bool = False) -> Parsed:
     form = form or _guess_format(name, text)
     beginning = text[:1000].lstrip()
-    if re.match(r"\[\s*[{\]]", beginning) or re.match(r"\{\s*\n", beginning):
+    if re.match(r"\[\s*[{\]]", beginning) or re.match(r"\{[^\S\n]*+\n", beginning):
         raise BadFile(
             [
                 "line 1: this is JSON that spans several lines or an array; write one object per"
