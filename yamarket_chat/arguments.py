@@ -85,12 +85,12 @@ def check_text(text: object) -> str:
             raise InvalidArgumentError(
                 "the text has half of a surrogate pair, which cannot be encoded"
             ) from None
-    return exact(text)
+    return text if type(text) is str else exact(text)
 
 
 def exact(text: str) -> str:
     """Return a text as a `str`. Subclasses of templates and arrays cannot be encoded as JSON."""
-    return text if type(text) is str else str.__str__(text)
+    return str.__str__(text)
 
 
 def check_key(key: object) -> str:

@@ -225,7 +225,9 @@ class Calls:
                         if pause is not None:
                             await self._scheduler.pause(ticket, pause)
                         continue
-                    self._scheduler.answered(ticket, attempt, _limit_headers(operation, seen))
+                    self._scheduler.answered(
+                        ticket, attempt, seen.headers if operation.limited else _NO_HEADERS
+                    )
                     if is_done(seen):
                         return seen
                 body = None

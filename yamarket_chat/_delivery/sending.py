@@ -94,9 +94,11 @@ class _Turn(Budget, kw_only=True, eq=False):
             if attempt is not None:
                 # It failed between its body and its verdict, so nothing tells what came of it.
                 suspect = self.sending.suspect(self, Doubt(_LOST, attempt))
-            self.sending.leave(self.ticket, suspect)
+                self.sending.leave_suspect(self.ticket, suspect)
+            else:
+                self.sending.scheduler.leave(self.ticket)
             return False
-        self.sending.leave(self.ticket, suspect)
+        self.sending.leave_suspect(self.ticket, suspect)
         # A closing session cancels what is being settled: then `send` raises the error.
         return (
             kind is asyncio.CancelledError
@@ -202,7 +204,9 @@ class Sending:
             settle_after,
         )
         attempt = suspect.doubt.attempt
-        self.scheduler.hold(turn.ticket, attempt, suspect.until)  # if this fails: see `leave`
+        self.scheduler.hold(
+            turn.ticket, attempt, suspect.until
+        )  # undone by `leave_suspect`
         await asyncio.sleep(suspect.until - self._loop.time())
         turn.spent += settle_after
         reading = Budget(self._retry, spent=turn.spent)
@@ -221,11 +225,8 @@ class Sending:
         why = self._failures.reason(turn.operation.name, doubt.seen)
         return self._settler.suspect(turn.chat_id, turn.content(), doubt, why)
 
-    def leave(self, ticket: Ticket, suspect: Suspect | None) -> None:
-        """End the turn of a message. If it may still arrive, its chat rests until it cannot."""
-        if suspect is None:
-            self.scheduler.leave(ticket)
-            return
+    def leave_suspect(self, ticket: Ticket, suspect: Suspect) -> None:
+        """End the turn of a message that may still arrive: its chat rests until it cannot."""
         now = self._loop.time()
         self._deliveries.remember(suspect.delivery(surely=False), now)
         self.scheduler.release(ticket, suspect.doubt.attempt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from .attempt import Attempt
+from .attempt import NEVER, Attempt
 
 
 class Deadlines:
@@ -23,7 +23,7 @@ class Deadlines:
     def start(self, attempt: Attempt) -> None:
         """Cancel the attempt's task if the attempt has not ended in time."""
         attempts = self._attempts
-        while attempts and not attempts[0].is_under_way():
+        while attempts and attempts[0].ended != NEVER:
             attempts.popleft()
         attempts.append(attempt)
         if self._timer is None:
