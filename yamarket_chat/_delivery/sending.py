@@ -204,9 +204,7 @@ class Sending:
             settle_after,
         )
         attempt = suspect.doubt.attempt
-        self.scheduler.hold(
-            turn.ticket, attempt, suspect.until
-        )  # undone by `leave_suspect`
+        self.scheduler.hold(turn.ticket, attempt, suspect.until)  # undone by `leave_suspect`
         await asyncio.sleep(suspect.until - self._loop.time())
         turn.spent += settle_after
         reading = Budget(self._retry, spent=turn.spent)
