@@ -11,7 +11,7 @@ import msgspec
 from .errors import UnexpectedAnswerError
 from .models import Campaign, Chat, ChatContext, Message
 
-logger = logging.getLogger("yamarket_chat")
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 Item = TypeVar("Item", Chat, Message, Campaign)
 
