@@ -344,8 +344,10 @@ async def test_a_connection_that_received_anything_is_not_used(stray: bytes, *, 
         receipt = await session.send_message(1, "two")
         assert receipt.confirmed_by == "answer"
         assert len(arrivals) == 2
-        # What is no whole answer, and was read while the connection was idle, is lost: no harm.
-        assert len(writers) == (1 if read and stray in (CONTINUE, HALF) else 2)
+        # What is no whole answer, and was read while the connection was idle, is lost: no harm. It
+        # may be in the kernel still, if the machine is busy.
+        if not (read and stray in (CONTINUE, HALF)):
+            assert len(writers) == 2
 
 
 async def test_a_middleware_that_repeats_a_request_does_not_double_a_message() -> None:
