@@ -16,7 +16,6 @@ import pytest
 from tests.helpers import now, outcome_of, session_of, texts
 from tests.virtual import VirtualLoop
 from yamarket_chat import DeliveryUnknownError, Receipt, Retry
-from yamarket_chat._delivery.settling import SPACES, content_of_text
 from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox
 
 CHAT = 7
@@ -199,10 +198,3 @@ async def test_a_program_may_block_its_loop(blocked: float) -> None:
         outcome = await outcome_of(session.send_message(CHAT, "hi"))
         assert now() - began >= blocked
         check(outcome, texts(market, CHAT).count("hi"))
-
-
-def test_the_spaces_that_are_stripped_are_all_that_python_knows() -> None:
-    """And the control characters. A text of many inner spaces takes no time."""
-    spaces = {chr(i) for i in range(0x110000) if chr(i).isspace()} | {chr(i) for i in range(33)}
-    assert set(SPACES) == spaces
-    assert content_of_text(" " * 4000 + "a" + " " * 4000 + "b").text == "a" + " " * 4000 + "b"
