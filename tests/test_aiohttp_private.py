@@ -75,7 +75,7 @@ def test_a_body_shows_what_its_attributes_say() -> None:
 async def test_a_protocol_takes_an_attribute_of_ours() -> None:
     protocol = aiohttp.client_proto.ResponseHandler(asyncio.get_running_loop())
     assert protocol.should_close is False
-    setattr(protocol, bodies._IS_EMPTY, bool)
+    setattr(protocol, bodies._POLL, bool)
 
 
 async def test_what_is_consumed_is_not_repeated_by_aiohttp() -> None:

@@ -171,7 +171,7 @@ async def test_a_send_many_that_was_cancelled_twice_is_forgotten() -> None:
             await asyncio.sleep(10)
         [_] = [o async for o in session.send_many([OutgoingMessage(99, "x")])]
         assert session._engine is not None
-        assert len(session._engine.sending()._batches) == 0
+        assert len(session._engine.sending._batches) == 0
 
 
 async def test_a_wait_that_is_no_float_is_refused() -> None:

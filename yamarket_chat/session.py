@@ -590,4 +590,4 @@ class ChatSession:
         return self._engine
 
     def _sending(self) -> Sending:
-        return self._open().sending()
+        return self._open().sending

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +64,17 @@ class Engine:
         self._retry = retry
         self._failures = Failures(api_key)
         self._closed: asyncio.Event | None = None
-        self._sending: Sending | None = None
         self._calls = Calls(self._exchange, self._shared, self._failures, retry)
+        self._close_calls = self._calls.close
         self.check_loop = self._calls.check_loop
         self.status = self._shared.scheduler.status
 
+    @cached_property
     def sending(self) -> Sending:
-        """Return what sends messages; it is made when the first one is sent."""
-        if self._sending is None:
-            self._sending = Sending(
-                self._calls, self._shared, self._failures, self._business(), self._retry
-            )
-        return self._sending
+        """What sends messages; it is made when the first one is sent."""
+        sending = Sending(self._calls, self._shared, self._failures, self._business(), self._retry)
+        self._close_calls = sending.close
+        return sending
 
     async def ask(
         self, name: str, max_wait: float | None, *, query: str = "", content: object = None
@@ -160,7 +160,7 @@ class Engine:
             return
         self._closed = asyncio.Event()
         try:
-            await (self._sending or self._calls).close(grace)
+            await self._close_calls(grace)
         finally:
             self._shared.sessions -= 1
             try:

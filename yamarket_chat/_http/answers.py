@@ -29,6 +29,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     decoded: Any  # a 200: the operation's form; otherwise an Envelope; None if it has another form
     began: float  # when the request was sent, on the loop's clock
     ended: float  # when the response was read
+    traceparent: str | None = None  # the header
     fault: str | None = None  # why the body is not whole
 
     def __repr__(self) -> str:
@@ -37,8 +38,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     @property
     def trace_id(self) -> str | None:
         """The id by which the Market finds the request: from `traceparent`, 00-<trace>-…"""
-        parent = self.headers.get(TRACEPARENT, "")
-        if not parent[2:3] == parent[35:36] == "-":
+        parent = self.traceparent
+        if parent is None or not parent[2:3] == parent[35:36] == "-":
             return None
         trace = parent[3:35]
         try:

@@ -98,25 +98,25 @@ def _is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
     """
     if protocol.should_close:
         return True
-    is_empty = getattr(protocol, _IS_EMPTY, None)
-    if is_empty is not None:
-        return not is_empty()
+    poll = getattr(protocol, _POLL, None)
+    if poll is not None:
+        return bool(poll(0))
     sock = transport.get_extra_info("socket")
     if sock is None:
         return False
-    is_empty = _is_empty(sock.fileno())
-    setattr(protocol, _IS_EMPTY, is_empty)
+    poll = _poll(sock.fileno())
+    setattr(protocol, _POLL, poll)
     # A server sends tickets after the handshake of TLS. They come before the first answer.
-    return transport.get_extra_info("sslcontext") is None and not is_empty()
+    return transport.get_extra_info("sslcontext") is None and bool(poll(0))
 
 
-_IS_EMPTY = "yamarket_chat_is_empty"
+_POLL = "yamarket_chat_poll"
 
 
-def _is_empty(file: int) -> Callable[[], bool]:
-    """Return a function that says whether a socket has nothing to read, an end included."""
+def _poll(file: int) -> Callable[[float], list[Any]]:
+    """Return a function that waits until a socket has something to read, an end included."""
     if not hasattr(select, "poll"):  # Windows
-        return lambda: not select.select((file,), (), (), 0)[0]
+        return lambda timeout: select.select((file,), (), (), timeout)[0]
     poll = select.poll()
     poll.register(file, select.POLLIN)
-    return lambda: not poll.poll(0)
+    return poll.poll

@@ -26,14 +26,11 @@ KEPT_FOR = 4.0
 """Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
 request that meets a closing connection has an unknown outcome, which takes 15 s to settle."""
 
-_OPTIONS: Final[dict[str, Any]] = {
-    "timeout": aiohttp.ClientTimeout(total=None),
-    "allow_redirects": False,
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
+# What a caller's session may have changed. The last five bound the memory that an answer takes.
+_OF_OTHERS: Final[dict[str, Any]] = {
+    "timeout": _NO_TIMEOUT,
     "raise_for_status": False,
-}
-# What bounds the memory that an answer takes. They are aiohttp's own, but a caller's session may
-# have others.
-_BOUNDS: Final[dict[str, Any]] = {
     "max_line_size": 8190,
     "max_field_size": 8190,
     "max_headers": 128,
@@ -89,7 +86,7 @@ class Exchange:
         self._seen = _Traces()
         self._proxies = proxies
         proxy = proxies.of(url)
-        self._options = _OPTIONS if http is None else {**_OPTIONS, **_BOUNDS}
+        self._options = {} if http is None else _OF_OTHERS
         if proxy is not None:
             self._options = {**self._options, "proxy": proxy}
         self._own_http = http is None
@@ -99,6 +96,7 @@ class Exchange:
             # The number of parallel requests bounds the number of connections.
             connector=connector(limit=0, keepalive_timeout=KEPT_FOR),
             cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=_NO_TIMEOUT,
             headers={**(self._headers if with_key else {}), "User-Agent": integration},
         )
         # A session of our own has these headers already. Passing them with each request costs 2 %
@@ -142,6 +140,7 @@ class Exchange:
                 headers=self._json_headers
                 if isinstance(body, JsonBody)
                 else self._headers_of(body),
+                allow_redirects=False,
                 **self._options,
             )
             if not body.sent:
@@ -195,14 +194,15 @@ class Exchange:
         if response is None:
             return NoAnswer(reason or "", body.sent, final, cut_short, cancelled, garbled)
         status, headers = response.status, response.headers
-        if not body.sent or self._seen.is_again(headers.get(TRACEPARENT)):
+        parent = headers.get(TRACEPARENT)
+        if not body.sent or (parent is not None and self._seen.is_again(parent)):
             # Even if aiohttp has given the connection back: our own answer will come on it.
             body.give_up()
             return NoAnswer(_NOT_OURS, body.sent)
         if reason is not None:
-            return Answer(status, headers, b"", None, attempt.began, ended, reason)
+            return Answer(status, headers, b"", None, attempt.began, ended, parent, reason)
         read = decode if status == 200 else decode_envelope
-        return Answer(status, headers, content, read(content), attempt.began, ended)
+        return Answer(status, headers, content, read(content), attempt.began, ended, parent)
 
     def _headers_of(self, body: RequestBody) -> CIMultiDict[str]:
         # In no variable, which a traceback would show.
@@ -303,10 +303,8 @@ class _Traces:
         self._newer: set[str] = set()
         self._older: set[str] = set()
 
-    def is_again(self, parent: str | None) -> bool:
-        """Note the `traceparent` of an answer. Return whether an earlier answer had it."""
-        if parent is None:
-            return False
+    def is_again(self, parent: str) -> bool:
+        """Note the `traceparent` of an answer. Return whether an earlier answer had its trace."""
         trace = parent[:35]
         if trace in self._newer or trace in self._older:
             return trace != _NO_TRACE

@@ -346,7 +346,8 @@ class Scheduler:
         ticket.group.attempt_ended(attempt)
         self._places.answered()
         self._queues[ticket.operation].window.answered(attempt, headers)
-        self._dispatch(ticket.group)
+        if self._waiting or self._timer is not None or self.bulks:
+            self._dispatch(ticket.group)
 
     def refused_in_parallel(
         self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str], named: int | None
