@@ -15,7 +15,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def _eager(factory: LoopFactory) -> LoopFactory:
-    """A task runs up to its first wait when it is made, and not in the next pass of the loop."""
+    """Eager tasks: a task runs up to its first wait at once, not in the next loop pass."""
 
     def make() -> asyncio.AbstractEventLoop:
         loop = factory()
@@ -51,9 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, LoopFactory]:
-    """Every async test runs on the virtual clock, but those marked `real_time`.
+    """Run each async test on the virtual clock, except those marked `real_time`.
 
-    Those marked `every_loop` run on all loops, and all others on that of `--loop`.
+    Tests marked `every_loop` run on all loops, and all others on the loop of `--loop`.
     """
     clock = 1 if item.get_closest_marker("real_time") else 0
     names = [config.getoption("--loop")]
@@ -64,11 +64,11 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(scope="session")
 def description() -> Any:
-    """What the Market's API is, in our own words."""
+    """Our own description of the Market's API."""
     return market_api.ours()
 
 
-# What takes long, or has to do with the machine more than with the versions of Python and of the
+# Slow files, or files that depend on the machine more than on the versions of Python and of the
 # dependencies. The rest is the quick part, `pytest -m "not slow"`: under a minute on two cores.
 SLOW = {
     "test_benchmarks.py": "starts a process for each measurement",
@@ -90,14 +90,14 @@ NOT_ON_UVLOOP = {"test_parallel.py": "times below a millisecond, which uvloop do
 
 
 def pytest_configure() -> None:
-    """A file that was renamed must not slip into the quick part."""
+    """Fail if a slow file was renamed: it must not slip into the quick part."""
     missing = [name for name in SLOW | NOT_ON_UVLOOP if not (Path(__file__).parent / name).exists()]
     if missing:
         raise pytest.UsageError(f"tests/conftest.py names files that do not exist: {missing}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every test of a slow file is marked `slow`, also one that is new."""
+    """Mark every test of a slow file as `slow`, new tests included."""
     on_uvloop = config.getoption("--loop") == "uvloop"
     for item in items:
         if on_uvloop and item.path.name in NOT_ON_UVLOOP:

@@ -1,7 +1,8 @@
-"""Clocks that differ, step and stand still: what is told of a message is never wrong.
+"""Clocks that differ, jump or stand still never lead to a wrong outcome.
 
-The two clocks of the Market are that of its answers (Date) and that of its storage (createdAt).
-The machine's own may stand still while it sleeps. The Market's goes on: here, it steps forward.
+The Market has two clocks: that of its answers (Date) and that of its storage (createdAt). Our
+machine's clock may stand still while the machine sleeps. The Market's clock goes on: in these
+tests, it jumps forward.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def sends_fail(*faults: Fault | None) -> Callable[[RequestInfo], Fault | None]:
 
 
 def check(outcome: Receipt | BaseException, stored: int, before: int = 0) -> None:
-    """A receipt tells of one message, an unknown outcome of one at most."""
+    """Check that a receipt means one stored message, and an unknown outcome at most one."""
     if isinstance(outcome, Receipt):
         assert stored == before + 1
     else:
@@ -44,7 +45,7 @@ def check(outcome: Receipt | BaseException, stored: int, before: int = 0) -> Non
 @pytest.mark.parametrize("skew", SKEWS)
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_the_storage_may_have_another_clock_than_the_answers(
+async def test_offset_between_created_at_and_date_gives_no_wrong_outcome(
     skew: float, earlier: bool, when: str
 ) -> None:
     fault = Fault("reset", "after" if when == "after" else "before")
@@ -67,9 +68,7 @@ async def test_the_storage_may_have_another_clock_than_the_answers(
 
 @pytest.mark.parametrize("ago", [120.0, 3600.0])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_an_equal_text_of_some_time_ago_leaves_the_outcome_clear(
-    ago: float, when: str
-) -> None:
+async def test_old_equal_text_does_not_make_the_outcome_unclear(ago: float, when: str) -> None:
     fault = Fault("reset", "after" if when == "after" else "before")
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
         market.shop_says(CHAT, "hi")
@@ -81,7 +80,7 @@ async def test_an_equal_text_of_some_time_ago_leaves_the_outcome_clear(
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_nothing_is_doubled_whatever_the_offset_and_the_order(seed: int) -> None:
+async def test_clock_offset_and_history_order_never_double_a_message(seed: int) -> None:
     rng = random.Random(seed)
     kinds = [
         *(Fault("reset"), Fault("reset", "after"), Fault("no_answer", "after")),
@@ -124,8 +123,10 @@ async def test_nothing_is_doubled_whatever_the_offset_and_the_order(seed: int) -
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("at", [0.5, 3.0, 12.0])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_the_machine_may_sleep(asleep: float, earlier: bool, at: float, when: str) -> None:
-    """While an attempt is under way, or is being settled."""
+async def test_suspended_machine_gives_no_wrong_outcome(
+    asleep: float, earlier: bool, at: float, when: str
+) -> None:
+    """The machine sleeps while an attempt is in progress or is being settled."""
     fault = Fault("no_answer", "after" if when == "after" else "before")
     faults = sends_fail(*([None] if earlier else []), fault)
     async with (
@@ -146,10 +147,10 @@ async def test_the_machine_may_sleep(asleep: float, earlier: bool, at: float, wh
         check(outcome, texts(market, CHAT).count("hi"))
 
 
-async def test_without_the_clock_of_the_system_a_sleep_doubles_a_message(
+async def test_suspend_doubles_a_message_without_the_system_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The counter-test: nothing else tells of a sleep before the first Date."""
+    """The counter-test: before the first Date, only the system clock shows a sleep."""
     monkeypatch.setattr(VirtualLoop, "stood_still", lambda _: 0.0)
     async with (
         Sandbox(faults=sends_fail(Fault("no_answer", "after")), latency=0.2) as market,
@@ -163,7 +164,9 @@ async def test_without_the_clock_of_the_system_a_sleep_doubles_a_message(
 @pytest.mark.parametrize("step", [-3600.0, -20.0, -7.0, -1.0, 1.0, 7.0, 20.0, 3600.0])
 @pytest.mark.parametrize("at", [-1.0, 0.1, 3.0, 16.0])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_the_date_may_step(step: float, at: float, when: str) -> None:
+async def test_clock_step_of_the_market_gives_no_wrong_outcome(
+    step: float, at: float, when: str
+) -> None:
     fault = Fault("reset", "after" if when == "after" else "before")
     async with (
         Sandbox(faults=sends_fail(None, fault), latency=0.2) as market,
@@ -180,8 +183,8 @@ async def test_the_date_may_step(step: float, at: float, when: str) -> None:
 
 
 @pytest.mark.parametrize("blocked", [3.0, 20.0])
-async def test_a_program_may_block_its_loop(blocked: float) -> None:
-    """Or be stopped and continued: its clock goes on, and it reads answers late."""
+async def test_blocked_event_loop_gives_no_wrong_outcome(blocked: float) -> None:
+    """The same happens if the process is stopped: its clock goes on, and it reads answers late."""
     async with (
         Sandbox(faults=sends_fail(None, Fault("reset", "after")), latency=0.2) as market,
         session_of(market) as session,

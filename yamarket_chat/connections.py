@@ -46,7 +46,7 @@ def connector(**settings: Any) -> aiohttp.TCPConnector:
 
 def _make_socket(address: tuple[Any, ...]) -> socket.socket:
     made = socket.socket(*address[:3])
-    with suppress(OSError):  # what a system does not know is done without
+    with suppress(OSError):  # not every system knows each option
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GIVEN_UP_AFTER * 1000)
@@ -61,7 +61,7 @@ def discard(transport: asyncio.Transport) -> None:
     """
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        # Closed already (uvloop raises ValueError then), or no socket of TCP.
+        # Already closed (uvloop then raises ValueError), or not a TCP socket.
         with suppress(OSError, ValueError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
     transport.abort()

@@ -1,4 +1,4 @@
-"""What a session has from its first call on: connections, calls, sending and downloads."""
+"""The parts of a session that its first call creates: connections, calls, sending and downloads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .shared import attach
 
 
 class Engine:
-    """Puts the rooms together for one session, on the event loop of its first call."""
+    """Connects the modules for one session, on the event loop of its first call."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Engine:
         integration: str,
     ) -> None:
         proxies = Proxies(proxy, environment=http is None)
-        proxies.of(URL(base_url))  # what raises comes before there is anything to undo
+        proxies.of(URL(base_url))  # this may raise, so it comes before there is anything to undo
         self._shared = attach(str(URL(base_url).origin()), business_id, limits)
         self._shared.deliveries.note_timeout(timeout)
         self._exchange = Exchange(
@@ -71,7 +71,7 @@ class Engine:
 
     @cached_property
     def sending(self) -> Sending:
-        """What sends messages; it is made when the first one is sent."""
+        """The sender of messages, which is created when the first message is sent."""
         sending = Sending(self._calls, self._shared, self._failures, self._business(), self._retry)
         self._close_calls = sending.close
         return sending
@@ -132,7 +132,7 @@ class Engine:
 
     async def download(self, file: File, path: Path | None, max_bytes: int) -> bytes | Path:
         """Download a file; see `ChatSession.download`."""
-        # It needs no place, but it is under way like a call: closing waits for it, or cancels it.
+        # It needs no slot, but it is in progress like a call: closing waits for it or cancels it.
         group = self._calls.group
         attempt = unlimited_attempt(running_task(), asyncio.get_running_loop().time())
         group.under_way[attempt] = None

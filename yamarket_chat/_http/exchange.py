@@ -20,7 +20,7 @@ from .proxies import Proxies
 
 MAX_ANSWER = 16 * 2**20
 """The most bytes of a response that are read. A page of 100 messages of 4,096 characters, all
-escaped, with some files each, has about 5 MB; a longer response is none of the API."""
+escaped, with some files each, has about 5 MB. The API sends no longer response."""
 
 KEPT_FOR = 4.0
 """Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
@@ -41,7 +41,7 @@ _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made
 _NO_ANSWER = (OSError, aiohttp.ClientConnectionError)  # a TimeoutError is an OSError
 _MAY_PASS = (OSError, aiohttp.ClientError)
 _NOT_OURS = "an answer that is none to this request"
-_NO_TRACE = f"00-{'0' * 32}"  # what says that a request is not traced
+_NO_TRACE = f"00-{'0' * 32}"  # the trace of a request that is not traced
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
@@ -114,7 +114,7 @@ class Exchange:
     ) -> Answer | NoAnswer:
         """Send one request from the running task. `decode` decodes the body of a 200.
 
-        Whatever happens is returned as a value, also a cancellation.
+        Every result is returned as a value, even a cancellation.
         """
         if self._http.closed:
             attempt.ended = self._loop.time()
@@ -128,7 +128,7 @@ class Exchange:
         try:
             response = await self._http.request(
                 method,
-                # Built of its parts: parsing a new address for each chat costs 3 % of a send.
+                # Built from its parts, because parsing a new URL for each chat costs 3 % of a send.
                 URL.build(
                     scheme=self._scheme,
                     authority=self._authority,
@@ -144,7 +144,7 @@ class Exchange:
                 **self._options,
             )
             if not body.sent:
-                raise _NotOurs  # it was there before the request
+                raise _NotOurs  # the data arrived before the request
             stream = response.content
             content = await stream.readany()
             if not stream.at_eof():
@@ -154,7 +154,8 @@ class Exchange:
             reason = "no answer in time" if body.sent else "no connection in time"
             closed = self._http.closed
             if not attempt.is_cancelled(surely=closed):
-                # A connector that closes cancels what waits for it; so may code of the caller's.
+                # A connector that closes cancels the calls that wait for it. Code of the caller may
+                # do so, too.
                 cause, response = "nobody", None
                 reason = _CLOSED if closed else "its aiohttp session cancelled the request"
                 final = closed and not body.sent
@@ -166,7 +167,7 @@ class Exchange:
                 # A new one, without aiohttp's frames, whose variables hold the key.
                 cancelled = None if cut_short else asyncio.CancelledError(*error.args)
         except aiohttp.ClientHttpProxyError as error:
-            # On the way to the Market: nothing was sent but a CONNECT.
+            # The proxy failed: nothing was sent except a CONNECT.
             reason, final = _refused_by_proxy(error.status)
             final = final and not body.sent
         except _NO_CERTIFICATE as error:
@@ -184,7 +185,7 @@ class Exchange:
             elif body.sent:
                 garbled = not isinstance(error, _NO_ANSWER)
             elif not isinstance(error, _MAY_PASS) or isinstance(error, aiohttp.InvalidURL):
-                # Of our own code, or of a caller's middleware, whose text may show the key.
+                # An error of our own code or of a caller's middleware. Its text may show the key.
                 reason, final = f"its request cannot be made ({type(error).__name__})", True
         except BaseException:
             _give_up(body, response)
@@ -196,7 +197,7 @@ class Exchange:
         status, headers = response.status, response.headers
         parent = headers.get(TRACEPARENT)
         if not body.sent or (parent is not None and self._seen.is_again(parent)):
-            # Even if aiohttp has given the connection back: our own answer will come on it.
+            # Even if aiohttp has returned it to its pool: our own answer will arrive on it.
             body.give_up()
             return NoAnswer(_NOT_OURS, body.sent)
         if reason is not None:
@@ -205,11 +206,11 @@ class Exchange:
         return Answer(status, headers, content, read(content), attempt.began, ended, parent)
 
     def _headers_of(self, body: RequestBody) -> CIMultiDict[str]:
-        # In no variable, which a traceback would show.
+        # Not in a variable, because a traceback would show it.
         return CIMultiDict({**self._headers, "Content-Type": body.content_type})
 
     async def fetch(self, url: str, max_bytes: int) -> AsyncGenerator[bytes, None]:
-        """Download from an address, in pieces. Only the Market's own host gets the key.
+        """Download from a URL, in pieces. Only the Market's own host gets the key.
 
         Raises FetchFailed.
         """
@@ -225,7 +226,7 @@ class Exchange:
             async with http.get(
                 target,
                 headers=self._key if own else None,
-                # The timeout is for each piece: a large file may take longer in all.
+                # The timeout is for each piece: a large file may take longer in total.
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=self._seconds, sock_read=self._seconds
                 ),
@@ -277,7 +278,7 @@ class Exchange:
 
 
 async def _rest(stream: aiohttp.StreamReader, content: bytes) -> bytes:
-    # Not as bytes: to add each of a million pieces to 16 MB would take minutes.
+    # Not as bytes, because adding each of a million pieces to 16 MB would take minutes.
     whole = bytearray(content)
     while not stream.at_eof():
         if len(whole) > MAX_ANSWER:
@@ -295,7 +296,7 @@ class _NotOurs(Exception):
 
 
 class _Traces:
-    """The traces of the last answers: each answer has one of its own."""
+    """The trace ids of the last answers. Each answer has its own."""
 
     MOST = 512
 
@@ -316,7 +317,7 @@ class _Traces:
 
 def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None:
     """End a request that has no whole response."""
-    # A response that was read to its end has given its connection back: others may use it.
+    # A response that was read to its end has returned its connection, so others may use it.
     if response is None or response.connection is not None:
         body.give_up()
     if response is not None:
@@ -324,7 +325,7 @@ def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None
 
 
 def _refused_by_proxy(status: int) -> tuple[str, bool]:
-    """Say why a proxy made no connection, and whether it will refuse it again."""
+    """Say why a proxy made no connection, and whether it will refuse the next one, too."""
     reason = f"the proxy answered HTTP {status}, and made no connection"
     if status == 407:
         reason += ": pass the user and the password as proxy=http://user:password@proxy:3128"
@@ -332,7 +333,7 @@ def _refused_by_proxy(status: int) -> tuple[str, bool]:
 
 
 def _reason(error: Exception) -> str:
-    """Say what happened, without a quote of the response: it may echo the key."""
+    """Say what happened, without quoting the response, because it may echo the key."""
     if isinstance(error, aiohttp.ClientConnectorError):
         which = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
         why = error.os_error.strerror or "no reason given"

@@ -36,7 +36,7 @@ class Upload:
         name: object = filename
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.size = memoryview(source).nbytes
-            # Bytes are shared; what can be changed is copied, unless it is too large anyway.
+            # Bytes are shared. A mutable buffer is copied, unless it is too large anyway.
             self._file = io.BytesIO(source if self.size <= LARGEST_FILE else b"")
         elif isinstance(source, (str, os.PathLike)):
             self._path = os.fspath(source)
@@ -66,7 +66,7 @@ class Upload:
         """Return the form for one request."""
         form = FormBody("form-data")
         part = form.append_payload(_Part(self))
-        # As browsers send it: the name itself in UTF-8, which Russian names need (RFC 7578).
+        # The name in UTF-8, as browsers send it: Russian names need this (RFC 7578).
         part.set_content_disposition(
             "form-data", quote_fields=False, name="file", filename=self.name
         )
@@ -163,7 +163,7 @@ class _Part(payload.Payload):
         size = min(CHUNK, self._upload.size - position)
         try:
             piece = await asyncio.to_thread(self._upload.read, file, position, size)
-        except Exception as error:  # noqa: BLE001 - a file of the caller's may raise anything
+        except Exception as error:  # noqa: BLE001 - a file of the caller may raise anything
             raise Unreadable(str(error) or type(error).__name__) from None
         if not isinstance(piece, bytes):
             raise Unreadable(f"reading it gave {type(piece).__name__} instead of bytes")
@@ -185,7 +185,8 @@ class FormBody(RequestBody, MultipartWriter):
         try:
             await super().write_with_length(writer, content_length)
         except Unreadable as error:
-            # The form is not whole: the Market may have counted it, but not carried it out.
+            # The form is incomplete: the Market may have counted the request, but not carried it
+            # out.
             self.broken = f"the file cannot be read: {error}"
             raise
 
