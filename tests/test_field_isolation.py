@@ -414,6 +414,21 @@ def test_a_child_that_was_forked_sends_nothing_by_its_parents_session() -> None:
     assert done.stdout == "['parent', 'parent again'] 2\n", done.stderr
 
 
+async def test_a_session_that_cannot_open_holds_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was counted as open, and sessions with other limits were refused for ever."""
+
+    def fails(**_: object) -> None:
+        raise OSError("no certificates")
+
+    async with Sandbox() as market:
+        with monkeypatch.context() as patched:
+            patched.setattr("yamarket_chat._http.exchange.connector", fails)
+            with pytest.raises(OSError, match="no certificates"):
+                await session_of(market).send_message(1, "hi")
+        async with session_of(market, limits=Limits(parallel=1)) as session:
+            await session.send_message(1, "hi")
+
+
 # B14: no frame that an error carries shows the key.
 
 HERE = str(Path(__file__).parent)

@@ -28,7 +28,7 @@ from . import reading
 from .calls import Calls, Query
 from .failures import Failures
 from .sending import Sending
-from .shared import attach
+from .shared import shared_by
 
 
 class Engine:
@@ -49,7 +49,7 @@ class Engine:
     ) -> None:
         proxies = Proxies(proxy, environment=http is None)
         proxies.of(URL(base_url))  # what raises comes before there is anything to undo
-        self._shared = attach(str(URL(base_url).origin()), business_id, limits)
+        self._shared = shared_by(str(URL(base_url).origin()), business_id, limits)
         self._shared.deliveries.note_timeout(timeout)
         self._exchange = Exchange(
             base_url,
@@ -67,6 +67,7 @@ class Engine:
         self._calls = Calls(self._exchange, self._shared, self._failures, retry)
         self.check_loop = self._calls.check_loop
         self.status = self._shared.scheduler.status
+        self._shared.sessions += 1  # last: what has raised holds nobody up
 
     def sending(self) -> Sending:
         """Return what sends messages; it is made when the first one is sent."""
@@ -157,6 +158,9 @@ class Engine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._closed.wait()
+            if not self._closed.is_set():
+                (self._sending or self._calls).cut_short()
+                await self._closed.wait()
             return
         self._closed = asyncio.Event()
         try:
