@@ -65,7 +65,7 @@ def _businesses(loop: asyncio.AbstractEventLoop) -> _Businesses:
 def shared_by(origin: str, business_id: int | None, limits: Limits) -> Shared:
     """Return what the sessions of a business share on the running loop.
 
-    The session counts itself in `sessions` when it is open. Raises InvalidArgumentError if they have other limits.
+    Raises InvalidArgumentError if they have other limits. A session that is open counts itself.
     """
     loop = asyncio.get_running_loop()
     businesses = _businesses(loop)
