@@ -171,7 +171,7 @@ class Settler:
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, now)
             offset = self._offset_then(pending, now)
-            # Later still, the clocks may have been set: such a row says nothing of their offset then.
+            # What came long after it says nothing of the clocks of its time.
             near = wanted.latest + LEARNT_FOR
             after = [
                 stored
