@@ -414,6 +414,42 @@ def test_a_child_that_was_forked_sends_nothing_by_its_parents_session() -> None:
     assert done.stdout == "['parent', 'parent again'] 2\n", done.stderr
 
 
+COLLECTING = """
+import asyncio, gc, os
+from yamarket_chat import ChatSession
+from yamarket_chat.sandbox import Sandbox
+
+async def main():
+    async with Sandbox() as market:
+        sessions = [ChatSession(market.api_key, 12345, base_url=market.url, timeout=1)]
+        await sessions[0].send_message(1, "one")
+        pid = os.fork()
+        if not pid:
+            sessions.clear()
+            gc.collect()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        receipt = await sessions[0].send_message(1, "two", on_unknown="raise")
+        print(receipt.confirmed_by, receipt.requests)
+        await sessions[0].close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_collects_its_parents_session_leaves_the_parents_connections() -> None:
+    """Parent and child share one epoll: closed there, a connection would be silent here."""
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-W", "ignore", "-c", COLLECTING],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "answer 1\n", done.stderr
+
+
 async def test_a_session_that_cannot_open_holds_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was counted as open, and sessions with other limits were refused for ever."""
 

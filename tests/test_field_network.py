@@ -31,6 +31,7 @@ from yamarket_chat import (
     ChatSession,
     ConnectionFailedError,
     DeliveryUnknownError,
+    File,
     InvalidArgumentError,
     NotFoundError,
     Receipt,
@@ -348,6 +349,40 @@ async def test_a_connection_that_received_anything_is_not_used(stray: bytes, *, 
         # may be in the kernel still, if the machine is busy.
         if not (read and stray in (CONTINUE, HALF)):
             assert len(writers) == 2
+
+
+FILE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "in the kernel"])
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
+async def test_a_stray_answer_is_not_taken_for_a_file(*, read: bool, callers: bool) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(OSError, EOFError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(FILE + b"right")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    file = File(name="a.pdf", url=f"{url}/a.pdf", size=5)
+    async with (
+        server,
+        aiohttp.ClientSession() as http,
+        ChatSession(KEY, 1, base_url=url, http=http if callers else None) as session,
+    ):
+        assert await session.download(file) == b"right"
+        assert await session.download(file) == b"right"
+        assert len(writers) == 1  # it is kept
+        writers[0].write(FILE + b"stray")
+        if read:
+            await asyncio.sleep(1)
+        assert await session.download(file) == b"right"
+        assert len(writers) == 2
 
 
 async def test_a_middleware_that_repeats_a_request_does_not_double_a_message() -> None:

@@ -219,11 +219,14 @@ class Exchange:
         own = target.origin() == self._origin
         size = 0
         failed: FetchFailed | None = None
+        body = JsonBody(b"")  # it looks at the connection before anything is sent
         proxy = self._proxies.of(target)
         http = self._keyless() if self._own_http else self._http
         try:
             async with http.get(
                 target,
+                data=body,
+                skip_auto_headers=("Content-Type",),
                 headers=self._key if own else None,
                 # The timeout is for each piece: a large file may take longer in all.
                 timeout=aiohttp.ClientTimeout(
@@ -233,7 +236,10 @@ class Exchange:
                 raise_for_status=False,
                 proxy=proxy,
             ) as response:
-                if response.status != 200:
+                if not body.sent or self._seen.is_again(response.headers.get(TRACEPARENT)):
+                    response.close()
+                    failed = FetchFailed(_NOT_OURS, None, passes=True)
+                elif response.status != 200:
                     passes = response.status >= 500
                     failed = FetchFailed(f"HTTP {response.status}", response.status, passes=passes)
                 else:
