@@ -245,6 +245,25 @@ def test_settings_that_make_no_sense_are_refused(
         ChatSession(**defaults | settings)
 
 
+@pytest.mark.parametrize("quoted", [f'"{KEY}"', f"'{KEY}'", f'{KEY}"', f"'{KEY}"])
+def test_a_key_in_quotes_is_refused(quoted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docker --env-file keeps them."""
+    monkeypatch.setenv("YAMARKET_API_KEY", quoted)
+    for make in (lambda: ChatSession(quoted, 1), lambda: ChatSession(business_id=1)):
+        with pytest.raises(InvalidArgumentError, match="remove the quotes") as caught:
+            make()
+        assert KEY not in str(caught.value)
+
+
+async def test_a_text_that_the_locale_could_not_decode_is_named_so() -> None:
+    """LC_ALL=C without UTF-8 mode."""
+    text = "Привет".encode().decode("ascii", "surrogateescape")
+    async with ChatSession(KEY, 1, base_url="http://127.0.0.1:1") as session:
+        for call in (session.send_message(1, text), session.send_file(1, b"1", filename=text)):
+            with pytest.raises(InvalidArgumentError, match="LC_ALL"):
+                await call
+
+
 @pytest.mark.parametrize(
     "url",
     ["https://market.example", "http://localhost:1", "http://127.9.9.9:1", "http://[::1]:1"],

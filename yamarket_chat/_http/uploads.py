@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from aiohttp import MultipartWriter, payload
 
+from ..arguments import check_encodable
 from ..errors import InvalidArgumentError
 from .bodies import RequestBody
 
@@ -19,7 +20,7 @@ LARGEST_FILE = 5 * 2**20
 
 CHUNK = 2**16
 
-_NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, half surrogates, line breaks
+_NOT_IN_NAMES = {"Cc", "Zl", "Zp"}  # control characters, line breaks
 
 
 _reading = threading.Lock()
@@ -118,6 +119,7 @@ def _check_name(name: object) -> str:
         raise InvalidArgumentError(
             "filename is missing: pass the name that the buyer sees, such as 'label.pdf'"
         )
+    check_encodable("filename", name)
     forbidden = any(c in "/\\" or unicodedata.category(c) in _NOT_IN_NAMES for c in name)
     if len(name) > 255 or forbidden:
         raise InvalidArgumentError(
