@@ -117,7 +117,7 @@ def check_key(key: object) -> str:
         )
     if "'" in key or '"' in key:
         raise InvalidArgumentError(
-            "api_key has a quote in it: remove the quotes. Docker's --env-file keeps those of the file"
+            "api_key has a quote in it: remove the quotes, which docker --env-file keeps"
         )
     return key
 
