@@ -313,6 +313,24 @@ async def test_a_stray_answer_to_a_read_that_is_under_way_is_asked_for_again() -
         assert (await session.get_chat(2)).chat_id == 2
 
 
+async def test_traces_are_known_to_all_sessions_of_one_aiohttp_session() -> None:
+    """A web handler makes a session for each request, and its connections are kept."""
+    delays = iter([0.0, 2.0])
+    async with (
+        Sandbox(
+            latency=lambda: next(delays, 0.0), faults={1: Fault("unsolicited", delay=2)}
+        ) as market,
+        aiohttp.ClientSession() as http,
+    ):
+        async with session_of(market, http=http) as session:
+            await session.send_message(1, "one")
+        await asyncio.sleep(1)
+        async with session_of(market, http=http) as session:
+            receipt = await session.send_message(1, "two")
+        assert receipt.confirmed_by == "history"
+        assert texts(market, 1) == ["one", "two"]
+
+
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"OK"}'
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -349,6 +367,23 @@ async def test_a_connection_that_received_anything_is_not_used(stray: bytes, *, 
         # may be in the kernel still, if the machine is busy.
         if not (read and stray in (CONTINUE, HALF)):
             assert len(writers) == 2
+
+
+async def test_an_answer_that_comes_before_all_of_a_file_was_sent_is_none_to_it() -> None:
+    """The Market cannot have stored what it has not received."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        with suppress(OSError):
+            await reader.read()  # at most what the reader's buffer takes
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**16)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, ChatSession(KEY, 1, base_url=url, retry=RAISE_UNKNOWN) as session:
+        error = await error_of(session.send_file(1, bytes(5_000_000), filename="a.pdf"))
+        assert isinstance(error, DeliveryUnknownError)
 
 
 FILE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from multidict import CIMultiDict
@@ -86,7 +87,6 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._seconds = timeout
         self._deadlines = Deadlines(timeout)
-        self._seen = _Traces()
         self._proxies = proxies
         proxy = proxies.of(url)
         self._options = _OPTIONS if http is None else {**_OPTIONS, **_BOUNDS}
@@ -101,6 +101,8 @@ class Exchange:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={**(self._headers if with_key else {}), "User-Agent": integration},
         )
+        # Its connections outlive this session, if it is the caller's, and so do stray answers.
+        self._seen = _traces.setdefault(self._http, _Traces())
         # A session of our own has these headers already. Passing them with each request costs 2 %
         # of a send.
         self._json_headers = None if http is None and with_key else self._headers
@@ -195,7 +197,11 @@ class Exchange:
         if response is None:
             return NoAnswer(reason or "", body.sent, final, cut_short, cancelled, garbled)
         status, headers = response.status, response.headers
-        if not body.sent or self._seen.is_again(headers.get(TRACEPARENT)):
+        if (
+            not body.sent
+            or (body.unfinished and status == 200)
+            or self._seen.is_again(headers.get(TRACEPARENT))
+        ):
             # Even if aiohttp has given the connection back: our own answer will come on it.
             body.give_up()
             return NoAnswer(_NOT_OURS, body.sent)
@@ -320,6 +326,9 @@ class _Traces:
         if len(self._newer) >= self.MOST:
             self._newer, self._older = set(), self._newer
         return False
+
+
+_traces: WeakKeyDictionary[aiohttp.ClientSession, _Traces] = WeakKeyDictionary()
 
 
 def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None:

@@ -184,12 +184,14 @@ class FormBody(RequestBody, MultipartWriter):
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write the form to a connection."""
         self.begin(writer)
+        self.unfinished = True
         try:
             await super().write_with_length(writer, content_length)
         except Unreadable as error:
             # The form is not whole: the Market may have counted it, but not carried it out.
             self.broken = f"the file cannot be read: {error}"
             raise
+        self.unfinished = False
 
 
 class Unreadable(Exception):
