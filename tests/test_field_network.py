@@ -505,24 +505,29 @@ async def _endless(answer: Callable[[], AsyncIterator[bytes]]) -> AsyncIterator[
             + body
         )
 
+    async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            market.requests.append(head.split(b" ")[1].partition(b"?")[0].decode())
+            sent = market.requests.count("/v2/businesses/1/chats/message")
+            if head.startswith(b"POST"):
+                await reader.readuntil(b"}")
+            if market.requests[-1].endswith("/history"):
+                writer.write(whole(msgspec.json.encode(EMPTY_HISTORY)))
+            elif sent == 2:
+                writer.write(whole(b'{"status":"OK"}'))
+            else:
+                async for piece in answer():
+                    writer.write(piece)
+                    await writer.drain()
+                break
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, EOFError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                market.requests.append(head.split(b" ")[1].partition(b"?")[0].decode())
-                sent = market.requests.count("/v2/businesses/1/chats/message")
-                if head.startswith(b"POST"):
-                    await reader.readuntil(b"}")
-                if market.requests[-1].endswith("/history"):
-                    writer.write(whole(msgspec.json.encode(EMPTY_HISTORY)))
-                elif sent == 2:
-                    writer.write(whole(b'{"status":"OK"}'))
-                else:
-                    async for piece in answer():
-                        writer.write(piece)
-                        await writer.drain()
-                    break
-        writer.transport.abort()
+        try:
+            with suppress(OSError, EOFError):
+                await answer_all(reader, writer)
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     market.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -559,6 +564,33 @@ async def test_an_answer_without_an_end_is_bounded(
         with pytest.raises(UnexpectedAnswerError):
             await session.get_chat(1)
         assert now() - began < 16
+
+
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
+@pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])
+async def test_a_download_without_an_end_is_bounded(
+    answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
+) -> None:
+    boundless = aiohttp.ClientSession(
+        max_headers=10**9, max_field_size=10**9, max_line_size=10**9, read_bufsize=10**9
+    )
+    async with (
+        boundless,
+        _endless(answer) as market,
+        ChatSession(
+            KEY,
+            1,
+            base_url=market.url,
+            http=boundless if callers else None,
+            retry=Retry(attempts=1),
+        ) as session,
+    ):
+        began = now()
+        file = File(name="a", url=f"{market.url}/a", size=1)
+        async with asyncio.timeout(HOUR):
+            with pytest.raises((UnexpectedAnswerError, ConnectionFailedError)):
+                await session.download(file, max_bytes=2**20)
+        assert now() - began < 20
 
 
 @pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])

@@ -27,6 +27,9 @@ KEPT_FOR = 4.0
 """Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
 request that meets a closing connection has an unknown outcome, which takes 15 s to settle."""
 
+SLOWEST = 1024
+"""Bytes a second that a download has at least: less seems to be without an end."""
+
 _OPTIONS: Final[dict[str, Any]] = {
     "timeout": aiohttp.ClientTimeout(total=None),
     "allow_redirects": False,
@@ -89,7 +92,8 @@ class Exchange:
         self._deadlines = Deadlines(timeout)
         self._proxies = proxies
         proxy = proxies.of(url)
-        self._options = _OPTIONS if http is None else {**_OPTIONS, **_BOUNDS}
+        self._bounds = {} if http is None else _BOUNDS
+        self._options = {**_OPTIONS, **self._bounds}
         if proxy is not None:
             self._options = {**self._options, "proxy": proxy}
         self._own_http = http is None
@@ -229,19 +233,20 @@ class Exchange:
         proxy = self._proxies.of(target)
         http = self._keyless() if self._own_http else self._http
         try:
-            async with http.get(
-                target,
-                data=body,
-                skip_auto_headers=("Content-Type",),
-                headers=self._key if own else None,
-                # The timeout is for each piece: a large file may take longer in all.
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=self._seconds, sock_read=self._seconds
-                ),
-                allow_redirects=False,
-                raise_for_status=False,
-                proxy=proxy,
-            ) as response:
+            async with asyncio.timeout(self._seconds):
+                response = await http.get(
+                    target,
+                    data=body,
+                    skip_auto_headers=("Content-Type",),
+                    headers=self._key if own else None,
+                    # The timeout is for each piece: a large file may take longer in all.
+                    timeout=aiohttp.ClientTimeout(total=None, sock_read=self._seconds),
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    proxy=proxy,
+                    **self._bounds,
+                )
+            async with response:
                 if not body.sent or self._seen.is_again(response.headers.get(TRACEPARENT)):
                     response.close()
                     failed = FetchFailed(_NOT_OURS, None, passes=True)
@@ -249,6 +254,7 @@ class Exchange:
                     passes = response.status >= 500
                     failed = FetchFailed(f"HTTP {response.status}", response.status, passes=passes)
                 else:
+                    began = self._loop.time()
                     async for piece in response.content.iter_any():
                         size += len(piece)
                         if size > max_bytes:
@@ -256,6 +262,8 @@ class Exchange:
                                 f"it has more than {max_bytes} bytes: pass a larger max_bytes", 200
                             )
                             break
+                        if self._loop.time() - began > self._seconds + size / SLOWEST:
+                            raise TimeoutError
                         yield piece
         except aiohttp.ClientHttpProxyError as error:
             reason, final = _refused_by_proxy(error.status)
