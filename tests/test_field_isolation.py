@@ -20,6 +20,7 @@ from re._parser import SubPattern, parse  # type: ignore[import-not-found]
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -305,6 +306,40 @@ async def test_a_file_that_breaks_is_refused_and_holds_up_nobody(kind: type[io.B
 
 
 # B12: each thread has its loop, and each process its sessions.
+
+
+class Hanging(io.BytesIO):
+    """A file on a network drive that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(b"never")
+        self.calls = 0
+        self.answers = threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.calls += 1
+        self.answers.wait(20)
+        return super().read(size)
+
+
+@pytest.mark.real_time
+async def test_a_file_whose_reading_hangs_holds_up_no_other_and_no_thread_but_one() -> None:
+    retry = Retry()
+    msgspec.structs.force_setattr(retry, "settle_after", 0.1)  # on the real clock
+    file = Hanging()
+    async with Sandbox() as market, session_of(market, timeout=0.5, retry=retry) as session:
+        hangs = asyncio.ensure_future(error_of(session.send_file(1, file, filename="a")))
+        try:
+            while not file.calls:
+                await asyncio.sleep(0.01)
+            receipt = await session.send_file(2, b"whole", filename="b")
+            assert (receipt.confirmed_by, receipt.requests) == ("answer", 1)
+            error = await hangs
+        finally:
+            file.answers.set()
+        assert error.sent is False
+        assert "cannot be read" in str(error)
+        assert file.calls == 1
 
 
 @pytest.mark.real_time

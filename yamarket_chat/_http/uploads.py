@@ -7,6 +7,8 @@ import io
 import os
 import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 from aiohttp import MultipartWriter, payload
@@ -24,6 +26,7 @@ _NOT_IN_NAMES = {"Cc", "Zl", "Zp"}  # control characters, line breaks
 
 
 _reading = threading.Lock()
+"""Held while a file of the caller's is read: several calls may have the same one."""
 
 
 class Upload:
@@ -34,6 +37,8 @@ class Upload:
         self._path: str | bytes | None = None
         self._file: BinaryIO | None = None
         self._start = 0
+        self._lock: AbstractContextManager[object] = nullcontext()
+        self._busy = False  # a thread is in `open` or `read`
         name: object = filename
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.size = memoryview(source).nbytes
@@ -51,6 +56,7 @@ class Upload:
         elif hasattr(source, "read"):
             try:
                 self._file, self._start, self.size = _seekable(source)
+                self._lock = _reading
             except (OSError, ValueError) as error:
                 raise InvalidArgumentError(f"the file cannot be read: {error}") from None
             if filename is None and isinstance(getattr(source, "name", None), str):
@@ -75,16 +81,28 @@ class Upload:
 
     def open(self) -> BinaryIO:
         """Open the file for `read`."""
-        if self._path is not None:
+        if self._path is None:
+            assert self._file is not None  # noqa: S101 - a path or a file
+            return self._file
+        with self._alone():
             return open(self._path, "rb")
-        assert self._file is not None  # noqa: S101 - a path or a file
-        return self._file
 
     def read(self, file: BinaryIO, position: int, size: int) -> bytes:
         """Read a piece. One open file may be sent to several chats at the same time."""
-        with _reading:
+        with self._alone(), self._lock:
             file.seek(self._start + position)
             return file.read(size)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Nothing ends a thread that hangs. If each attempt left one behind, none would be left.
+        if self._busy:
+            raise OSError("reading it takes longer than a request may take")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def done(self, file: BinaryIO) -> None:
         """Close what `open` opened. A file of the caller stays open."""
