@@ -283,7 +283,8 @@ async def test_a_new_call_does_not_overtake_those_that_wait() -> None:
             for i in range(60):  # new calls all the time, also when the places become free
                 calls.append(asyncio.ensure_future(session.send_message(100 + i, "b")))
                 await asyncio.sleep(0.01)
-            assert arrived(market)[:4] == [1, 2, 3, 4]
+            first = arrived(market)[:4]  # two that leave together may arrive in either order
+            assert [set(first[:2]), set(first[2:])] == [{1, 2}, {3, 4}]
             for call in calls[4:]:
                 call.cancel()
             await asyncio.wait(calls)
