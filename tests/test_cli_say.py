@@ -59,7 +59,10 @@ def test_wrong_usage_of_say_prints_one_line(
     in_process: Run,  # noqa: F811
 ) -> None:
     photo = tmp_path / "photo"
+    undecoded = tmp_path / "\udcd1\udc84"  # so it comes under LC_ALL=C
+    undecoded.write_bytes(b"x")
     for arguments, told in (
+        (("7", "--file", str(undecoded)), "set LC_ALL=C.UTF-8"),
         (("7",), "pass either a text or --file"),
         (("7", "x", "--file", str(photo)), "pass either a text or --file"),
         (("7", "--file", str(photo)), "the file cannot be read"),

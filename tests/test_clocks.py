@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.helpers import now, outcome_of, session_of, texts
-from tests.virtual import VirtualLoop
 from yamarket_chat import DeliveryUnknownError, Receipt, Retry
 from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox
 
@@ -135,10 +137,9 @@ async def test_suspended_machine_gives_no_wrong_outcome(
     ):
         if earlier:
             await session.send_message(CHAT, "before")
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
+        loop: Any = asyncio.get_running_loop()  # a virtual one of either kind
 
-        def sleep(loop: VirtualLoop = loop) -> None:
+        def sleep(loop: Any = loop) -> None:
             loop.slept += asleep
             market.step_clock(asleep)
 
@@ -151,7 +152,7 @@ async def test_suspend_doubles_a_message_without_the_system_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The counter-test: before the first Date, only the system clock shows a sleep."""
-    monkeypatch.setattr(VirtualLoop, "stood_still", lambda _: 0.0)
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "stood_still", lambda _: 0.0)
     async with (
         Sandbox(faults=sends_fail(Fault("no_answer", "after")), latency=0.2) as market,
         session_of(market, timeout=2.0) as session,
@@ -190,14 +191,55 @@ async def test_blocked_event_loop_gives_no_wrong_outcome(blocked: float) -> None
         session_of(market) as session,
     ):
         await session.send_message(CHAT, "before")
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-
-        def block(loop: VirtualLoop = loop) -> None:
-            loop._virtual.now += blocked
-
-        loop.call_later(0.25, block)
+        loop: Any = asyncio.get_running_loop()
+        loop.call_later(0.25, loop.block, blocked)
         began = now()
         outcome = await outcome_of(session.send_message(CHAT, "hi"))
         assert now() - began >= blocked
         check(outcome, texts(market, CHAT).count("hi"))
+
+
+STOPPED = """
+import asyncio, sys
+import msgspec
+from yamarket_chat import ChatSession, Retry
+
+async def main():
+    retry = Retry()
+    msgspec.structs.force_setattr(retry, "settle_after", 0.4)  # on the real clock
+    async with ChatSession("key", 1, base_url=sys.argv[1], timeout=0.4, retry=retry) as session:
+        await session.get_chat(1)
+        sent = [session.send_message(chat, "hi") for chat in (1, 2, 3)]
+        for receipt in await asyncio.gather(*sent, return_exceptions=True):
+            print(getattr(receipt, "confirmed_by", receipt))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.real_time
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system stops no process")
+async def test_a_process_may_be_stopped_and_continued() -> None:
+    """For longer than its timeout and its settling take together."""
+    faults = {1: Fault("no_answer", "after"), 2: Fault("no_answer", "before")}
+
+    def plan(request: RequestInfo) -> Fault | None:
+        first = request.operation == "send_message" and request.operation_number <= 3
+        return faults.get(request.chat_id or 0) if first else None
+
+    async with Sandbox(
+        api_key="key", business_id=1, chats=[1, 2, 3], faults=plan, latency=0.15
+    ) as market:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", STOPPED, market.url), stdout=asyncio.subprocess.PIPE
+        )
+        while market.requests("send_message") < 3:
+            await asyncio.sleep(0.005)
+        child.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1.0)
+        assert [texts(market, chat) for chat in (1, 2, 3)] == [["hi"], [], ["hi"]]
+        child.send_signal(signal.SIGCONT)
+        said, _ = await child.communicate()
+        assert [texts(market, chat) for chat in (1, 2, 3)] == [["hi"]] * 3
+        assert said.split()[0] == b"history"
+        assert set(said.split()) <= {b"answer", b"history"}

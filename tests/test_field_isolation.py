@@ -20,6 +20,7 @@ from re._parser import SubPattern, parse  # type: ignore[import-not-found]
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -309,6 +310,40 @@ async def test_file_read_error_fails_one_message_and_blocks_no_other(
 # Each thread has its own event loop, and each process its own sessions.
 
 
+class Hanging(io.BytesIO):
+    """A file on a network drive that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(b"never")
+        self.calls = 0
+        self.answers = threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.calls += 1
+        self.answers.wait(20)
+        return super().read(size)
+
+
+@pytest.mark.real_time
+async def test_a_file_whose_reading_hangs_holds_up_no_other_and_no_thread_but_one() -> None:
+    retry = Retry()
+    msgspec.structs.force_setattr(retry, "settle_after", 0.1)  # on the real clock
+    file = Hanging()
+    async with Sandbox() as market, session_of(market, timeout=0.5, retry=retry) as session:
+        hangs = asyncio.ensure_future(error_of(session.send_file(1, file, filename="a")))
+        try:
+            while not file.calls:
+                await asyncio.sleep(0.01)
+            receipt = await session.send_file(2, b"whole", filename="b")
+            assert (receipt.confirmed_by, receipt.requests) == ("answer", 1)
+            error = await hangs
+        finally:
+            file.answers.set()
+        assert error.sent is False
+        assert "cannot be read" in str(error)
+        assert file.calls == 1
+
+
 @pytest.mark.real_time
 def test_sessions_in_several_threads_work_in_parallel() -> None:
     failures: list[BaseException] = []
@@ -414,6 +449,57 @@ def test_forked_child_cannot_send_with_the_session_of_its_parent() -> None:
         check=False,
     )
     assert done.stdout == "['parent', 'parent again'] 2\n", done.stderr
+
+
+COLLECTING = """
+import asyncio, gc, os
+from yamarket_chat import ChatSession
+from yamarket_chat.sandbox import Sandbox
+
+async def main():
+    async with Sandbox() as market:
+        sessions = [ChatSession(market.api_key, 12345, base_url=market.url, timeout=1)]
+        await sessions[0].send_message(1, "one")
+        pid = os.fork()
+        if not pid:
+            sessions.clear()
+            gc.collect()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        receipt = await sessions[0].send_message(1, "two", on_unknown="raise")
+        print(receipt.confirmed_by, receipt.requests)
+        await sessions[0].close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_collects_its_parents_session_leaves_the_parents_connections() -> None:
+    """Parent and child share one epoll: closed there, a connection would be silent here."""
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-W", "ignore", "-c", COLLECTING],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "answer 1\n", done.stderr
+
+
+async def test_a_session_that_cannot_open_holds_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was counted as open, and sessions with other limits were refused for ever."""
+
+    def fails(**_: object) -> None:
+        raise OSError("no certificates")
+
+    async with Sandbox() as market:
+        with monkeypatch.context() as patched:
+            patched.setattr("yamarket_chat._http.exchange.connector", fails)
+            with pytest.raises(OSError, match="no certificates"):
+                await session_of(market).send_message(1, "hi")
+        async with session_of(market, limits=Limits(parallel=1)) as session:
+            await session.send_message(1, "hi")
 
 
 # No frame of an error's traceback shows the key.

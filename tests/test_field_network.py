@@ -31,6 +31,7 @@ from yamarket_chat import (
     ChatSession,
     ConnectionFailedError,
     DeliveryUnknownError,
+    File,
     InvalidArgumentError,
     NotFoundError,
     Receipt,
@@ -312,6 +313,24 @@ async def test_read_with_a_repeated_answer_is_retried() -> None:
         assert (await session.get_chat(2)).chat_id == 2
 
 
+async def test_traces_are_known_to_all_sessions_of_one_aiohttp_session() -> None:
+    """A web handler makes a session for each request, and its connections are kept."""
+    delays = iter([0.0, 2.0])
+    async with (
+        Sandbox(
+            latency=lambda: next(delays, 0.0), faults={1: Fault("unsolicited", delay=2)}
+        ) as market,
+        aiohttp.ClientSession() as http,
+    ):
+        async with session_of(market, http=http) as session:
+            await session.send_message(1, "one")
+        await asyncio.sleep(1)
+        async with session_of(market, http=http) as session:
+            receipt = await session.send_message(1, "two")
+        assert receipt.confirmed_by == "history"
+        assert texts(market, 1) == ["one", "two"]
+
+
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"OK"}'
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -348,6 +367,57 @@ async def test_connection_with_unread_data_is_not_reused(stray: bytes, *, read: 
         # harm. On a busy machine, it may still be in the kernel.
         if not (read and stray in (CONTINUE, HALF)):
             assert len(writers) == 2
+
+
+async def test_an_answer_that_comes_before_all_of_a_file_was_sent_is_none_to_it() -> None:
+    """The Market cannot have stored what it has not received."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        with suppress(OSError):
+            await reader.read()  # at most what the reader's buffer takes
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**16)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, ChatSession(KEY, 1, base_url=url, retry=RAISE_UNKNOWN) as session:
+        error = await error_of(session.send_file(1, bytes(5_000_000), filename="a.pdf"))
+        assert isinstance(error, DeliveryUnknownError)
+
+
+FILE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "in the kernel"])
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
+async def test_a_stray_answer_is_not_taken_for_a_file(*, read: bool, callers: bool) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(OSError, EOFError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(FILE + b"right")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    file = File(name="a.pdf", url=f"{url}/a.pdf", size=5)
+    async with (
+        server,
+        aiohttp.ClientSession() as http,
+        ChatSession(KEY, 1, base_url=url, http=http if callers else None) as session,
+    ):
+        assert await session.download(file) == b"right"
+        assert await session.download(file) == b"right"
+        assert len(writers) == 1  # it is kept
+        writers[0].write(FILE + b"stray")
+        if read:
+            await asyncio.sleep(1)
+        assert await session.download(file) == b"right"
+        assert len(writers) == 2
 
 
 async def test_a_middleware_that_repeats_a_request_does_not_double_a_message() -> None:
@@ -435,24 +505,29 @@ async def _endless(answer: Callable[[], AsyncIterator[bytes]]) -> AsyncIterator[
             + body
         )
 
+    async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            market.requests.append(head.split(b" ")[1].partition(b"?")[0].decode())
+            sent = market.requests.count("/v2/businesses/1/chats/message")
+            if head.startswith(b"POST"):
+                await reader.readuntil(b"}")
+            if market.requests[-1].endswith("/history"):
+                writer.write(whole(msgspec.json.encode(EMPTY_HISTORY)))
+            elif sent == 2:
+                writer.write(whole(b'{"status":"OK"}'))
+            else:
+                async for piece in answer():
+                    writer.write(piece)
+                    await writer.drain()
+                break
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, EOFError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                market.requests.append(head.split(b" ")[1].partition(b"?")[0].decode())
-                sent = market.requests.count("/v2/businesses/1/chats/message")
-                if head.startswith(b"POST"):
-                    await reader.readuntil(b"}")
-                if market.requests[-1].endswith("/history"):
-                    writer.write(whole(msgspec.json.encode(EMPTY_HISTORY)))
-                elif sent == 2:
-                    writer.write(whole(b'{"status":"OK"}'))
-                else:
-                    async for piece in answer():
-                        writer.write(piece)
-                        await writer.drain()
-                    break
-        writer.transport.abort()
+        try:
+            with suppress(OSError, EOFError):
+                await answer_all(reader, writer)
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     market.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -489,6 +564,33 @@ async def test_endless_answer_is_cut_off(
         with pytest.raises(UnexpectedAnswerError):
             await session.get_chat(1)
         assert now() - began < 16
+
+
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
+@pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])
+async def test_a_download_without_an_end_is_bounded(
+    answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
+) -> None:
+    boundless = aiohttp.ClientSession(
+        max_headers=10**9, max_field_size=10**9, max_line_size=10**9, read_bufsize=10**9
+    )
+    async with (
+        boundless,
+        _endless(answer) as market,
+        ChatSession(
+            KEY,
+            1,
+            base_url=market.url,
+            http=boundless if callers else None,
+            retry=Retry(attempts=1),
+        ) as session,
+    ):
+        began = now()
+        file = File(name="a", url=f"{market.url}/a", size=1)
+        async with asyncio.timeout(HOUR):
+            with pytest.raises((UnexpectedAnswerError, ConnectionFailedError)):
+                await session.download(file, max_bytes=2**20)
+        assert now() - began < 20
 
 
 @pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])

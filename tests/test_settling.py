@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests import virtual
-from tests.helpers import KEY, error_of, http_server, now, session_of, texts
+from tests.helpers import HOUR, KEY, error_of, http_server, now, session_of, texts
 from yamarket_chat import (
     ChatError,
     ChatSession,
@@ -669,6 +669,40 @@ def test_stored_pending_is_settled_in_another_process(
     assert receipt == (None if fault.when == "before" else Receipt(CHAT, 1, "history"))
 
 
+async def in_another_process(market: Sandbox, pending: Pending) -> Receipt | None:
+    """Settle it from JSON by a session that shares nothing with the one that sent."""
+    pending = msgspec.json.decode(msgspec.json.encode(pending), type=Pending)
+    elsewhere = market.url.replace("127.0.0.1", "localhost")
+    async with session_of(market, base_url=elsewhere) as session:
+        return await session.settle(pending)
+
+
+@pytest.mark.parametrize("fault", [BEFORE, AFTER])
+@pytest.mark.parametrize("same_chat", [True, False])
+async def test_what_was_learnt_of_the_clocks_is_stored_as_well(
+    fault: Fault, same_chat: bool
+) -> None:
+    """An equal text of ten seconds ago is told from it by another process, too."""
+    faults = [None, fault] if same_chat else [None, AFTER, fault]
+    async with Sandbox(faults=sends_fail(*faults)) as market, session_of(market) as session:
+        if not same_chat:
+            for text in ("one", "two"):  # the history that is read for the second has the first
+                await session.send_message(CHAT + 1, text)
+        market.shop_says(CHAT, "hi")
+        await asyncio.sleep(10.0)
+        if same_chat:
+            await session.send_message(CHAT, "one")
+        pending = await unknown_of(session)
+        await asyncio.sleep(60.0)
+        receipt = await in_another_process(market, pending)
+        assert receipt == (Receipt(CHAT, 1, "history") if fault is AFTER else None)
+
+
+def test_a_pending_that_was_stored_before_can_be_read() -> None:
+    stored = b'{"business_id":1,"chat_id":2,"text":"hi","requests":1,"seen":"nothing","later":[1]}'
+    assert msgspec.json.decode(stored, type=Pending).skew is None
+
+
 def history_answer(rows: Sequence[StoredMessage | Message], *, date: float | None) -> web.Response:
     """An answer to getChatHistory with `date` as its Date header."""
     messages = [
@@ -777,6 +811,7 @@ class Market:
         self.fates = iter(fates)
         self.rows: list[Message] = []
         self.ahead = T
+        self.behind = 0.0  # the clock of its storage
         self.dates = True
         self.latency = 0.0
 
@@ -795,7 +830,8 @@ class Market:
             return history_answer(self.rows, date=asked if self.dates else None)
         fate = next(self.fates, "ok")
         if fate != "lost":
-            row = rows_of([Row(self.time(), msgspec.json.decode(body)["message"])])[0]
+            stored_at = self.time() - self.behind
+            row = rows_of([Row(stored_at, msgspec.json.decode(body)["message"])])[0]
             self.rows.append(msgspec.structs.replace(row, message_id=len(self.rows) + 1))
         if fate != "ok":
             await asyncio.sleep(self.latency)
@@ -839,6 +875,19 @@ async def test_clock_steps_give_no_wrong_outcome(fate: str, under_way: bool, ste
             assert receipt.confirmed_by == ("history" if fate == "stored" else "answer")
             assert market.texts() == ["before", "hi"]
         assert market.texts().count("hi") <= 1
+
+
+async def test_clocks_that_are_set_later_do_not_mislead_what_was_stored() -> None:
+    """What a process learns of the clocks now says nothing about those of an hour ago."""
+    async with market_of_our_own("stored") as (market, session):
+        market.behind = 20.0
+        assert [row async for row in session.history(CHAT)] == []  # its Date is needed
+        error = await error_of(session.send_message(CHAT, "hi", on_unknown="raise"))
+        assert isinstance(error, DeliveryUnknownError)
+        await asyncio.sleep(HOUR)
+        market.behind = 0.0
+        await session.send_message(CHAT, "of today")
+        assert isinstance(await error_of(session.settle(error.pending)), DeliveryUnknownError)
 
 
 @pytest.mark.parametrize("fate", ["lost", "stored"])

@@ -61,6 +61,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Return for how many seconds the machine has slept. `yamarket_chat` calls this."""
         return self.slept
 
+    def block(self, seconds: float) -> None:
+        """Let time pass in which the loop does nothing, as if its program blocked it."""
+        self._virtual.now += seconds
+
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Args], T], *args: *Args
     ) -> asyncio.Future[T]:

@@ -58,6 +58,7 @@ class VirtualUvloop(uvloop.Loop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self.slept = 0.0
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = itertools.count()
         self._quiet = 0
@@ -66,6 +67,14 @@ class VirtualUvloop(uvloop.Loop):
 
     def time(self) -> float:
         return int(self._now * 1000) / 1000
+
+    def stood_still(self) -> float:
+        """For how many seconds the machine has slept: `yamarket_chat` asks for it."""
+        return self.slept
+
+    def block(self, seconds: float) -> None:
+        """Let time pass in which the loop does nothing, as if its program blocked it."""
+        self._now += seconds
 
     # typeshed has a TypeVarTuple there, which says the same.
     def call_soon(  # type: ignore[override]

@@ -79,13 +79,24 @@ def check_text(text: object) -> str:
     if not text or text.isspace():
         raise InvalidArgumentError("the text is empty: the Market needs at least one character")
     if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidArgumentError(
-                "the text has half of a surrogate pair, which cannot be encoded"
-            ) from None
+        check_encodable("the text", text)
     return text if type(text) is str else exact(text)
+
+
+def check_encodable(what: str, text: str) -> None:
+    """Check that a text can be encoded: it has no surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # So Python marks a byte of an argument or a variable that it cannot decode.
+        if "\udc80" <= text[error.start] <= "\udcff":
+            problem = (
+                f"{what} has bytes that could not be decoded, or half of a surrogate pair: if it is"
+                " from the command line or the environment, set LC_ALL=C.UTF-8"
+            )
+        else:
+            problem = f"{what} has half of a surrogate pair, which cannot be encoded"
+        raise InvalidArgumentError(problem) from None
 
 
 def exact(text: str) -> str:
@@ -103,6 +114,10 @@ def check_key(key: object) -> str:
         raise InvalidArgumentError(
             "api_key cannot be sent in a header: it has spaces, line breaks or letters that are not"
             " ASCII. A key looks like ACMA:…:…, without Bearer before it"
+        )
+    if "'" in key or '"' in key:
+        raise InvalidArgumentError(
+            "api_key has a quote in it: remove the quotes, which docker --env-file keeps"
         )
     return key
 

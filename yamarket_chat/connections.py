@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 import sys
@@ -41,7 +42,23 @@ def connector(**settings: Any) -> aiohttp.TCPConnector:
             async with ChatSession(api_key, business_id, http=http) as session:
                 await session.send_message(chat_id, "Ваш заказ в пути")
     """
-    return aiohttp.TCPConnector(**settings, socket_factory=_make_socket)
+    return _Connector(**settings, socket_factory=_make_socket)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A connector that a forked child may collect.
+
+    Parent and child share one epoll. If the child closed the connections, the parent would wait for
+    ever for what comes on them.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._process = os.getpid()
+
+    def __del__(self, *warnings: Any) -> None:
+        if os.getpid() == getattr(self, "_process", None):
+            super().__del__(*warnings)
 
 
 def _make_socket(address: tuple[Any, ...]) -> socket.socket:

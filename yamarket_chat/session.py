@@ -131,7 +131,8 @@ class ChatSession:
         """End all calls and close the connections. Leaving `async with` does this as well.
 
         Calls that wait fail at once with SessionClosedError. After the grace, messages under way
-        fail with DeliveryUnknownError, and all other calls with SessionClosedError.
+        fail with DeliveryUnknownError, and all other calls with SessionClosedError. A second call
+        may shorten the grace of the first one; cancelling `close` ends it.
 
         Args:
             grace: Seconds for calls under way to end, 0 or more.

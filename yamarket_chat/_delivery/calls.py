@@ -151,6 +151,10 @@ class Calls:
         while self.group.waiting:  # noqa: ASYNC110 - closed above, each needs one pass
             await asyncio.sleep(0)
 
+    def cut_short(self) -> None:
+        """End the grace of a closing that is under way."""
+        self.group.cut_short()
+
     async def ask(
         self,
         request: Query,

@@ -29,7 +29,7 @@ from . import reading
 from .calls import Calls, Query
 from .failures import Failures
 from .sending import Sending
-from .shared import attach
+from .shared import shared_by
 
 
 class Engine:
@@ -50,7 +50,7 @@ class Engine:
     ) -> None:
         proxies = Proxies(proxy, environment=http is None)
         proxies.of(URL(base_url))  # this may raise, so it comes before there is anything to undo
-        self._shared = attach(str(URL(base_url).origin()), business_id, limits)
+        self._shared = shared_by(str(URL(base_url).origin()), business_id, limits)
         self._shared.deliveries.note_timeout(timeout)
         self._exchange = Exchange(
             base_url,
@@ -65,15 +65,17 @@ class Engine:
         self._failures = Failures(api_key)
         self._closed: asyncio.Event | None = None
         self._calls = Calls(self._exchange, self._shared, self._failures, retry)
-        self._close_calls = self._calls.close
+        self._calls_to_close: Calls | Sending = self._calls
         self.check_loop = self._calls.check_loop
         self.status = self._shared.scheduler.status
+        self._shared.sessions += 1  # last: what has raised holds nobody up
 
     @cached_property
     def sending(self) -> Sending:
         """The sender of messages, which is created when the first message is sent."""
-        sending = Sending(self._calls, self._shared, self._failures, self._business(), self._retry)
-        self._close_calls = sending.close
+        self._calls_to_close = sending = Sending(
+            self._calls, self._shared, self._failures, self._business(), self._retry
+        )
         return sending
 
     async def ask(
@@ -157,10 +159,13 @@ class Engine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._closed.wait()
+            if not self._closed.is_set():
+                self._calls_to_close.cut_short()
+                await self._closed.wait()
             return
         self._closed = asyncio.Event()
         try:
-            await self._close_calls(grace)
+            await self._calls_to_close.close(grace)
         finally:
             self._shared.sessions -= 1
             try:

@@ -318,3 +318,9 @@ class Sending:
         )
         for batch in list(self._batches):
             await batch.stop()
+
+    def cut_short(self) -> None:
+        """End the grace of a closing that is under way."""
+        self._calls.cut_short()
+        for batch in self._batches:
+            batch.cut_short()

@@ -19,8 +19,8 @@ from .calls import Doubt
 from .deliveries import Deliveries, Delivery
 from .failures import unknown_error
 from .histories import ReadHistory, read_history
-from .settling import KNOWN_FOR, SKEW, Found, content_of_text, last_equal, rows_of_shop
-from .skew import Skew
+from .settling import KNOWN_FOR, SKEW, Found, Offset, content_of_text, last_equal, rows_of_shop
+from .skew import LEARNT_FOR, Skew
 
 APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
@@ -55,7 +55,9 @@ class Suspect(msgspec.Struct, frozen=True):
             tuple(stored for stored in before if stored is not None),
         )
 
-    def pending(self, business_id: int, requests: int, clock: MarketClock) -> Pending:
+    def pending(
+        self, business_id: int, requests: int, clock: MarketClock, offset: Offset
+    ) -> Pending:
         """Return the message in a form that can be stored."""
         wanted, before = self.on(clock)
         content = self.content
@@ -70,6 +72,7 @@ class Suspect(msgspec.Struct, frozen=True):
             since=None if wanted is None else datetime.fromtimestamp(wanted.earliest, UTC),
             until=None if wanted is None else datetime.fromtimestamp(wanted.latest, UTC),
             before=before,
+            skew=None if offset == Offset() else (offset.least, offset.most),
             requests=requests,
             seen=self.why,
         )
@@ -101,7 +104,8 @@ class Settler:
 
     def unknown(self, suspect: Suspect, business_id: int, requests: int) -> DeliveryUnknownError:
         """Return the error of a message that is not settled."""
-        pending = suspect.pending(business_id, requests, self._clock)
+        offset = self._skew.offset(self._loop.time())
+        pending = suspect.pending(business_id, requests, self._clock, offset)
         return unknown_error(pending, suspect.why)
 
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
@@ -167,14 +171,34 @@ class Settler:
             known = self._deliveries.to_chat(pending.chat_id)
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, now)
-            offset = self._skew.offset(now)
-            after = [stored for stored in here if stored.earliest > wanted.latest]
+            offset = self._offset_then(pending, now)
+            # What came long after it says nothing of the clocks of its time.
+            near = wanted.latest + LEARNT_FOR
+            after = [
+                stored
+                for stored in here
+                if stored.earliest > wanted.latest
+                and (stored.earliest < near or stored.row_id is not None)
+            ]
             found, unclear = history.find(wanted, pending.before, offset, after)
             if found is Found.NO:
                 self._deliveries.forget(pending.chat_id, wanted, self._clock)
         if found is Found.UNCLEAR:
             raise unknown_error(pending, unclear)
         return found is Found.YES
+
+    def _offset_then(self, pending: Pending, now: float) -> Offset:
+        """Return the offset that the clocks can have had when a message was sent.
+
+        They may have been set since, so what is learnt today says nothing of a message of old.
+        """
+        if pending.skew is not None:
+            return Offset(*pending.skew)
+        clock = self._clock.now()
+        if clock is None or pending.until is None:
+            return Offset()
+        age = now + clock.most - pending.until.timestamp()
+        return self._skew.offset(now) if age < LEARNT_FOR else Offset()
 
 
 def _wanted(pending: Pending) -> Stored:

@@ -62,10 +62,10 @@ def _businesses(loop: asyncio.AbstractEventLoop) -> _Businesses:
         return _of_loops.setdefault(loop, {})
 
 
-def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
+def shared_by(origin: str, business_id: int | None, limits: Limits) -> Shared:
     """Return what the sessions of a business share on the running loop.
 
-    Raises InvalidArgumentError if they have other limits.
+    Raises InvalidArgumentError if they have other limits. A session that is open counts itself.
     """
     loop = asyncio.get_running_loop()
     businesses = _businesses(loop)
@@ -85,5 +85,4 @@ def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
                 " Limits to all sessions"
             )
         shared = businesses[key] = Shared(limits, loop)
-    shared.sessions += 1
     return shared

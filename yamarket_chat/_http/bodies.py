@@ -29,6 +29,7 @@ class RequestBody(payload.Payload):
     """The body of a request, which knows whether the request may have been sent."""
 
     sent = False
+    unfinished = False  # a part of it is still to be written
     over = False  # it must not be written any more
     transport: asyncio.Transport | None = None  # that it was written to
     broken: str | None = None  # why it can never be written, if it cannot

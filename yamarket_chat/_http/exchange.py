@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from multidict import CIMultiDict
@@ -26,11 +27,13 @@ KEPT_FOR = 4.0
 """Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
 request that meets a closing connection has an unknown outcome, which takes 15 s to settle."""
 
+SLOWEST = 1024
+"""Bytes a second that a download must have at least. A slower one might never end."""
+
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
-# What a caller's session may have changed. The last five bound the memory that an answer takes.
-_OF_OTHERS: Final[dict[str, Any]] = {
-    "timeout": _NO_TIMEOUT,
-    "raise_for_status": False,
+# What bounds the memory that an answer takes. They are aiohttp's own, but a caller's session may
+# have others.
+_BOUNDS: Final[dict[str, Any]] = {
     "max_line_size": 8190,
     "max_field_size": 8190,
     "max_headers": 128,
@@ -83,12 +86,14 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._seconds = timeout
         self._deadlines = Deadlines(timeout)
-        self._seen = _Traces()
         self._proxies = proxies
         proxy = proxies.of(url)
-        self._options = {} if http is None else _OF_OTHERS
+        self._bounds: dict[str, Any] = {} if http is None else _BOUNDS
+        self._options = dict(self._bounds)
+        if http is not None:
+            self._options.update(timeout=_NO_TIMEOUT, raise_for_status=False)
         if proxy is not None:
-            self._options = {**self._options, "proxy": proxy}
+            self._options["proxy"] = proxy
         self._own_http = http is None
         # aiohttp sends the headers of a session to the proxy as well, and the key is not for it.
         with_key = proxy is None
@@ -99,6 +104,8 @@ class Exchange:
             timeout=_NO_TIMEOUT,
             headers={**(self._headers if with_key else {}), "User-Agent": integration},
         )
+        # Its connections outlive this session, if it is the caller's, and so do stray answers.
+        self._seen = _traces.setdefault(self._http, _Traces())
         # A session of our own has these headers already. Passing them with each request costs 2 %
         # of a send.
         self._json_headers = None if http is None and with_key else self._headers
@@ -196,7 +203,11 @@ class Exchange:
             return NoAnswer(reason or "", body.sent, final, cut_short, cancelled, garbled)
         status, headers = response.status, response.headers
         parent = headers.get(TRACEPARENT)
-        if not body.sent or (parent is not None and self._seen.is_again(parent)):
+        if (
+            not body.sent
+            or (body.unfinished and status == 200)
+            or (parent is not None and self._seen.is_again(parent))
+        ):
             # Even if aiohttp has returned it to its pool: our own answer will arrive on it.
             body.give_up()
             return NoAnswer(_NOT_OURS, body.sent)
@@ -220,24 +231,33 @@ class Exchange:
         own = target.origin() == self._origin
         size = 0
         failed: FetchFailed | None = None
+        body = JsonBody(b"")  # it looks at the connection before anything is sent
         proxy = self._proxies.of(target)
         http = self._keyless() if self._own_http else self._http
         try:
-            async with http.get(
-                target,
-                headers=self._key if own else None,
-                # The timeout is for each piece: a large file may take longer in total.
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=self._seconds, sock_read=self._seconds
-                ),
-                allow_redirects=False,
-                raise_for_status=False,
-                proxy=proxy,
-            ) as response:
-                if response.status != 200:
+            async with asyncio.timeout(self._seconds):
+                response = await http.get(
+                    target,
+                    data=body,
+                    skip_auto_headers=("Content-Type",),
+                    headers=self._key if own else None,
+                    # The timeout is for each piece: a large file may take longer in total.
+                    timeout=aiohttp.ClientTimeout(total=None, sock_read=self._seconds),
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    proxy=proxy,
+                    **self._bounds,
+                )
+            async with response:
+                parent = response.headers.get(TRACEPARENT)
+                if not body.sent or (parent is not None and self._seen.is_again(parent)):
+                    response.close()
+                    failed = FetchFailed(_NOT_OURS, None, passes=True)
+                elif response.status != 200:
                     passes = response.status >= 500
                     failed = FetchFailed(f"HTTP {response.status}", response.status, passes=passes)
                 else:
+                    began = self._loop.time()
                     async for piece in response.content.iter_any():
                         size += len(piece)
                         if size > max_bytes:
@@ -245,6 +265,8 @@ class Exchange:
                                 f"it has more than {max_bytes} bytes: pass a larger max_bytes", 200
                             )
                             break
+                        if self._loop.time() - began > self._seconds + size / SLOWEST:
+                            raise TimeoutError
                         yield piece
         except aiohttp.ClientHttpProxyError as error:
             reason, final = _refused_by_proxy(error.status)
@@ -313,6 +335,9 @@ class _Traces:
         if len(self._newer) >= self.MOST:
             self._newer, self._older = set(), self._newer
         return False
+
+
+_traces: WeakKeyDictionary[aiohttp.ClientSession, _Traces] = WeakKeyDictionary()
 
 
 def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None:

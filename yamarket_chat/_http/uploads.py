@@ -7,10 +7,13 @@ import io
 import os
 import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 from aiohttp import MultipartWriter, payload
 
+from ..arguments import check_encodable
 from ..errors import InvalidArgumentError
 from .bodies import RequestBody
 
@@ -19,10 +22,11 @@ LARGEST_FILE = 5 * 2**20
 
 CHUNK = 2**16
 
-_NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, half surrogates, line breaks
+_NOT_IN_NAMES = {"Cc", "Zl", "Zp"}  # control characters, line breaks
 
 
 _reading = threading.Lock()
+"""Held while a file of the caller's is read: several calls may have the same one."""
 
 
 class Upload:
@@ -33,6 +37,8 @@ class Upload:
         self._path: str | bytes | None = None
         self._file: BinaryIO | None = None
         self._start = 0
+        self._lock: AbstractContextManager[object] = nullcontext()
+        self._busy = False  # a thread is in `open` or `read`
         name: object = filename
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.size = memoryview(source).nbytes
@@ -50,6 +56,7 @@ class Upload:
         elif hasattr(source, "read"):
             try:
                 self._file, self._start, self.size = _seekable(source)
+                self._lock = _reading
             except (OSError, ValueError) as error:
                 raise InvalidArgumentError(f"the file cannot be read: {error}") from None
             if filename is None and isinstance(getattr(source, "name", None), str):
@@ -74,16 +81,28 @@ class Upload:
 
     def open(self) -> BinaryIO:
         """Open the file for `read`."""
-        if self._path is not None:
+        if self._path is None:
+            assert self._file is not None  # noqa: S101 - a path or a file
+            return self._file
+        with self._alone():
             return open(self._path, "rb")
-        assert self._file is not None  # noqa: S101 - a path or a file
-        return self._file
 
     def read(self, file: BinaryIO, position: int, size: int) -> bytes:
         """Read a piece. One open file may be sent to several chats at the same time."""
-        with _reading:
+        with self._alone(), self._lock:
             file.seek(self._start + position)
             return file.read(size)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Nothing ends a thread that hangs. If each attempt left one behind, none would be left.
+        if self._busy:
+            raise OSError("reading it takes longer than a request may take")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def done(self, file: BinaryIO) -> None:
         """Close what `open` opened. A file of the caller stays open."""
@@ -118,6 +137,7 @@ def _check_name(name: object) -> str:
         raise InvalidArgumentError(
             "filename is missing: pass the name that the buyer sees, such as 'label.pdf'"
         )
+    check_encodable("filename", name)
     forbidden = any(c in "/\\" or unicodedata.category(c) in _NOT_IN_NAMES for c in name)
     if len(name) > 255 or forbidden:
         raise InvalidArgumentError(
@@ -182,6 +202,7 @@ class FormBody(RequestBody, MultipartWriter):
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write the form to a connection."""
         self.begin(writer)
+        self.unfinished = True
         try:
             await super().write_with_length(writer, content_length)
         except Unreadable as error:
@@ -189,6 +210,7 @@ class FormBody(RequestBody, MultipartWriter):
             # out.
             self.broken = f"the file cannot be read: {error}"
             raise
+        self.unfinished = False
 
 
 class Unreadable(Exception):

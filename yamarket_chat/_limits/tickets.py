@@ -42,17 +42,21 @@ class CallGroup:
     async def end_under_way(self, grace: float) -> None:
         """Wait until nothing is under way. After `grace` seconds cancel what still is."""
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(grace, self._cut_short)
+        timer = loop.call_later(grace, self.cut_short)
         try:
             # In a loop, because an attempt that ended may be settled next.
             while self.under_way:
                 self._nothing_under_way = loop.create_future()
                 await self._nothing_under_way
+        except asyncio.CancelledError:
+            self.cut_short()  # before the connections close, which would be blamed
+            raise
         finally:
             timer.cancel()
             self._nothing_under_way = None
 
-    def _cut_short(self) -> None:
+    def cut_short(self) -> None:
+        """Cancel what is under way: its grace is over."""
         for attempt in self.under_way:
             attempt.cancel("closing")
 
