@@ -1,7 +1,7 @@
 """The public class `VirtualLoop`: an event loop with virtual time and a network in memory.
 
-A reader may know `asyncio.base_events`: this is the same, with three differences. Nothing waits: the
-world moves the time on. Sockets are those of `network.py`. Executor jobs run in the loop's thread.
+A reader may know `asyncio.base_events`: this is the same, with three differences. Nothing waits:
+the world moves the time on. Sockets are those of `tcp.py`. Executor jobs run in the loop's thread.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from . import aiohttp_clock
-from .network import MemoryServer, MemorySocket, Transport
+from .tcp import MemorySocket
+from .transport import MemoryServer, Transport
 
 if TYPE_CHECKING:
-    from .network import End
+    from .tcp import End
     from .world import World
 
 RESOLUTION = 1e-9  # timers that are so close are due: sums of floats are not exact
@@ -30,13 +31,13 @@ MOST_CANCELLED = 100  # timers that are kept although they were cancelled
 class VirtualLoop(asyncio.BaseEventLoop):
     """An event loop whose time is virtual, and whose network is in memory.
 
-    Hours pass in seconds, and every run is the same. A program and a `Sandbox` on one loop talk over
-    connections in memory, with aiohttp on both sides. No socket is opened, and no thread is started:
-    what is given to an executor runs in the loop. There is no TLS, no subprocess and no other
-    network than this.
+    Hours pass in seconds, and every run is the same. A program and a `Sandbox` on one loop talk
+    over connections in memory, with aiohttp on both sides. No socket is opened, and no thread is
+    started: what is given to an executor runs in the loop. There is no TLS, no subprocess and no
+    other network than this.
 
-    A loop that is made alone has a `World` of its own. For several machines, and for faults of their
-    clocks and of the network between them, make the loops with `World.loop`.
+    A loop that is made alone has a `World` of its own. For several machines, and for faults of
+    their clocks and of the network between them, make the loops with `World.loop`.
 
     Args:
         world: The world of the machine. None makes a new one, with seed 0.
@@ -150,10 +151,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def kill(self) -> None:
         """Kill the process, as SIGKILL does: its kernel closes the connections."""
         self.world.note(f"{self.name} is killed")
+        self._exit()
+
+    def _exit(self) -> None:
         self._is_killed = True
         self._runs = False
         for end in list(self.ends):
-            end.close()
+            end.close(resets=end.transport is None)
         self.world.network.stop_listening(self)
 
     def step_wall_clock(self, seconds: float) -> None:
@@ -211,14 +215,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         due = self.time() + RESOLUTION
         while timers and timers[0][0] < due:
             timer = heapq.heappop(timers)[2]
-            if timer._cancelled:  # type: ignore[attr-defined]
+            if timer._cancelled:
                 self._cancelled -= 1
             else:
                 queue.append(timer)
         for _ in range(len(queue)):
             handle = queue.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined]
-                handle._run()  # type: ignore[attr-defined]
+            if not handle._cancelled:
+                handle._run()
 
     def cancel_all(self) -> None:
         """Cancel all tasks, and run this machine alone until they have ended."""
@@ -266,7 +270,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self.is_running():
             raise RuntimeError("a running loop cannot be closed")
         if not self.is_closed():
-            self.kill()
+            self._exit()
             self.world.machines.remove(self)
             self._queue.clear()
             self._timers.clear()
@@ -349,7 +353,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Connect a socket. It may be a real one, which stays unused."""
         self._connected[sock] = await self.world.network.connect(self, sock, address)
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         host: Any = None,
