@@ -1,7 +1,8 @@
 """What aiohttp takes from the system, taken from the virtual loop instead.
 
-Besides `_http/bodies.py` this is the only file that touches what is private in aiohttp. It was tried
-with aiohttp 3.14.4 and 3.14.5; `tests/test_aiohttp_private.py` fails if another version changes it.
+Besides `_http/bodies.py` this is the only file that touches what is private in aiohttp. It was
+tried with aiohttp 3.14.4 and 3.14.5; `tests/test_aiohttp_private.py` fails if another version
+changes it.
 
 - `aiohttp.connector.monotonic`: a connector measures by it how long a kept connection was idle. By
   the real clock none would ever expire while virtual hours pass.

@@ -78,6 +78,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._queue: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
+        self._due = math.inf  # the true time of the first timer
         self._cancelled = 0
         self._is_stopping = False
         self._runs = True
@@ -172,6 +173,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self._asleep_since is not None and now >= self._awake_at:
             self._slept += now - self._asleep_since
             self._asleep_since = None
+            self.next_timer()
             self.world.note(f"{self.name} wakes up")
         self._runs = self._asleep_since is None and now >= self._paused_until
 
@@ -192,33 +194,28 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # What the world asks
 
-    def is_ready(self) -> bool:
-        """Whether a pass would do anything now."""
-        if not self._runs:
-            return False
-        if self._queue:
-            return True
-        timers = self._timers
-        return bool(timers) and timers[0][0] < self.time() + RESOLUTION
-
     def next_timer(self) -> float:
         """Return the true time of the first timer; infinity if there is none."""
         timers = self._timers
-        while timers and timers[0][2].cancelled():
+        while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
             self._cancelled -= 1
-        return timers[0][0] + self._slept if timers and self._runs else math.inf
+        self._due = timers[0][0] + self._slept if timers else math.inf
+        return self._due
 
     def run_once(self) -> None:
         """Run what is due, and what was scheduled before this pass."""
-        queue, timers = self._queue, self._timers
-        due = self.time() + RESOLUTION
-        while timers and timers[0][0] < due:
-            timer = heapq.heappop(timers)[2]
-            if timer._cancelled:
-                self._cancelled -= 1
-            else:
-                queue.append(timer)
+        queue = self._queue
+        if self._due <= self.world.now:
+            timers = self._timers
+            due = self.time() + RESOLUTION
+            while timers and timers[0][0] < due:
+                timer = heapq.heappop(timers)[2]
+                if timer._cancelled:
+                    self._cancelled -= 1
+                else:
+                    queue.append(timer)
+            self.next_timer()
         for _ in range(len(queue)):
             handle = queue.popleft()
             if not handle._cancelled:
@@ -310,6 +307,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise RuntimeError("Event loop is closed")
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        if when + self._slept < self._due:
+            self._due = when + self._slept
         return timer
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
