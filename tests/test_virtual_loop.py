@@ -575,16 +575,17 @@ def story(seed: int) -> str:
         for connection in network.connections:
             connection.cut(client=chance.random() < 0.5, server=chance.random() < 0.5)
 
+    def stall() -> None:
+        for connection in network.connections[:1]:
+            connection.stall(20.0)
+
     world.call_at(chance.uniform(0, 3), network.fail, chance.uniform(1, 40))
     world.call_at(chance.uniform(0, 9), shops[0].suspend, chance.uniform(1, 90))
     world.call_at(chance.uniform(0, 9), shops[1].pause, chance.uniform(1, 9))
     world.call_at(chance.uniform(0, 9), shops[0].step_wall_clock, -30.0)
     world.call_at(chance.uniform(0, 9), box.step_clock, 3.0)
     world.call_at(chance.uniform(0, 9), cut)
-    world.call_at(
-        chance.uniform(0, 9),
-        lambda: [connection.stall(20) for connection in network.connections[:1]],
-    )
+    world.call_at(chance.uniform(0, 9), stall)
     world.call_at(60.0 + chance.uniform(0, 9), shops[seed % 2].kill)
     world.run(lambda: all(task.done() for task in tasks), limit=7200.0)
     for chat in box.chat_ids:

@@ -126,7 +126,7 @@ class End:
         self._arrives = 0.0  # when the last piece does
         self._generation = 0  # of arrivals that still count
         self._retry = 0.0  # the pause before the next repeat; 0 if nothing was lost
-        loop.ends[self] = None
+        loop._ends[self] = None
 
     # Sending
 
@@ -187,7 +187,7 @@ class End:
         if generation != self._generation or not self.queue:
             return
         if self.loop.is_asleep:  # so is its kernel's timer
-            self.world.call_at(self.loop.awake_at + FIRST_RETRY, self._send_again, generation)
+            self.world.call_at(self.loop._awake_at + FIRST_RETRY, self._send_again, generation)
         elif self.network.passes(self) and not self.peer.is_full():
             self._note("sends again")
             self._retry = 0.0
@@ -285,7 +285,7 @@ class End:
     def _leave(self) -> None:
         """Be forgotten, if nothing more can come of it."""
         if self.is_gone and (self.is_dead or not self.queue):
-            self.loop.ends.pop(self, None)
+            self.loop._ends.pop(self, None)
 
     def _note(self, what: str) -> None:
         if self.world.is_traced:
@@ -336,7 +336,7 @@ class Connecting:
 
     def _again(self, is_last: bool) -> None:
         if self._loop.is_asleep:
-            self._world.call_at(self._loop.awake_at + FIRST_RETRY, self._again, False)
+            self._world.call_at(self._loop._awake_at + FIRST_RETRY, self._again, False)
         elif is_last:
             self._fail(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
         else:
