@@ -3,8 +3,8 @@
 Hours pass in seconds, with real loopback sockets: client and server live in one process and on
 one loop, so a selector that has nothing to report means that everybody waits for a timer.
 
-The public loop, `yamarket_chat.sandbox.VirtualLoop`, has a network in memory instead, where every run
-is the same. `--loop memory` runs the tests on it. This one stays, because what the real kernel,
+The public loop, `yamarket_chat.sandbox.VirtualLoop`, has a network in memory instead, where every
+run is the same. `--loop memory` runs the tests on it. This one stays, because what the real kernel,
 uvloop's C code, TLS and threads do can only be seen with them.
 """
 
