@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -541,6 +542,22 @@ def test_a_wall_clock_steps_and_drifts() -> None:
     before = loop.stood_still()
     loop.step_wall_clock(60)
     assert loop.stood_still() - before == pytest.approx(60)
+
+
+def test_the_sandbox_follows_the_wall_clock_of_its_machine() -> None:
+    site = Site()
+    dates: list[datetime] = []
+
+    async def main() -> None:
+        async with session(site.box) as chats:
+            for _ in range(2):
+                await chats.send_message(17, "one")
+                dates.append(site.box.messages(17)[-1].created_at)
+                site.market.step_wall_clock(3600)
+
+    site.shop.run_until_complete(main())
+    assert (dates[1] - dates[0]).total_seconds() == pytest.approx(3600, abs=1)
+    site.close()
 
 
 # A seed decides everything

@@ -120,6 +120,7 @@ class End:
         # To send: pieces with the time at which they were written; None is the end (FIN).
         self.queue: deque[tuple[bytes | None, float]] = deque()
         self.queued = 0  # bytes
+        self._has_ended = False  # FIN is sent, or in the queue
         self.is_gone = False  # its process has closed it
         self.is_dead = False  # its kernel sends nothing any more
         self.stalled_until = -math.inf  # what it sends gets lost until then
@@ -138,9 +139,10 @@ class End:
             self.put(piece)
 
     def put(self, piece: bytes | None) -> None:
-        """Send one piece, or the end (FIN)."""
-        if self.is_dead:
+        """Send one piece, or the end (FIN), after which nothing follows."""
+        if self.is_dead or self._has_ended:
             return
+        self._has_ended = piece is None
         self.queue.append((piece, self.loop.time()))
         self.queued += len(piece or b"")
         if not self._retry:
