@@ -135,6 +135,9 @@ class End:
         return BUFFER - self.queued
 
     def send(self, data: bytes) -> None:
+        if not self.network.pieces:
+            self.put(data)
+            return
         for piece in self.network.pieces_of(data):
             self.put(piece)
 
@@ -215,7 +218,11 @@ class End:
 
     def receive(self, piece: bytes | None) -> None:
         if self.is_gone or self.is_dead:
+            # Nobody reads it any more. What was still to be sent is dropped as well.
+            self.is_dead = True
+            self.queue.clear()
             self._send_reset()
+            self._leave()
             return
         if self.accept is not None:
             server, self.accept = self.accept, None

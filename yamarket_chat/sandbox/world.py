@@ -148,7 +148,7 @@ class World:
         """Run all machines until a condition holds.
 
         Args:
-            until: The condition. It is looked at after each pass of a loop.
+            until: The condition. It is looked at after each pass of a loop, and after other events.
             limit: The true time in seconds at which to return in any case.
 
         Returns:
@@ -176,12 +176,16 @@ class World:
     def _run(self, until: Callable[[], bool], limit: float) -> bool:
         events = self._events
         machines = self.machines
-        while not until():
+        if until():
+            return True
+        while True:
             if events and events[0][0] <= self.now:
                 self._enter(None)
                 while events and events[0][0] <= self.now:
                     _, _, action, args = heapq.heappop(events)
                     action(*args)
+                if until():
+                    return True
             is_busy = False
             for loop in machines:
                 # What a method would ask is looked at here: it is asked millions of times.
@@ -204,7 +208,6 @@ class World:
                 if when == math.inf:
                     raise RuntimeError("nothing can happen any more: all programs wait for ever")
                 self.now = max(self.now, when)
-        return True
 
     def _enter(self, loop: VirtualLoop | None) -> None:
         """Let a loop be the running one."""
