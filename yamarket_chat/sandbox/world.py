@@ -200,7 +200,8 @@ class World:
             if not is_busy:
                 when = events[0][0] if events else math.inf
                 for loop in machines:
-                    if loop._runs and loop._next_timer() < when:
+                    # First a look: what is due first may have been cancelled, and so be due later.
+                    if loop._runs and loop._due < when and loop._next_timer() < when:
                         when = loop._due
                 if when > limit:
                     self.now = max(self.now, limit)
