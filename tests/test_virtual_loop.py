@@ -22,10 +22,12 @@ from typing import Any, TypeVar
 import aiohttp
 import pytest
 
-from yamarket_chat import ChatSession, OutgoingMessage, connector
+from yamarket_chat import ChatSession, OutgoingMessage, connections, connector
+from yamarket_chat._http import bodies
 from yamarket_chat.errors import ChatError
 from yamarket_chat.sandbox import Fault, Sandbox, VirtualLoop, World, random_faults
 from yamarket_chat.sandbox.tcp import TCP_USER_TIMEOUT
+from yamarket_chat.system import make_socket
 
 T = TypeVar("T")
 
@@ -424,6 +426,27 @@ def test_a_killed_process_of_ours_resets_its_connections() -> None:
     assert not site.world.run(task.done, limit=100.0)
     assert any("is reset" in line for line in site.lines)
     assert site.texts() == ["one"]
+    site.close()
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+def test_an_outage_of_40_s_doubles_a_message_only_without_our_guards(
+    is_guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_guarded:
+        monkeypatch.setattr(connections, "_make_socket", lambda address: make_socket(*address[:3]))
+        monkeypatch.setattr(bodies, "discard", lambda transport: transport.abort())
+    site = Site()
+
+    async def main() -> None:
+        async with session(site.box) as chats:
+            await chats.send_message(17, "one")
+            site.world.network.fail(40.0)
+            await chats.send_message(17, "two")
+            await asyncio.sleep(100)
+
+    site.shop.run_until_complete(main())
+    assert site.texts() == (["one", "two"] if is_guarded else ["one", "two", "two"])
     site.close()
 
 
