@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -246,6 +247,38 @@ def test_streams_work() -> None:
     answered = run(main())
     assert len(answered) == 1_000_003
     assert answered[:3] == b"dne"
+
+
+def test_a_server_serves_until_it_is_cancelled_and_has_its_address_alone() -> None:
+    async def main() -> None:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 8080)
+        assert server.is_serving()
+        serving = asyncio.create_task(server.serve_forever())
+        reader, writer = await asyncio.open_connection("localhost", 8080)
+        assert await reader.read() == b""
+        writer.close()
+        with pytest.raises(OSError, match="Address already in use"):
+            await asyncio.start_server(lambda *_: None, "127.0.0.1", 8080)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        await server.wait_closed()
+        assert not server.is_serving()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("localhost", 8080)
+
+    run(main())
+
+
+def test_there_is_no_tls() -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="no TLS"):
+            await asyncio.open_connection("127.0.0.1", 443, ssl=True)
+        with pytest.raises(ValueError, match="no TLS"):
+            await asyncio.start_server(lambda *_: None, "127.0.0.1", 443, ssl=ssl_context)
+
+    ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    run(main())
 
 
 # Idle connections
@@ -540,6 +573,18 @@ def test_a_machine_sleeps_while_the_others_go_on() -> None:
     assert sleeper.time() == pytest.approx(10.0, abs=0.01)
     assert sleeper.stood_still() == pytest.approx(100.0, abs=0.01)
     assert sleeper.wall_time() == other.wall_time()
+
+
+def test_a_process_is_killed_while_its_machine_sleeps() -> None:
+    pair = Pair()
+    pair.transport.write(b"message")
+    pair.client.suspend(60.0)
+    pair.client.kill()
+    pair.go_on(30.0)
+    assert not pair.got()
+    pair.go_on(60.0)  # its kernel goes on as the machine wakes up
+    assert pair.got() == b"message"
+    assert not pair.client.is_asleep
 
 
 def test_a_stopped_process_does_nothing_but_its_time_goes_on() -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .tcp import End
     from .world import World
 
+BEGINNING = 1_767_225_600.0
+"""The wall time at which each world begins: 2026-01-01, 00:00 UTC."""
+
 RESOLUTION = 1e-9  # timers that are so close are due: sums of floats are not exact
 MOST_CANCELLED = 100  # timers that are kept although they were cancelled
 
@@ -108,8 +111,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def wall_time(self) -> float:
         """Return the seconds since 1970 by the machine's own clock."""
-        from .world import BEGINNING
-
         now = self.world.now
         return BEGINNING + now + now * self.wall_drift + self._wall_steps
 
@@ -137,8 +138,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
             assert shop.is_asleep
         """
         world = self.world
-        if self._is_killed:
-            return
         world.note(f"{self.name} sleeps for {seconds:g} s")
         if self._asleep_since is None:
             self._asleep_since = world.now
@@ -194,14 +193,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _go_on(self) -> None:
         now = self.world.now
-        if self._is_killed:
-            return
         if self._asleep_since is not None and now >= self._awake_at:
             self._slept += now - self._asleep_since
             self._asleep_since = None
             self._next_timer()
             self.world.note(f"{self.name} wakes up")
-        self._runs = self._asleep_since is None and now >= self._paused_until
+        is_awake = self._asleep_since is None and now >= self._paused_until
+        self._runs = is_awake and not self._is_killed
 
     @property
     def is_asleep(self) -> bool:
@@ -247,7 +245,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         for timer in [timer for _, _, timer in self._timers]:
             timer.cancel()
         self._runs = True
-        tasks = sorted(asyncio.all_tasks(self), key=lambda task: task.get_name())
+        # By the numbers in their names, and not by their addresses.
+        tasks = sorted(
+            asyncio.all_tasks(self), key=lambda task: (len(task.get_name()), task.get_name())
+        )
         for task in tasks:
             task.cancel()
         self.world._enter(self)

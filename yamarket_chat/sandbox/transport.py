@@ -195,7 +195,7 @@ class MemoryServer(asyncio.AbstractServer):
         self.loop = loop
         self._factory = factory
         self._sockets = [sock]
-        self._closed = loop.create_future()
+        self._closed = asyncio.Event()
 
     @property
     def sockets(self) -> tuple[Any, ...]:
@@ -223,14 +223,13 @@ class MemoryServer(asyncio.AbstractServer):
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
-        if not self._closed.done():
-            self._closed.set_result(None)
+        self._closed.set()
 
     async def wait_closed(self) -> None:
-        await self._closed
+        await self._closed.wait()
 
     async def serve_forever(self) -> None:
         try:
-            await self._closed
+            await self._closed.wait()
         finally:
             self.close()

@@ -18,9 +18,6 @@ PASS = 1e-6
 """Seconds that one pass of a loop takes. Above 0, or a timer that was rounded to "now" would spin
 for ever."""
 
-BEGINNING = 1_767_225_600.0
-"""The wall time at which each world begins: 2026-01-01, 00:00 UTC."""
-
 
 class World:
     """Machines that share one true time and one network, all in one thread.
