@@ -426,6 +426,19 @@ def test_a_reader_that_goes_on_gets_all() -> None:
     assert len(pair.got()) == 1_000_000
 
 
+def test_a_connection_that_closes_notices_that_it_is_reset() -> None:
+    """It still has to write, and reads no more."""
+    pair = Pair()
+    pair.sink.transports[0].pause_reading()
+    pair.transport.write(b"x" * 1_000_000)
+    pair.transport.close()
+    pair.go_on(1.0)
+    assert not pair.source.lost
+    pair.server.kill()
+    pair.go_on(1.0)
+    assert isinstance(pair.source.lost[0], ConnectionResetError)
+
+
 def test_what_is_in_flight_cannot_be_called_back() -> None:
     pair = Pair()
     both(pair.transport)

@@ -177,6 +177,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._runs = False
         for end in list(self._ends):
             end.close(resets=end.transport is None)
+            end.transport = None
         self.world.network.stop_listening(self)
 
     def step_wall_clock(self, seconds: float) -> None:

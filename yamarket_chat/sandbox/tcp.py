@@ -289,6 +289,7 @@ class End:
         self._generation += 1
         if self.transport is not None:
             self.transport.wake()
+            self.transport.has_room()
         self._leave()
 
     def _leave(self) -> None:

@@ -122,12 +122,15 @@ class Transport(asyncio.Transport):
             self._end.put(None)
 
     def has_room(self) -> None:
-        """Go on writing what is in the buffer."""
+        """Go on writing what is in the buffer, or notice that it cannot be written any more."""
         if self._buffer:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         if self._is_lost or not self._buffer:
+            return
+        if self._end.error is not None:
+            self._fail(self._end.error)
             return
         room = self._end.room()
         self._end.send(bytes(self._buffer[:room]))
