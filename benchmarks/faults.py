@@ -1,4 +1,4 @@
-"""Lost, doubled and misplaced messages when requests fail."""
+"""Missing, doubled and misplaced messages when requests fail."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ messages at the same time, and so does yamarket_chat. The Market may work on a r
 s after its connection broke. A semaphore does not know this, so the next requests are refused,
 again and again.
 
-*Wrong result*: the client reported a message as sent that is not in the chat, or as failed that is
-in the chat. *Reported unknown*: the client said that the outcome is unknown. *Out of order*: the
-message is stored after a message to the same chat that was submitted later.
+*Not delivered*: the message is not in the chat. *Wrong result*: the client reported a message as
+sent that is not in the chat, or as failed that is in the chat. *Reported unknown*: the client said
+that the outcome is unknown. *Out of order*: the message is stored after a message to the same chat
+that was submitted later.
 """
 
 
@@ -71,7 +72,7 @@ SIZES = {
     "quick": Size((0.0, 0.1, 0.3, 0.5), seeds=1, chats=30, messages=20),
     "tiny": Size((0.3,), seeds=1, chats=3, messages=2),
 }
-_COUNTED = ("lost", "doubled", "out_of_order", "wrongly_told", "unknown")
+_COUNTED = ("not_delivered", "doubled", "out_of_order", "wrongly_told", "unknown")
 
 
 def steps(size: Size) -> int:
@@ -143,7 +144,7 @@ def _counted(
     for chat_id, rows in stored.items():
         for text in texts:
             copies = rows.count(text)
-            counts["lost"] += copies == 0
+            counts["not_delivered"] += copies == 0
             counts["doubled"] += copies > 1
             said = told[chat_id, text]
             counts["unknown"] += said is None
@@ -160,7 +161,7 @@ def report(figures: Figures) -> Report:
     rows = figures["rows"]
     header = [
         "client",
-        "lost",
+        "not delivered",
         "doubled",
         "out of order",
         "wrong result",
@@ -176,14 +177,14 @@ def report(figures: Figures) -> Report:
         tables.append(Table(f"{rate:.0%} of requests fail", header, shown))
     plots = [
         Plot(
-            f"faults-{kind}",
-            f"Messages {kind} of {figures['messages']:,}",
+            f"faults-{kind.replace('_', '-')}",
+            f"Messages {kind.replace('_', ' ')} of {figures['messages']:,}",
             "% of requests that fail",
             "messages",
             _lines(rows, kind),
             log_x=False,
         )
-        for kind in ("lost", "doubled")
+        for kind in ("not_delivered", "doubled")
     ]
     return Report(tables, plots, list(_remarks(figures)))
 
@@ -204,8 +205,9 @@ def _remarks(figures: Figures) -> Iterable[str]:
     own = [row for row in figures["rows"] if row["client"] == "yamarket_chat"]
     total = {kind: sum(row[kind] for row in own) for kind in _COUNTED}
     yield (
-        f"yamarket_chat over all rates: {total['lost']} lost, {total['doubled']} doubled,"
-        f" {total['out_of_order']} out of order, {total['unknown']} reported as unknown."
+        f"yamarket_chat over all rates: {total['doubled']} doubled, {total['out_of_order']} out of"
+        f" order, {total['wrongly_told']} wrong results, {total['unknown']} reported as unknown,"
+        f" {total['not_delivered']} not delivered."
     )
     for mine in own:
         quicker = [

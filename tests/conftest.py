@@ -16,7 +16,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 def _eager(factory: LoopFactory) -> LoopFactory:
-    """A task runs up to its first wait when it is made, and not in the next pass of the loop."""
+    """Eager tasks: a task runs up to its first wait at once, not in the next loop pass."""
 
     def make() -> asyncio.AbstractEventLoop:
         loop = factory()
@@ -54,9 +54,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, LoopFactory]:
-    """Every async test runs on the virtual clock, but those marked `real_time`.
+    """Run each async test on the virtual clock, except those marked `real_time`.
 
-    Those marked `every_loop` run on all loops, and all others on that of `--loop`.
+    Tests marked `every_loop` run on all loops, and all others on the loop of `--loop`.
     """
     clock = 1 if item.get_closest_marker("real_time") else 0
     names = [config.getoption("--loop")]
@@ -67,11 +67,11 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture(scope="session")
 def description() -> Any:
-    """What the Market's API is, in our own words."""
+    """Our own description of the Market's API."""
     return market_api.ours()
 
 
-# What takes long, or has to do with the machine more than with the versions of Python and of the
+# Slow files, or files that depend on the machine more than on the versions of Python and of the
 # dependencies. The rest is the quick part, `pytest -m "not slow"`: under a minute on two cores.
 SLOW = {
     "test_benchmarks.py": "starts a process for each measurement",
@@ -94,15 +94,15 @@ NOT_ON = {
     "uvloop": {"test_parallel.py": "times below a millisecond, which uvloop does not count"},
     "memory": {
         "test_clocks.py": "moves the clock of tests/virtual.py",
-        "test_a_tunnel_leads_to_the_market_and_the_key_stays_in_it": "TLS",
-        "test_a_certificate_that_does_not_hold_is_raised_at_once": "TLS",
+        "test_key_is_sent_through_the_proxy_tunnel_only": "TLS",
+        "test_invalid_certificate_is_raised_at_once": "TLS",
         "test_answers_carry_the_date_and_the_trace_of_the_sandbox": "reads the real clock",
     },
 }
 
 
 def pytest_configure() -> None:
-    """A file that was renamed must not slip into the quick part."""
+    """Fail if a slow file was renamed: it must not slip into the quick part."""
     files = {*SLOW, *(name for names in NOT_ON.values() for name in names if "." in name)}
     missing = [name for name in files if not (Path(__file__).parent / name).exists()]
     if missing:
@@ -110,7 +110,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every test of a slow file is marked `slow`, also one that is new."""
+    """Mark every test of a slow file as `slow`, new tests included."""
     not_on = NOT_ON.get(config.getoption("--loop"), {})
     for item in items:
         reason = not_on.get(item.path.name) or not_on.get(getattr(item, "originalname", ""))

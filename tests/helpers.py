@@ -1,4 +1,4 @@
-"""What the tests of the session share: a session for a sandbox, and servers that misbehave."""
+"""Shared by the tests of the session: a session for a sandbox, and servers that misbehave."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def session_of(market: Sandbox, **settings: Any) -> ChatSession:
 
 
 async def send_all(session: ChatSession, messages: Iterable[tuple[int, str]]) -> list[Receipt]:
-    """Hand all messages over at once, in this order."""
+    """Submit all messages at once, in this order."""
     return list(await asyncio.gather(*(session.send_message(*message) for message in messages)))
 
 
@@ -46,7 +46,7 @@ async def outcomes_of(outcomes: AsyncIterator[Outcome]) -> list[Outcome]:
 
 
 async def error_of(sending: Awaitable[object]) -> ChatError:
-    """The error of a call that is to fail, within a virtual day."""
+    """Return the error of a call that must fail within a virtual day."""
     try:
         async with asyncio.timeout(86_400):
             result = await sending
@@ -64,7 +64,7 @@ def stored(market: Sandbox) -> dict[int, list[str | None]]:
 
 
 def departures(market: Sandbox) -> list[float]:
-    """When each message arrived at the Market, refused ones included."""
+    """Return the time at which each message arrived at the Market, refused ones included."""
     return [arrival.time for arrival in market.arrivals if arrival.operation == "send_message"]
 
 

@@ -1,7 +1,7 @@
-"""The two descriptions of the Market's API, and what each of them says.
+"""The two descriptions of the Market's API, and the facts in each of them.
 
-Ours lies beside this file and holds nothing but facts. The Market's own lies outside of this
-repository, where it is at hand at all.
+Our description is beside this file and contains only facts. The Market's own is outside of this
+repository, if it is available at all.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ THEIRS = Path(__file__).parents[2] / "shared/market-api/openapi-chats.json"
 
 
 def ours() -> Any:
-    """Our description, to be changed at will."""
-    # YAML makes one object of what it names twice; JSON makes two of it.
+    """Return a copy of our description, which the caller may change."""
+    # YAML aliases share one object; a round trip through JSON makes copies.
     return json.loads(json.dumps(yaml.safe_load(OURS.read_text(encoding="utf-8"))))
 
 
@@ -29,19 +29,19 @@ def theirs() -> Any:
 
 # What a description says
 
-# Below these stand names, and not words of OpenAPI.
+# The keys below these are names, not keywords of OpenAPI.
 NAMED = {"properties", "responses", "headers", "content"}
-# What tells a reader something, and binds nobody.
+# Keywords that only inform a reader.
 TEXTS = {"description", "summary", "title", "example", "examples", "externalDocs", "tags"}
-# What says no more than its absence where it is false.
+# Keywords for which false means the same as absence.
 FLAGS = {"required", "nullable", "deprecated", "uniqueItems"}
 
 
 def facts(description: Any) -> dict[str, Any]:
-    """All that the description lays down, each fact by its place.
+    """Return all facts of a description, by their paths.
 
-    How the description is written makes no difference: what it refers to stands where it is used,
-    and the parts of an allOf are put together.
+    Equivalent notations give the same facts: references are resolved, and the parts of an allOf are
+    merged.
     """
     tree: dict[str, Any] = {
         "servers": {server["url"]: {} for server in description["servers"]},
@@ -78,7 +78,7 @@ def of_operation(operation: Any, description: Any) -> dict[str, Any]:
 
 
 def limits(operation: Any) -> list[str]:
-    """How many requests in how much time: one limit, if it is the same for all."""
+    """Return the requests in a period: one limit, if it is the same for all."""
     if "x-requests-an-hour" in operation:
         return [f"{operation['x-requests-an-hour']} in 1 hours"]
     tariffs = operation["x-resource-limit-config"].values()
@@ -121,7 +121,7 @@ def referred(reference: str, description: Any) -> Any:
 
 
 def put_together(whole: dict[str, Any], part: dict[str, Any]) -> None:
-    """Add one part of an allOf to the schema that it is a part of."""
+    """Merge one part of an allOf into its schema."""
     for name, value in part.items():
         if name == "properties":
             properties = whole.setdefault(name, {})
@@ -138,5 +138,5 @@ def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
             yield from leaves(value, f"{place} {name}".strip())
     else:
-        # The order of an enum or of the required means nothing.
+        # The order of `enum` and `required` has no meaning.
         yield place, sorted(tree) if isinstance(tree, list) else tree

@@ -1,4 +1,4 @@
-"""A plain aiohttp client for the tests of the sandbox: nothing of our own session in it."""
+"""A plain aiohttp client for the tests of the sandbox. It uses nothing of our own session."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is private in aiohttp, and touched by `_http/bodies.py` and `sandbox/aiohttp_clock.py`.
 
-If one of these fails after an update of aiohttp, look at that file: it says what each is for.
+If one of these tests fails after an update of aiohttp, read that file: it explains each attribute.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ TOUCHED = ("_consumed", "_value", "_size", "_headers", "_encoding", "_filename",
 
 
 def private_attributes(source: str, names: set[str]) -> set[str]:
-    """The names of a set that a source touches on any object."""
+    """The names in a set that a source accesses on any object."""
     return {name for name in re.findall(r"[\w)\]]\.(_[a-z]\w*)", source) if name in names}
 
 
 def aiohttps_own() -> set[str]:
-    """Each private attribute of the objects of aiohttp that a client has to do with."""
+    """All private attributes of the aiohttp objects that a client uses."""
     classes = (
         *(payload.Payload, payload.BytesPayload, aiohttp.MultipartWriter),
         *(aiohttp.ClientSession, aiohttp.ClientResponse, aiohttp.StreamReader),
@@ -53,7 +53,7 @@ def test_a_module_of_aiohttp_is_changed_in_one_file_only() -> None:
 
 def test_no_other_file_touches_a_private_attribute_of_aiohttp() -> None:
     own = aiohttps_own()
-    assert {"_consumed", "_size", "_connector"} <= own  # or it would find nothing
+    assert {"_consumed", "_size", "_connector"} <= own  # the search does find some
     # A name of ours may be the same: `self._closed`. So only attributes of other objects count.
     for path in (PACKAGE / "_http").glob("*.py"):
         source = re.sub(r"self\._\w+", "", path.read_text(encoding="utf-8"))
@@ -67,11 +67,11 @@ def test_no_other_file_touches_a_private_attribute_of_aiohttp() -> None:
 
 
 @pytest.mark.parametrize("name", TOUCHED)
-def test_a_payload_has_the_attribute(name: str) -> None:
+def test_aiohttp_payload_has_the_private_attributes_we_set(name: str) -> None:
     assert hasattr(payload.BytesPayload(b"x"), name)
 
 
-def test_a_body_shows_what_its_attributes_say() -> None:
+def test_json_body_properties_match_its_private_attributes() -> None:
     """aiohttp reads them by its public properties."""
     body = JsonBody(b'{"a": 1}')
     assert body.size == 8
@@ -83,14 +83,14 @@ def test_a_body_shows_what_its_attributes_say() -> None:
     assert body.decode() == '{"a": 1}'
 
 
-async def test_a_protocol_takes_an_attribute_of_ours() -> None:
+async def test_aiohttp_protocol_accepts_our_extra_attribute() -> None:
     protocol = aiohttp.client_proto.ResponseHandler(asyncio.get_running_loop())
     assert protocol.should_close is False
-    setattr(protocol, bodies._IS_EMPTY, bool)
+    setattr(protocol, bodies._POLL, bool)
 
 
-async def test_what_is_consumed_is_not_repeated_by_aiohttp() -> None:
-    """A GET on a kept connection that breaks: aiohttp repeats it, unless its body is consumed."""
+async def test_aiohttp_does_not_repeat_a_request_with_a_consumed_body() -> None:
+    """If a kept connection breaks, aiohttp repeats a GET, unless its body is consumed."""
     arrivals = 0
 
     async def handle(request: aiohttp.web.BaseRequest) -> aiohttp.web.StreamResponse:

@@ -1,4 +1,4 @@
-"""A tiny run of every benchmark: figures come out. How fast, is asserted nowhere."""
+"""A tiny run of every benchmark gives figures. No test asserts a speed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_tiny_run_gives_figures(name: str, tmp_path: Path) -> None:
+def test_each_benchmark_runs_and_returns_figures(name: str, tmp_path: Path) -> None:
     benchmark = BENCHMARKS[name]
     size = benchmark.SIZES["tiny"]
     done: list[str] = []
@@ -46,12 +46,12 @@ def test_a_tiny_run_gives_figures(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_full_and_quick_runs_are_laid_out(name: str) -> None:
+def test_full_run_has_at_least_as_many_steps_as_quick_run(name: str) -> None:
     benchmark = BENCHMARKS[name]
     assert benchmark.steps(benchmark.SIZES["full"]) >= benchmark.steps(benchmark.SIZES["quick"])
 
 
-def test_the_docs_are_written(tmp_path: Path) -> None:
+def test_benchmark_docs_are_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the plots need matplotlib, of the extra bench")
     limit = BENCHMARKS["limit"]
     figures = limit.run(limit.SIZES["tiny"], lambda _: None)
@@ -69,7 +69,7 @@ def test_the_docs_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_time
-async def test_bare_aiohttp_posts_the_very_same_bytes() -> None:
+async def test_bare_aiohttp_posts_the_same_bytes_as_the_session() -> None:
     seen: list[bytes] = []
     server, url = await listen(seen)
     async with server:
@@ -88,7 +88,7 @@ async def test_bare_aiohttp_posts_the_very_same_bytes() -> None:
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("name", ["send_message", "send_many", *rivals.SENDERS])
-async def test_everybody_sends_what_is_asked_for(name: str) -> None:
+async def test_each_rival_client_sends_all_messages(name: str) -> None:
     if name not in rivals.available():
         pytest.skip(f"the package of {name} is missing; it is of the extra bench")
     seen: list[bytes] = []

@@ -131,7 +131,7 @@ def in_process(
 # send
 
 
-async def test_send_delivers_and_says_so_in_one_line(market: Sandbox) -> None:
+async def test_send_prints_one_line_when_the_message_is_delivered(market: Sandbox) -> None:
     finished = await run("send", "7", "Ваш заказ в пути", **variables_of(market))
     assert finished.status == 0
     assert texts(market, 7) == ["Ваш заказ в пути"]
@@ -149,7 +149,7 @@ async def test_options_win_over_the_environment(market: Sandbox) -> None:
     assert texts(market, 7) == ["hello"]
 
 
-async def test_a_key_on_the_command_line_is_warned_about(market: Sandbox) -> None:
+async def test_api_key_on_the_command_line_prints_a_warning(market: Sandbox) -> None:
     finished = await run(
         "send", "7", "hello", "--api-key", market.api_key, YAMARKET_BUSINESS_ID="12345",
         YAMARKET_BASE_URL=market.url,
@@ -160,7 +160,7 @@ async def test_a_key_on_the_command_line_is_warned_about(market: Sandbox) -> Non
     assert market.api_key not in finished.err + finished.out
 
 
-async def test_a_wrong_key_is_told_and_not_shown(market: Sandbox) -> None:
+async def test_wrong_key_error_does_not_show_the_key(market: Sandbox) -> None:
     finished = await run("send", "7", "hello", **variables_of(market, YAMARKET_API_KEY="ACMA:no"))
     assert finished.status == 1
     assert finished.out == ""
@@ -188,7 +188,7 @@ async def test_a_wrong_key_is_told_and_not_shown(market: Sandbox) -> None:
         (["7", "hello", "--no-such"], {}, "--no-such"),
     ],
 )
-def test_wrong_use_is_one_line_and_nothing_is_tried(
+def test_wrong_usage_prints_one_line_and_sends_nothing(
     arguments: list[str],
     changed: dict[str, str],
     told: str,
@@ -221,7 +221,7 @@ async def test_insecure_http_allows_another_host() -> None:
     assert "no-such-host.invalid" in finished.err
 
 
-async def test_a_market_out_of_reach_is_tried_again_and_told() -> None:
+async def test_send_reports_and_retries_an_unreachable_market() -> None:
     finished = await run(
         *("send", "7", "hello", "--give-up-after", "1.2"),
         YAMARKET_API_KEY="key",
@@ -234,7 +234,7 @@ async def test_a_market_out_of_reach_is_tried_again_and_told() -> None:
     assert error.startswith("Error: ")
 
 
-async def test_ctrl_c_waits_for_the_message_under_way() -> None:
+async def test_ctrl_c_waits_for_the_message_being_sent() -> None:
     async with Sandbox(latency=1.0) as market:
         process = await start("send", "7", "hello", **variables_of(market))
         await until(lambda: market.arrivals)
@@ -246,7 +246,7 @@ async def test_ctrl_c_waits_for_the_message_under_way() -> None:
         assert texts(market, 7) == ["hello"]
 
 
-async def test_a_second_ctrl_c_leaves_at_once() -> None:
+async def test_second_ctrl_c_quits_at_once() -> None:
     async with Sandbox(latency=8.0) as market:
         process = await start("send", "7", "hello", **variables_of(market))
         assert process.stderr is not None
@@ -296,7 +296,7 @@ def test_an_unknown_outcome_says_that_it_may_have_arrived(
 # sandbox
 
 
-async def test_what_the_sandbox_prints_serves_send() -> None:
+async def test_send_works_with_the_variables_that_the_sandbox_prints() -> None:
     process = await start("sandbox", "--latency", "0")
     assert process.stdout is not None
     lines = [(await process.stdout.readline()).decode().strip() for _ in range(3)]
@@ -311,7 +311,7 @@ async def test_what_the_sandbox_prints_serves_send() -> None:
     assert finished.err.endswith("Stopped: messages 2, chats 1, refused requests 0\n")
 
 
-async def test_the_sandbox_keeps_the_limit_that_it_is_given() -> None:
+async def test_sandbox_command_enforces_the_requested_limit() -> None:
     process = await start("sandbox", "--requests", "1", "--per", "600", "--latency", "0")
     assert process.stdout is not None
     lines = [(await process.stdout.readline()).decode().strip() for _ in range(3)]
@@ -330,7 +330,7 @@ async def test_the_sandbox_keeps_the_limit_that_it_is_given() -> None:
     assert "refused requests 1" in (await end(process)).err
 
 
-async def test_the_sandbox_fails_as_often_and_in_the_ways_that_it_is_told() -> None:
+async def test_sandbox_command_injects_the_requested_faults() -> None:
     request = RequestInfo(1, 1, "token", None, 0.0)
     for status in (500, 502):
         fault = Fault("status", status=status)
@@ -346,7 +346,7 @@ async def test_the_sandbox_fails_as_often_and_in_the_ways_that_it_is_told() -> N
         assert "100% of the requests fail" in (await end(process)).err
 
 
-async def test_a_port_in_use_is_one_line(market: Sandbox) -> None:
+async def test_port_in_use_prints_one_line(market: Sandbox) -> None:
     finished = await run("sandbox", "--port", str(market.port))
     assert finished.status == 1
     assert finished.err.startswith(f"Error: cannot listen on 127.0.0.1, port {market.port}: ")
@@ -356,7 +356,7 @@ async def test_a_port_in_use_is_one_line(market: Sandbox) -> None:
 # demo
 
 
-async def test_the_demo_delivers_everything_and_shows_it() -> None:
+async def test_demo_delivers_all_messages_and_prints_a_summary() -> None:
     await asyncio.gather(demo_delivers_everything(), demo_delivers_everything("--faults"))
 
 
@@ -506,7 +506,7 @@ SMALL = demo.Plan(
         (Flooded, "requests in 2 s: 101, allowed: 100"),
     ],
 )
-def test_the_demo_fails_where_the_books_disagree(
+def test_demo_fails_if_the_sandbox_recorded_something_else(
     sandbox: type[Sandbox],
     told: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -520,7 +520,7 @@ def test_the_demo_fails_where_the_books_disagree(
     assert "Everything arrived" not in finished.out
 
 
-def test_the_small_demo_passes_with_a_faithful_sandbox(
+def test_small_demo_passes_with_a_correct_sandbox(
     monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]
 ) -> None:
     monkeypatch.setattr(demo, "PLAN", SMALL)
@@ -532,7 +532,7 @@ def test_the_small_demo_passes_with_a_faithful_sandbox(
 # The command itself
 
 
-async def test_the_version() -> None:
+async def test_version_option_prints_the_version() -> None:
     assert await run("--version") == Finished(0, f"yamarket-chat {__version__}\n", "")
 
 
@@ -564,19 +564,21 @@ async def shell(line: str, **variables: str) -> Finished:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 @pytest.mark.parametrize("arguments", ["--version", "--help", "send 17 x", "chats --json"])
-async def test_a_full_disk_is_one_line(arguments: str, market: Sandbox) -> None:
+async def test_full_disk_prints_one_line(arguments: str, market: Sandbox) -> None:
     market.add_chat(17)
     finished = await shell(f"yamarket-chat {arguments} >/dev/full", **variables_of(market))
     assert finished == Finished(1, "", "Error: cannot write the output: No space left on device\n")
 
 
-async def test_a_closed_standard_input_is_one_line(market: Sandbox) -> None:
+async def test_closed_standard_input_prints_one_line(market: Sandbox) -> None:
     finished = await shell("yamarket-chat send-many - <&-", **variables_of(market))
     assert finished.status == 2
     assert finished.err.startswith("Error: standard input is closed")
 
 
-async def test_what_the_encoding_does_not_have_becomes_a_question_mark(market: Sandbox) -> None:
+async def test_characters_missing_in_the_output_encoding_become_question_marks(
+    market: Sandbox,
+) -> None:
     market.add_chat(17)
     market.buyer_says(17, "Где 📦?")
     variables = variables_of(market, PYTHONIOENCODING="cp1251")
@@ -588,7 +590,7 @@ async def test_what_the_encoding_does_not_have_becomes_a_question_mark(market: S
     assert "Где 📦?" in finished.out
 
 
-def test_a_text_that_begins_with_a_dash_is_helped(in_process: Callable[..., Finished]) -> None:
+def test_text_that_begins_with_a_dash_gets_a_hint(in_process: Callable[..., Finished]) -> None:
     finished = in_process("send", "17", "-5% скидка")
     assert finished.status == 2
     assert "put -- before a text that begins with a dash" in finished.err
@@ -598,7 +600,7 @@ KEY, URL = "YAMARKET_API_KEY=other", f"YAMARKET_BASE_URL={NOBODY_LISTENS}"
 
 
 @pytest.mark.parametrize("dotenv", [URL, f"{KEY}\n{URL}"])
-def test_the_address_of_a_file_gets_no_key_of_the_command_line(
+def test_base_url_from_dotenv_is_ignored_with_a_key_from_the_command_line(
     dotenv: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -621,7 +623,7 @@ def test_the_address_of_a_file_gets_no_key_of_the_command_line(
     assert "YAMARKET_BASE_URL from the file .env is ignored" in finished.err
 
 
-async def test_a_nul_in_a_file_of_variables_is_one_line(tmp_path: Path) -> None:
+async def test_nul_byte_in_dotenv_prints_one_line(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("YAMARKET_API_KEY=a\0b")
     finished = await shell(f"cd {tmp_path} && yamarket-chat --version")
     assert finished.status == 0
@@ -646,7 +648,7 @@ async def test_no_command_shows_the_help() -> None:
     assert "Commands" in finished.out + finished.err
 
 
-async def test_an_unknown_command_is_one_line() -> None:
+async def test_unknown_command_prints_one_line() -> None:
     finished = await run("sned")
     assert finished.status == 2
     assert finished.err.startswith("Error: No such command 'sned'")
@@ -661,7 +663,7 @@ async def python(code: str) -> Finished:
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-async def test_without_the_extra_one_line_says_how_to_get_it(missing: str) -> None:
+async def test_command_without_the_cli_extra_says_how_to_install_it(missing: str) -> None:
     finished = await python(
         f"import sys; sys.modules[{missing!r}] = None\n"
         "from yamarket_chat.cli import main; sys.exit(main())"
@@ -671,7 +673,7 @@ async def test_without_the_extra_one_line_says_how_to_get_it(missing: str) -> No
     )
 
 
-async def test_the_package_imports_nothing_of_the_command() -> None:
+async def test_package_import_does_not_import_the_cli() -> None:
     finished = await python(
         "import sys, yamarket_chat\n"
         "print({'typer', 'rich', 'yamarket_chat.sandbox', 'yamarket_chat.cli'} & {*sys.modules})"
@@ -679,7 +681,7 @@ async def test_the_package_imports_nothing_of_the_command() -> None:
     assert finished.out == "set()\n"
 
 
-def test_control_codes_and_line_breaks_of_others_are_not_printed(
+def test_control_codes_and_line_breaks_in_received_texts_are_not_printed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     console.failure("a\x1b[2Jb\nc\r[red]d[/red]")

@@ -44,7 +44,7 @@ def arguments_of(command: str) -> list[str]:
     return shlex.split(command.rpartition("| ")[2], comments=True)[1:]
 
 
-def test_the_commands_of_the_page_run(
+def test_commands_in_the_docs_run(
     market: Sandbox,  # noqa: F811
     in_process: Callable[..., Finished],  # noqa: F811
     tmp_path: Path,
@@ -77,7 +77,7 @@ def test_the_commands_of_the_page_run(
     assert [message.text for message in market.messages(17)].count("Ваш заказ в пути") == 1
 
 
-async def test_the_commands_that_run_until_ctrl_c_do() -> None:
+async def test_documented_long_running_commands_run_until_ctrl_c() -> None:
     async def try_out(command: str) -> None:
         async with Sandbox() as market:  # noqa: F811
             process = await start(*arguments_of(command), **variables_of(market))
@@ -94,14 +94,14 @@ async def test_the_commands_that_run_until_ctrl_c_do() -> None:
     await asyncio.gather(*map(try_out, commands))
 
 
-def test_the_page_shows_the_demos_that_the_tests_run() -> None:
+def test_docs_show_the_demo_commands_that_the_tests_run() -> None:
     assert [c for c in COMMANDS if arguments_of(c)[0] == "demo"] == [
         "yamarket-chat demo",
         "yamarket-chat demo --faults",
     ]
 
 
-def test_the_pictures_of_the_page_exist() -> None:
+def test_pictures_in_the_docs_exist() -> None:
     names = re.findall(r"\"(pictures/\S+\.svg)\"", PAGE)
     assert len(names) == 6
     for name in names:

@@ -40,12 +40,14 @@ def problems_of(content: bytes, encoding: str | None = None) -> list[str]:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
-def test_unicode_is_read_without_a_word(encoding: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unicode_files_are_read_without_a_notice(
+    encoding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert texts_of(CSV.encode(encoding)) == RUSSIAN
     assert capsys.readouterr().err == ""
 
 
-def test_windows_1251_is_read_with_a_line_that_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_windows_1251_is_read_with_a_notice(capsys: pytest.CaptureFixture[str]) -> None:
     assert texts_of(CSV.encode("cp1251")) == RUSSIAN
     said = capsys.readouterr().err
     assert said == (
@@ -68,19 +70,19 @@ def test_another_encoding_is_never_read_as_windows_1251(
     assert texts_of(text.encode(encoding), encoding) == [case(text) for text in RUSSIAN]
 
 
-def test_a_text_that_is_too_short_to_be_sure_needs_the_option() -> None:
+def test_text_too_short_to_detect_its_encoding_needs_the_option() -> None:
     content = "chat_id,text\n17,Да\n".encode("cp1251")
     assert any(line.startswith("--encoding cp1251        Да") for line in problems_of(content))
     assert texts_of(content, "cp1251") == ["Да"]
 
 
-def test_the_text_that_is_shown_is_one_that_tells_the_encoding() -> None:
+def test_encoding_choice_shows_a_text_with_non_ascii_letters() -> None:
     content = "chat_id,text\n1,Hello\n2,Да\n".encode("cp1251")
     assert any("Да" in line for line in problems_of(content))
 
 
 @pytest.mark.parametrize("encoding", [None, "utf-8", "utf-8-sig"])
-def test_broken_utf_8_is_refused_with_its_line(encoding: str | None) -> None:
+def test_broken_utf_8_is_refused_with_the_line_number(encoding: str | None) -> None:
     content = CSV.encode().replace("курьер".encode(), "курье".encode() + b"\xd1")
     assert problems_of(content, encoding) == [
         "line 3: the file is UTF-8, but here are bytes that are no character in UTF-8 (d1); it is"
@@ -88,7 +90,7 @@ def test_broken_utf_8_is_refused_with_its_line(encoding: str | None) -> None:
     ]
 
 
-def test_lines_in_windows_1251_within_utf_8_are_refused() -> None:
+def test_utf_8_file_with_some_windows_1251_lines_is_refused() -> None:
     lines = CSV.encode().splitlines(keepends=True)
     content = lines[0] + lines[1] + 20 * lines[2].decode().encode("cp1251")
     assert problems_of(content)[0].startswith("line 3: the file is UTF-8, but here are bytes")
@@ -105,18 +107,20 @@ CESU_8 = "chat_id,text\n1,Да\n2,".encode() + b"\xed\xa0\xbd\xed\xb3\xa6\n"
         (b"\xef\xbb\xbfchat_id,text\n1,\xed\xb3\xa6\n", 2),
     ],
 )
-def test_halves_of_surrogate_pairs_are_refused_with_their_line(content: bytes, line: int) -> None:
+def test_lone_surrogates_in_utf_8_are_refused_with_the_line_number(
+    content: bytes, line: int
+) -> None:
     assert problems_of(content)[0].startswith(f"line {line}: half of a surrogate pair")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
-def test_halves_of_surrogate_pairs_in_utf_16_are_refused_with_their_line(encoding: str) -> None:
+def test_lone_surrogates_in_utf_16_are_refused_with_the_line_number(encoding: str) -> None:
     text = "\ufeffchat_id,text\n1,Да\n2,\ud83d!\n"
     problems = problems_of(text.encode(encoding, "surrogatepass"))
     assert problems[0].startswith("line 3: this is not text in utf-16")
 
 
-def test_an_escaped_half_in_jsonl_is_refused_with_its_line() -> None:
+def test_escaped_lone_surrogate_in_jsonl_is_refused_with_the_line_number() -> None:
     content = b'{"chat_id": 1, "text": "a"}\n{"chat_id": 1, "text": "\\ud83d"}\n'
     with pytest.raises(BadFile) as caught:
         read(content, "m.jsonl")
@@ -130,19 +134,19 @@ def test_utf_16_without_a_bom_needs_the_option(encoding: str) -> None:
     assert texts_of(content, encoding) == RUSSIAN
 
 
-def test_nul_bytes_are_named_with_their_line() -> None:
+def test_nul_bytes_are_refused_with_the_line_number() -> None:
     assert problems_of(b"chat_id,text\n1,a\0b\n") == [
         "line 2: the file contains NUL bytes, so it is no text file"
     ]
 
 
-def test_an_encoding_that_does_not_fit_is_told_with_its_line() -> None:
+def test_wrong_encoding_option_is_reported_with_the_line_number() -> None:
     assert problems_of(b"chat_id,text\n1,a\x98\n", "cp1251") == [
         "line 2: this is not text in cp1251 (character maps to <undefined>); save it as UTF-8"
     ]
 
 
-def test_an_unknown_encoding_is_one_line(
+def test_unknown_encoding_prints_one_line(
     in_process: Callable[..., Finished],  # noqa: F811
 ) -> None:
     for name in ("windows", "base64", "a\0b"):
@@ -153,7 +157,7 @@ def test_an_unknown_encoding_is_one_line(
 
 @pytest.mark.real_time
 @pytest.mark.slow
-async def test_on_a_terminal_the_user_is_asked(tmp_path: Path) -> None:
+async def test_command_asks_for_the_encoding_on_a_terminal(tmp_path: Path) -> None:
     file = tmp_path / "m.csv"
     file.write_bytes("chat_id,text\n17,Заказ собран\n".encode("koi8-r"))
     async with Sandbox(latency=0) as market:

@@ -1,4 +1,4 @@
-"""Files and environments of real people: the right reading, or a line that says what is wrong."""
+"""Real-life files and environments: the command reads them, or says in a line what is wrong."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SWALLOWED = [
 
 
 @pytest.mark.parametrize("content", SWALLOWED)
-def test_rows_that_an_open_quote_swallows_are_refused(content: str) -> None:
+def test_unclosed_quote_that_swallows_rows_is_refused(content: str) -> None:
     assert problems_of(content) == [
         "line 2: line 3 looks like a row of its own, but belongs to a cell that begins earlier;"
         " check the quotes, or pass --rows-in-text if it is part of a text"
@@ -48,7 +48,7 @@ def test_rows_that_an_open_quote_swallows_are_refused(content: str) -> None:
     assert len(read(content.encode(), "m.csv", rows_in_text=True)) == 2
 
 
-def test_the_command_sends_nothing_of_such_a_file_unless_it_is_told(
+def test_send_many_refuses_swallowed_rows_unless_rows_in_text_is_passed(
     tmp_path: Path,
     in_process: Run,  # noqa: F811
 ) -> None:
@@ -69,12 +69,12 @@ def test_the_command_sends_nothing_of_such_a_file_unless_it_is_told(
         "10\n20",
     ],
 )
-def test_honest_line_breaks_stay(text: str) -> None:
+def test_line_breaks_in_quoted_texts_are_kept(text: str) -> None:
     content = f'chat_id,text\n17,"{text}"\n18,ok\n'
     assert [record.text for record in read(content.encode(), "m.csv")] == [text, "ok"]
 
 
-def test_a_quote_that_closes_lines_later_is_told_with_both_lines() -> None:
+def test_quote_that_closes_lines_later_is_reported_with_both_line_numbers() -> None:
     content = 'chat_id,text\n17,"Скидка 10%\n18,Заказ\n19,"Ждём вас"\n20,ok\n'
     assert problems_of(content)[0].startswith("line 2: a quote opens here and closes in line 4;")
 
@@ -95,7 +95,7 @@ KINDS = [
 
 @pytest.mark.parametrize(("content", "told"), KINDS)
 @pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "-"])
-def test_what_the_file_is_instead_is_told(content: bytes, told: str, name: str) -> None:
+def test_file_of_another_kind_is_named_in_the_error(content: bytes, told: str, name: str) -> None:
     assert [problem[: len(told)] for problem in problems_of(content, name)] == [told]
 
 
@@ -118,12 +118,12 @@ def test_what_the_file_is_instead_is_told(content: bytes, told: str, name: str) 
         ('{"chat_id": 17, "text": "a"}\n', "line 1: this is JSONL, not CSV; pass --format jsonl"),
     ],
 )
-def test_what_stands_instead_of_the_header_is_told(content: str, told: str) -> None:
+def test_missing_header_error_shows_the_first_line(content: str, told: str) -> None:
     assert problems_of(content) == [told]
 
 
 @pytest.mark.parametrize("before", ["\ufeff\ufeff", "\u200b", "\ufeff\u200b\u2060"])
-def test_what_nobody_sees_before_the_header_does_not_matter(before: str) -> None:
+def test_invisible_characters_before_the_header_are_ignored(before: str) -> None:
     assert [r.chat_id for r in read(f"{before}chat_id,text\n17,a\n".encode(), "m.csv")] == [17]
     assert [r.chat_id for r in read(f"chat_id,{before}text\n17,a\n".encode(), "m.csv")] == [17]
     line = f'{before}{{"chat_id": 17, "text": "a"}}'
@@ -131,12 +131,12 @@ def test_what_nobody_sees_before_the_header_does_not_matter(before: str) -> None
     assert [r.chat_id for r in read(line.encode(), "-")] == [17]
 
 
-def test_a_line_that_is_nested_too_deeply_is_told() -> None:
+def test_too_deeply_nested_json_line_is_reported() -> None:
     content = '{"chat_id": 17, "text": "a"}\n' + "[" * 200_000
     assert [p[:29] for p in problems_of(content, "m.jsonl")] == ["line 2: this is not valid JSO"]
 
 
-def test_standard_input_is_named(
+def test_errors_in_standard_input_name_it(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     in_process: Run,  # noqa: F811
@@ -164,13 +164,13 @@ def test_standard_input_is_named(
         ('""', ""),
     ],
 )
-def test_comments_in_a_file_of_variables_are_cut(line: str, value: str) -> None:
+def test_comments_in_dotenv_are_ignored(line: str, value: str) -> None:
     path = Path(".env")
     assert environment._parse(f"YAMARKET_API_KEY={line}\n", path) == {"YAMARKET_API_KEY": value}
 
 
 @pytest.mark.parametrize("line", ['"abc', "'abc\"", '"abc" def'])
-def test_quotes_that_do_not_match_are_told_with_file_and_line(
+def test_unmatched_quotes_in_dotenv_are_reported_with_file_and_line(
     line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert environment._parse(f"A=1\nYAMARKET_API_KEY={line}\n", Path(".env")) == {}
@@ -182,7 +182,7 @@ def test_quotes_that_do_not_match_are_told_with_file_and_line(
 @pytest.mark.real_time
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ['"{}"', "'{}'", '{}"', "{} # cabinet"])
-async def test_a_key_that_docker_left_in_quotes_does_not_travel(key: str) -> None:
+async def test_quoted_key_from_docker_env_file_is_not_sent(key: str) -> None:
     async with Sandbox() as market:
         variables = variables_of(market)
         variables["YAMARKET_API_KEY"] = key.format(market.api_key)
@@ -196,7 +196,7 @@ async def test_a_key_that_docker_left_in_quotes_does_not_travel(key: str) -> Non
 @pytest.mark.real_time
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such locale")
-async def test_a_locale_that_has_no_cyrillic_is_told() -> None:
+async def test_locale_without_cyrillic_is_reported() -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     async with Sandbox() as market:
         for arguments in (("send", "7"), ("sandbox", "say", "7")):

@@ -1,4 +1,4 @@
-"""What `send-many` prints where there is no terminal, such as in cron and CI."""
+"""What `send-many` prints if there is no terminal, as in cron and CI."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def lines(capsys: pytest.CaptureFixture[str], total: int, per_second: float) -> 
     return capsys.readouterr().err.splitlines()
 
 
-def test_long_work_has_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_mailing_prints_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
     printed = lines(capsys, 3000, per_second=0.5)
     assert [line.split(", ")[0] for line in printed] == [
         f"{n * 300:,} of 3,000" for n in range(1, 10)
@@ -39,7 +39,7 @@ def test_long_work_has_a_line_for_each_tenth(capsys: pytest.CaptureFixture[str])
     assert re.fullmatch(r"300 of 3,000, quota 500/1000, \d+:\d\d:\d\d to go", printed[0])
 
 
-def test_work_of_minutes_has_a_line_for_each_minute(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mailing_of_minutes_prints_a_line_each_minute(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split(",")[0] for line in lines(capsys, 800, per_second=4)] == [
         "240 of 800",
         "480 of 800",
@@ -47,7 +47,7 @@ def test_work_of_minutes_has_a_line_for_each_minute(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_short_work_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_short_mailing_prints_no_progress_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines(capsys, 100, per_second=4) == []
 
 
@@ -61,7 +61,7 @@ sys.exit(main())
 
 
 @pytest.mark.real_time
-async def test_the_command_prints_them_but_not_with_json(tmp_path: Path) -> None:
+async def test_send_many_prints_progress_lines_except_with_json(tmp_path: Path) -> None:
     file = write(tmp_path / "m.csv", messages_of(chats=20, each=2))
     for options in ((), ("--json",)):
         async with Sandbox(latency=0.1) as market:

@@ -80,7 +80,7 @@ def market() -> Iterator[Sandbox]:
         yield market
 
 
-def test_whoami_tells_what_the_key_may_do_and_the_business_id(
+def test_whoami_shows_scopes_and_business_id(
     in_process: Runs,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -97,7 +97,7 @@ def test_whoami_tells_what_the_key_may_do_and_the_business_id(
     assert [shop["business"]["id"] for shop in shops] == [12345, 12345]
 
 
-def test_the_quota_tells_what_reading_can_find_out(in_process: Runs) -> None:  # noqa: F811
+def test_quota_shows_remaining_requests_of_reading_operations(in_process: Runs) -> None:  # noqa: F811
     with served(limits={"chats": Rate(4000, per=3600)}) as market:
         market.buyer_says(7, "Где заказ?")
         [programs, plain] = run_all(in_process, "quota --json", "quota")
@@ -113,7 +113,7 @@ def test_the_quota_tells_what_reading_can_find_out(in_process: Runs) -> None:  #
     assert "unknown before a request is sent" in plain.out
 
 
-def test_the_quota_of_reading_chats_takes_a_chat_to_ask_about(
+def test_quota_of_chat_reading_operations_needs_a_chat(
     market: Sandbox,
     in_process: Runs,  # noqa: F811
 ) -> None:
@@ -125,7 +125,7 @@ def test_the_quota_of_reading_chats_takes_a_chat_to_ask_about(
     assert "unknown, no message to read" in message
 
 
-def test_chats_are_a_table_with_filters(
+def test_chats_prints_a_table_and_accepts_filters(
     market: Sandbox,
     in_process: Runs,  # noqa: F811
 ) -> None:
@@ -152,7 +152,7 @@ def test_chats_are_a_table_with_filters(
     assert wrong.status == 2
 
 
-def test_no_chats_at_all_are_told(
+def test_chats_says_so_if_there_are_none(
     market: Sandbox,
     in_process: Runs,  # noqa: F811
 ) -> None:
@@ -163,7 +163,7 @@ def test_no_chats_at_all_are_told(
     ("option", "named"),
     [("--status", "WAITING_FOR_PARTNER"), ("--type", "ARBITRAGE"), ("--about", "DIRECT")],
 )
-def test_an_unknown_filter_is_told_with_those_that_there_are(
+def test_unknown_filter_error_lists_the_valid_ones(
     option: str,
     named: str,
     market: Sandbox,
@@ -198,7 +198,7 @@ def test_chats_fit_a_terminal_of_80_columns(
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
-def test_a_history_is_a_conversation_with_the_newest_last(
+def test_history_prints_a_conversation_with_the_newest_message_last(
     order: str,
     in_process: Runs,  # noqa: F811
 ) -> None:
@@ -227,7 +227,7 @@ async def line_of(process: Process) -> str:
     return (await asyncio.wait_for(process.stdout.readline(), 15)).decode().rstrip()
 
 
-async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
+async def test_watch_shows_new_messages_of_buyers(market: Sandbox) -> None:
     market.buyer_says(7, "old")
     market.buyer_says(8, "old too")
     process = await start("watch", "--every", "1", **variables_of(market))
@@ -253,7 +253,7 @@ async def test_watch_shows_what_buyers_say_from_now_on(market: Sandbox) -> None:
     assert finished.err == ""  # no notice, because the Market responds
 
 
-async def test_watch_tells_when_the_market_falls_silent_later() -> None:
+async def test_watch_reports_a_market_that_stops_answering() -> None:
     async with Sandbox(faults=lambda r: Fault("no_answer") if r.number > 1 else None) as market:
         process = await start("watch", "--every", "1", **variables_of(market))
         assert process.stderr is not None
@@ -264,7 +264,7 @@ async def test_watch_tells_when_the_market_falls_silent_later() -> None:
         assert (await end(process)).status == 130
 
 
-def test_a_slow_market_is_told_about_once(in_process: Runs) -> None:  # noqa: F811
+def test_slow_market_prints_one_notice(in_process: Runs) -> None:  # noqa: F811
     with served(latency=1.5) as market:
         for chat in range(1, 42):
             market.add_chat(chat, order_id=chat)
@@ -294,7 +294,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("send 17 hi", "it is unknown whether the message to chat 17 was delivered"),
     ],
 )
-def test_a_silent_server_is_given_up_in_time(
+def test_command_gives_up_on_a_silent_server_in_time(
     command: str,
     told: str,
     in_process: Runs,  # noqa: F811
@@ -308,14 +308,14 @@ def test_a_silent_server_is_given_up_in_time(
     assert finished.err.count("\n") == 1
 
 
-def test_waiting_for_the_quota_is_not_given_up(in_process: Runs) -> None:  # noqa: F811
+def test_command_does_not_give_up_while_it_waits_for_the_quota(in_process: Runs) -> None:  # noqa: F811
     with served(faults={1: Fault("rate_limit", delay=1.5)}) as market:
         finished = in_process("send", "7", "hello", "--give-up-after", "0.5")
         assert finished.status == 0, finished.err
         assert texts(market, 7) == ["hello"]
 
 
-def test_new_chat_tells_its_number(
+def test_new_chat_prints_the_chat_id(
     market: Sandbox,
     in_process: Runs,  # noqa: F811
 ) -> None:
@@ -386,7 +386,7 @@ def test_a_dotenv_file_never_overrides_the_environment(
     assert variables == after
 
 
-async def test_a_dotenv_file_serves_a_command(market: Sandbox, tmp_path: Path) -> None:
+async def test_command_reads_the_dotenv_file(market: Sandbox, tmp_path: Path) -> None:
     lines = (f"{name}={value}\n" for name, value in variables_of(market).items())
     (tmp_path / ".env").write_text("".join(lines))
     process = await asyncio.create_subprocess_exec(
@@ -395,7 +395,7 @@ async def test_a_dotenv_file_serves_a_command(market: Sandbox, tmp_path: Path) -
     assert "Chat: allowed" in (await end(process)).out
 
 
-async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> None:
+async def test_command_reports_a_silent_market_within_two_seconds() -> None:
     async with Sandbox(latency=9.0) as market:
         slow = await start("chats", **variables_of(market))
         gone = await start(
@@ -414,7 +414,7 @@ async def test_a_market_that_does_not_answer_is_told_within_two_seconds() -> Non
         assert error.startswith("Error: chats: ")
 
 
-def test_a_missing_business_is_told(
+def test_missing_business_id_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     in_process: Callable[..., Finished],  # noqa: F811
 ) -> None:

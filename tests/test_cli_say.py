@@ -25,7 +25,7 @@ CONTROL = {control.HEADER: control.VALUE}
 
 
 @pytest.mark.real_time
-async def test_a_bot_hears_what_the_buyer_of_the_printed_sandbox_says(tmp_path: Path) -> None:
+async def test_sandbox_say_reaches_a_bot_as_a_message_of_the_buyer(tmp_path: Path) -> None:
     process = await start("sandbox", "--latency", "0")
     assert process.stdout is not None
     lines = [(await process.stdout.readline()).decode().strip() for _ in range(3)]
@@ -42,7 +42,7 @@ async def test_a_bot_hears_what_the_buyer_of_the_printed_sandbox_says(tmp_path: 
 Run = Callable[..., Finished]
 
 
-def test_a_file_is_sent(market: Sandbox, tmp_path: Path, in_process: Run) -> None:  # noqa: F811
+def test_sandbox_say_sends_a_file(market: Sandbox, tmp_path: Path, in_process: Run) -> None:  # noqa: F811
     photo = tmp_path / "чек & фото.jpg"
     photo.write_bytes(b"\xff\xd8" * 100_000)
     finished = in_process("sandbox", "say", "7", "--file", str(photo), "--json")
@@ -53,13 +53,16 @@ def test_a_file_is_sent(market: Sandbox, tmp_path: Path, in_process: Run) -> Non
     assert market.arrivals == []  # it counts against no limit
 
 
-def test_wrong_usage_is_one_line(
+def test_wrong_usage_of_say_prints_one_line(
     market: Sandbox,  # noqa: F811
     tmp_path: Path,
     in_process: Run,  # noqa: F811
 ) -> None:
     photo = tmp_path / "photo"
+    undecoded = tmp_path / "\udcd1\udc84"  # so it comes under LC_ALL=C
+    undecoded.write_bytes(b"x")
     for arguments, told in (
+        (("7", "--file", str(undecoded)), "set LC_ALL=C.UTF-8"),
         (("7",), "pass either a text or --file"),
         (("7", "x", "--file", str(photo)), "pass either a text or --file"),
         (("7", "--file", str(photo)), "the file cannot be read"),
@@ -77,7 +80,7 @@ def test_wrong_usage_is_one_line(
     assert market.messages_stored == 0
 
 
-def test_too_large_a_file_is_refused(
+def test_sandbox_say_refuses_a_too_large_file(
     market: Sandbox,  # noqa: F811
     tmp_path: Path,
     in_process: Run,  # noqa: F811
@@ -90,14 +93,14 @@ def test_too_large_a_file_is_refused(
     assert market.messages_stored == 0
 
 
-def test_where_no_sandbox_listens_one_line_says_so(in_process: Run) -> None:  # noqa: F811
+def test_sandbox_say_prints_one_line_if_no_sandbox_listens(in_process: Run) -> None:  # noqa: F811
     finished = in_process("sandbox", "say", "7", "x", "--base-url", "http://127.0.0.1:1")
     assert finished.status == 1
     assert finished.err.startswith("Error: no sandbox answers at http://127.0.0.1:1")
 
 
-async def test_only_the_command_reaches_the_buyer() -> None:
-    """To everybody else the path does not exist, as at the Market."""
+async def test_say_path_answers_only_the_command() -> None:
+    """For all other clients the path does not exist, as at the Market."""
     async with Sandbox(chats=[7]) as sandbox, aiohttp.ClientSession(sandbox.url) as http:
 
         async def status(method: str, path: str, **more: object) -> int:
@@ -120,7 +123,7 @@ async def test_only_the_command_reaches_the_buyer() -> None:
 
 
 @pytest.mark.parametrize("address", ["192.0.2.1", "::ffff:192.0.2.1", "", None])
-def test_another_machine_does_not_reach_it(address: str | None) -> None:
+def test_say_path_refuses_requests_from_another_machine(address: str | None) -> None:
     assert not control._is_loopback(address)
     assert control._is_loopback("127.0.0.1")
     assert control._is_loopback("::1")

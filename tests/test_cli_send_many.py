@@ -204,7 +204,7 @@ async def what_is_unknown_is_settled_by_resume(tmp_path: Path) -> None:
         assert (last[1]["confirmed_by"], last[2]["confirmed_by"]) == ("history", "answer")
 
 
-async def test_all_bad_lines_are_named_and_nothing_is_sent(tmp_path: Path) -> None:
+async def test_all_bad_lines_are_listed_and_nothing_is_sent(tmp_path: Path) -> None:
     file = tmp_path / "messages.csv"
     file.write_text('chat_id,text\n17,ok\nx,hello\n18,\n"19","a\nb",c\n0,y\n', encoding="utf-8")
     async with Sandbox() as market:
@@ -238,7 +238,7 @@ def spreadsheet(encoding: str, delimiter: str) -> bytes:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1251", "utf-16"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_what_spreadsheets_write_is_read(encoding: str, delimiter: str) -> None:
+def test_csv_files_written_by_spreadsheets_are_read(encoding: str, delimiter: str) -> None:
     records = read(spreadsheet(encoding, delimiter), "messages.csv")
     assert [(record.number, record.chat_id, record.text) for record in records] == [
         (n, n, text) for n, text in enumerate(TEXTS, 1)
@@ -246,7 +246,7 @@ def test_what_spreadsheets_write_is_read(encoding: str, delimiter: str) -> None:
     assert [record.line for record in records] == [2, 3, 4, 6]
 
 
-def test_other_columns_and_empty_lines_do_not_matter() -> None:
+def test_other_columns_and_empty_lines_are_ignored() -> None:
     content = b"name;Text;x;CHAT_ID;;\n\nAnna;hello;1;17;;\n;;;;;\nIvan;bye;2;18\n"
     with pytest.raises(BadFile, match="line 1"):
         read(b"text\nhello\n", "a.csv")
@@ -256,7 +256,7 @@ def test_other_columns_and_empty_lines_do_not_matter() -> None:
     ]
 
 
-def test_jsonl_is_read_and_its_bad_lines_are_named() -> None:
+def test_jsonl_is_read_and_its_bad_lines_are_listed() -> None:
     good = '{"chat_id": 17, "text": "да\\nнет\u2028"}\n\n{"chat_id": "18", "text": "b", "ref": 1}'
     for name, form in (("a.jsonl", None), ("-", None), ("a.csv", Format.JSONL)):
         records = read(good.encode(), name, form)
@@ -274,7 +274,7 @@ def test_jsonl_is_read_and_its_bad_lines_are_named() -> None:
     ]
 
 
-def test_lines_with_wrong_quotes_or_too_few_cells_hide_no_other_ones() -> None:
+def test_errors_after_a_malformed_line_are_listed_too() -> None:
     with pytest.raises(BadFile) as caught:
         read('chat_id,text\n17,"Заказ" готов\n18,ok\n19\nx,y\n'.encode(), "a.csv")
     assert [problem.partition(" (")[0] for problem in caught.value.problems] == [
@@ -284,7 +284,7 @@ def test_lines_with_wrong_quotes_or_too_few_cells_hide_no_other_ones() -> None:
     ]
 
 
-def test_the_first_line_that_excel_writes_tells_the_delimiter() -> None:
+def test_sep_line_of_excel_sets_the_delimiter() -> None:
     assert read(b"sep=|\r\nchat_id|text\r\n17|a;b\r\n", "a.csv") == [Record(1, 3, 17, "a;b")]
 
 
@@ -296,13 +296,13 @@ def test_the_first_line_that_excel_writes_tells_the_delimiter() -> None:
         (b"chat_id,text,text\n1,a,b\n", "line 1, column text"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_told(content: bytes, told: str) -> None:
+def test_unreadable_file_is_reported(content: bytes, told: str) -> None:
     with pytest.raises(BadFile) as caught:
         read(content, "a.csv")
     assert told in caught.value.problems[0]
 
 
-async def test_standard_input_and_json_for_programs(tmp_path: Path) -> None:
+async def test_send_many_reads_standard_input_and_prints_json(tmp_path: Path) -> None:
     async with Sandbox() as market:
         process = await asyncio.create_subprocess_exec(
             *(COMMAND, "send-many", "-", "--format", "csv", "--json"),
@@ -319,7 +319,7 @@ async def test_standard_input_and_json_for_programs(tmp_path: Path) -> None:
         assert texts(market, 7) == ["привет"]
 
 
-async def test_what_is_refused_is_told_and_sent_again_by_resume(tmp_path: Path) -> None:
+async def test_refused_messages_are_reported_and_sent_again_by_resume(tmp_path: Path) -> None:
     messages = [(1, "a"), (404, "b"), (1, "c")]
     file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
     async with Sandbox(chats=[1]) as market:
@@ -341,7 +341,7 @@ async def test_what_is_refused_is_told_and_sent_again_by_resume(tmp_path: Path) 
         assert "message 2 is different in the file" in changed.err
 
 
-async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: Path) -> None:
+async def test_resume_refuses_a_report_that_another_run_is_writing(tmp_path: Path) -> None:
     file, report = write(tmp_path / "m.csv", [(1, "a")]), tmp_path / "r.jsonl"
     async with Sandbox(latency=3.0) as market:
         first = await start("send-many", file, "--report", str(report), **variables_of(market))
@@ -354,7 +354,7 @@ async def test_a_report_that_is_being_written_cannot_be_gone_on_with(tmp_path: P
         assert texts(market, 1) == ["a"]
 
 
-async def test_what_no_history_can_tell_is_left_to_a_person(tmp_path: Path) -> None:
+async def test_resume_leaves_an_unclear_message_to_a_person(tmp_path: Path) -> None:
     file, report = write(tmp_path / "m.csv", [(7, "the same")]), tmp_path / "r.jsonl"
     report.touch()
     report.with_name("r.jsonl.running").touch()  # a killed run leaves this file
@@ -369,7 +369,7 @@ async def test_what_no_history_can_tell_is_left_to_a_person(tmp_path: Path) -> N
     assert "settle" not in line["error"]
 
 
-async def test_a_reader_that_leaves_ends_it_with_nothing_lost(tmp_path: Path) -> None:
+async def test_closed_output_pipe_ends_send_many_with_a_complete_report(tmp_path: Path) -> None:
     messages = messages_of(chats=10, each=10)
     file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
     async with Sandbox(latency=0.05) as market:
@@ -388,7 +388,7 @@ async def test_a_reader_that_leaves_ends_it_with_nothing_lost(tmp_path: Path) ->
         assert len(lines_of(report)) == market.messages_stored < 100
 
 
-async def test_a_market_that_never_answers_is_told_soon(tmp_path: Path) -> None:
+async def test_send_many_reports_a_silent_market_soon(tmp_path: Path) -> None:
     async with Sandbox(latency=60.0) as market:
         file = write(tmp_path / "m.csv", messages_of(chats=10, each=1))
         process = await start("send-many", file, **variables_of(market))
@@ -405,7 +405,7 @@ def file(tmp_path: Path) -> str:
     return write(tmp_path / "m.csv", messages_of(chats=50, each=50))
 
 
-def test_a_dry_run_needs_no_key_and_says_what_it_takes(
+def test_dry_run_needs_no_key_and_shows_the_duration(
     file: str,
     in_process: Callable[..., Finished],  # noqa: F811
 ) -> None:
@@ -420,7 +420,7 @@ def test_a_dry_run_needs_no_key_and_says_what_it_takes(
     assert json.loads(finished.out) == {"messages": 2500, "chats": 50, "least_seconds": 86400.0}
 
 
-def test_a_missing_file_is_one_line(in_process: Callable[..., Finished]) -> None:  # noqa: F811
+def test_missing_file_prints_one_line(in_process: Callable[..., Finished]) -> None:  # noqa: F811
     finished = in_process("send-many", "no-such-file.csv")
     assert finished.status == 2
     assert finished.err == "Error: [Errno 2] No such file or directory: 'no-such-file.csv'\n"
@@ -450,14 +450,14 @@ HOUR = Rate(1000, per=3600)
         (1, 0, 900, [], 900),  # other programs have used the whole limit
     ],
 )
-def test_the_time_to_go_is_that_of_the_limit(
+def test_time_to_go_follows_the_rate_limit(
     left: int, remaining: int, resets_in: float, ended: list[float], expected: float
 ) -> None:
     status = QuotaStatus(limit=1000, remaining=remaining, resets_in=resets_in, waiting=0)
     assert seconds_to_go(left, status, HOUR, ended, 0.0, pace=5.0) == expected
 
 
-def test_those_under_way_need_no_place_any_more() -> None:
+def test_time_to_go_does_not_count_requests_in_progress_again() -> None:
     status = QuotaStatus(limit=20, remaining=0, resets_in=3599, waiting=0)
     rate = Rate(20, per=3600)
     assert seconds_to_go(4, status, rate, [-1.0] * 16, 0.0, pace=4.0, under_way=4) == 1

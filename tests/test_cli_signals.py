@@ -55,7 +55,9 @@ async def test_a_signal_ends_send_many_with_a_report(
 
 
 @BOTH
-async def test_send_tells_the_outcome_of_the_message_under_way(number: signal.Signals) -> None:
+async def test_send_prints_the_outcome_of_the_current_message_after_a_signal(
+    number: signal.Signals,
+) -> None:
     async with Sandbox(latency=0.4) as market:
         process = await start("send", "7", "hello", **variables_of(market))
         await until(lambda: market.arrivals)
@@ -132,7 +134,7 @@ async def test_nohup_protects_from_sighup(tmp_path: Path) -> None:
         assert len(texts(market, 1)) == 3
 
 
-async def test_a_terminal_that_is_closed_loses_no_outcome(tmp_path: Path) -> None:
+async def test_closing_the_terminal_loses_no_outcome(tmp_path: Path) -> None:
     """The kernel sends SIGHUP, and writing to the terminal fails from then on."""
     file = write(tmp_path / "m.csv", messages_of(chats=20, each=5))
     report = tmp_path / "r.jsonl"
@@ -176,7 +178,7 @@ async def start_hanging(*arguments: str) -> Process:
 @pytest.mark.parametrize(
     "arguments", [("whoami",), ("send", "7", "hello"), ("send-many", "FILE"), ("watch",)]
 )
-async def test_a_resolver_that_hangs_does_not_delay_giving_up(
+async def test_hanging_dns_resolver_does_not_delay_giving_up(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
     file = write(tmp_path / "m.csv", [(1, "a"), (2, "b")])
@@ -187,7 +189,7 @@ async def test_a_resolver_that_hangs_does_not_delay_giving_up(
     assert finished.status == 1
 
 
-async def test_a_resolver_that_hangs_does_not_delay_ctrl_c(tmp_path: Path) -> None:
+async def test_hanging_dns_resolver_does_not_delay_ctrl_c(tmp_path: Path) -> None:
     file = write(tmp_path / "m.csv", [(1, "a"), (2, "b")])
     for arguments in (("whoami",), ("send", "7", "hello"), ("send-many", file)):
         process = await start_hanging(*arguments)

@@ -1,20 +1,23 @@
-"""Clocks that differ, step and stand still: what is told of a message is never wrong.
+"""Clocks that differ, jump or stand still never lead to a wrong outcome.
 
-The two clocks of the Market are that of its answers (Date) and that of its storage (createdAt).
-The machine's own may stand still while it sleeps. The Market's goes on: here, it steps forward.
+The Market has two clocks: that of its answers (Date) and that of its storage (createdAt). Our
+machine's clock may stand still while the machine sleeps. The Market's clock goes on: in these
+tests, it jumps forward.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from tests.helpers import now, outcome_of, session_of, texts
-from tests.virtual import VirtualLoop
 from yamarket_chat import DeliveryUnknownError, Receipt, Retry
 from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox
 
@@ -33,7 +36,7 @@ def sends_fail(*faults: Fault | None) -> Callable[[RequestInfo], Fault | None]:
 
 
 def check(outcome: Receipt | BaseException, stored: int, before: int = 0) -> None:
-    """A receipt tells of one message, an unknown outcome of one at most."""
+    """Check that a receipt means one stored message, and an unknown outcome at most one."""
     if isinstance(outcome, Receipt):
         assert stored == before + 1
     else:
@@ -44,7 +47,7 @@ def check(outcome: Receipt | BaseException, stored: int, before: int = 0) -> Non
 @pytest.mark.parametrize("skew", SKEWS)
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_the_storage_may_have_another_clock_than_the_answers(
+async def test_offset_between_created_at_and_date_gives_no_wrong_outcome(
     skew: float, earlier: bool, when: str
 ) -> None:
     fault = Fault("reset", "after" if when == "after" else "before")
@@ -67,9 +70,7 @@ async def test_the_storage_may_have_another_clock_than_the_answers(
 
 @pytest.mark.parametrize("ago", [120.0, 3600.0])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_an_equal_text_of_some_time_ago_leaves_the_outcome_clear(
-    ago: float, when: str
-) -> None:
+async def test_old_equal_text_does_not_make_the_outcome_unclear(ago: float, when: str) -> None:
     fault = Fault("reset", "after" if when == "after" else "before")
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
         market.shop_says(CHAT, "hi")
@@ -81,7 +82,7 @@ async def test_an_equal_text_of_some_time_ago_leaves_the_outcome_clear(
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_nothing_is_doubled_whatever_the_offset_and_the_order(seed: int) -> None:
+async def test_clock_offset_and_history_order_never_double_a_message(seed: int) -> None:
     rng = random.Random(seed)
     kinds = [
         *(Fault("reset"), Fault("reset", "after"), Fault("no_answer", "after")),
@@ -124,8 +125,10 @@ async def test_nothing_is_doubled_whatever_the_offset_and_the_order(seed: int) -
 @pytest.mark.parametrize("earlier", [False, True])
 @pytest.mark.parametrize("at", [0.5, 3.0, 12.0])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_the_machine_may_sleep(asleep: float, earlier: bool, at: float, when: str) -> None:
-    """While an attempt is under way, or is being settled."""
+async def test_suspended_machine_gives_no_wrong_outcome(
+    asleep: float, earlier: bool, at: float, when: str
+) -> None:
+    """The machine sleeps while an attempt is in progress or is being settled."""
     fault = Fault("no_answer", "after" if when == "after" else "before")
     faults = sends_fail(*([None] if earlier else []), fault)
     async with (
@@ -134,10 +137,9 @@ async def test_the_machine_may_sleep(asleep: float, earlier: bool, at: float, wh
     ):
         if earlier:
             await session.send_message(CHAT, "before")
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
+        loop: Any = asyncio.get_running_loop()  # a virtual one of either kind
 
-        def sleep(loop: VirtualLoop = loop) -> None:
+        def sleep(loop: Any = loop) -> None:
             loop.slept += asleep
             market.step_clock(asleep)
 
@@ -146,11 +148,11 @@ async def test_the_machine_may_sleep(asleep: float, earlier: bool, at: float, wh
         check(outcome, texts(market, CHAT).count("hi"))
 
 
-async def test_without_the_clock_of_the_system_a_sleep_doubles_a_message(
+async def test_suspend_doubles_a_message_without_the_system_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The counter-test: nothing else tells of a sleep before the first Date."""
-    monkeypatch.setattr(VirtualLoop, "stood_still", lambda _: 0.0)
+    """The counter-test: before the first Date, only the system clock shows a sleep."""
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "stood_still", lambda _: 0.0)
     async with (
         Sandbox(faults=sends_fail(Fault("no_answer", "after")), latency=0.2) as market,
         session_of(market, timeout=2.0) as session,
@@ -163,7 +165,9 @@ async def test_without_the_clock_of_the_system_a_sleep_doubles_a_message(
 @pytest.mark.parametrize("step", [-3600.0, -20.0, -7.0, -1.0, 1.0, 7.0, 20.0, 3600.0])
 @pytest.mark.parametrize("at", [-1.0, 0.1, 3.0, 16.0])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_the_date_may_step(step: float, at: float, when: str) -> None:
+async def test_clock_step_of_the_market_gives_no_wrong_outcome(
+    step: float, at: float, when: str
+) -> None:
     fault = Fault("reset", "after" if when == "after" else "before")
     async with (
         Sandbox(faults=sends_fail(None, fault), latency=0.2) as market,
@@ -180,21 +184,62 @@ async def test_the_date_may_step(step: float, at: float, when: str) -> None:
 
 
 @pytest.mark.parametrize("blocked", [3.0, 20.0])
-async def test_a_program_may_block_its_loop(blocked: float) -> None:
-    """Or be stopped and continued: its clock goes on, and it reads answers late."""
+async def test_blocked_event_loop_gives_no_wrong_outcome(blocked: float) -> None:
+    """The same happens if the process is stopped: its clock goes on, and it reads answers late."""
     async with (
         Sandbox(faults=sends_fail(None, Fault("reset", "after")), latency=0.2) as market,
         session_of(market) as session,
     ):
         await session.send_message(CHAT, "before")
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-
-        def block(loop: VirtualLoop = loop) -> None:
-            loop._virtual.now += blocked
-
-        loop.call_later(0.25, block)
+        loop: Any = asyncio.get_running_loop()
+        loop.call_later(0.25, loop.block, blocked)
         began = now()
         outcome = await outcome_of(session.send_message(CHAT, "hi"))
         assert now() - began >= blocked
         check(outcome, texts(market, CHAT).count("hi"))
+
+
+STOPPED = """
+import asyncio, sys
+import msgspec
+from yamarket_chat import ChatSession, Retry
+
+async def main():
+    retry = Retry()
+    msgspec.structs.force_setattr(retry, "settle_after", 0.4)  # on the real clock
+    async with ChatSession("key", 1, base_url=sys.argv[1], timeout=0.4, retry=retry) as session:
+        await session.get_chat(1)
+        sent = [session.send_message(chat, "hi") for chat in (1, 2, 3)]
+        for receipt in await asyncio.gather(*sent, return_exceptions=True):
+            print(getattr(receipt, "confirmed_by", receipt))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.real_time
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system stops no process")
+async def test_a_process_may_be_stopped_and_continued() -> None:
+    """For longer than its timeout and its settling take together."""
+    faults = {1: Fault("no_answer", "after"), 2: Fault("no_answer", "before")}
+
+    def plan(request: RequestInfo) -> Fault | None:
+        first = request.operation == "send_message" and request.operation_number <= 3
+        return faults.get(request.chat_id or 0) if first else None
+
+    async with Sandbox(
+        api_key="key", business_id=1, chats=[1, 2, 3], faults=plan, latency=0.15
+    ) as market:
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", STOPPED, market.url), stdout=asyncio.subprocess.PIPE
+        )
+        while market.requests("send_message") < 3:
+            await asyncio.sleep(0.005)
+        child.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(1.0)
+        assert [texts(market, chat) for chat in (1, 2, 3)] == [["hi"], [], ["hi"]]
+        child.send_signal(signal.SIGCONT)
+        said, _ = await child.communicate()
+        assert [texts(market, chat) for chat in (1, 2, 3)] == [["hi"]] * 3
+        assert said.split()[0] == b"history"
+        assert set(said.split()) <= {b"answer", b"history"}

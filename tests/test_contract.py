@@ -1,4 +1,4 @@
-"""Client and sandbox, held against the description of the Market's API.
+"""Client and sandbox conform to the description of the Market's API.
 
 A recorder between the two keeps every request and every answer as they went over the wire, and
 openapi-core checks them. It is made stricter than the description is: a field or a parameter that
@@ -88,7 +88,7 @@ def schemas_in(tree: Any) -> Iterator[Any]:
 
 
 def strict(description: Any) -> Any:
-    """The description, in which nothing may be that it does not name."""
+    """Return the description with all unnamed fields and parameters forbidden."""
     description = copy.deepcopy(description)
     for schema in schemas_in(description["components"]["schemas"]):
         schema["additionalProperties"] = False
@@ -162,7 +162,7 @@ def contract(description: Any) -> Contract:
 
 
 class Recorder:
-    """Hands requests on to the sandbox and its answers back, and keeps both."""
+    """A proxy in front of the sandbox that records all requests and answers."""
 
     def __init__(self, market: Sandbox) -> None:
         self._market = market
@@ -205,7 +205,7 @@ class Recorder:
         return web.Response(status=answer.status, body=content, headers=kept)
 
     def check(self, contract: Contract) -> dict[str, set[int]]:
-        """Check all that was seen; the statuses of each operation."""
+        """Check all recorded requests and answers. Return the statuses of each operation."""
         statuses: dict[str, set[int]] = {}
         for request, answer in self.seen:
             operation_id = contract.operation_of(request)
@@ -233,7 +233,7 @@ def session_to(recorder: Recorder, market: Sandbox, **settings: Any) -> ChatSess
 
 
 async def work(market: Sandbox, chat: ChatSession, folder: Path) -> None:
-    """All nine operations, with all that can be said to each."""
+    """Call all nine operations with all their parameters."""
     await chat.send_message(17, 'Ваш заказ в пути 🚚\n\t«Завтра», с 10 до 18 "\\/\x7f\u2028')
     await chat.send_message(17, "я" * 4096)
     await chat.send_message(2**63 - 1, "x")
@@ -283,7 +283,9 @@ async def work(market: Sandbox, chat: ChatSession, folder: Path) -> None:
     assert (await chat.token()).auth_scopes
 
 
-async def test_all_that_is_said_is_as_described(contract: Contract, tmp_path: Path) -> None:
+async def test_all_requests_and_responses_match_the_description(
+    contract: Contract, tmp_path: Path
+) -> None:
     async with (
         Sandbox(campaigns=230) as market,
         recorded(market) as recorder,
@@ -296,9 +298,7 @@ async def test_all_that_is_said_is_as_described(contract: Contract, tmp_path: Pa
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_what_settles_an_unknown_outcome_is_as_described(
-    when: Any, contract: Contract
-) -> None:
+async def test_settling_requests_match_the_description(when: Any, contract: Contract) -> None:
     faults = {2: Fault("reset", when=when), 3: Fault("status", status=500, when=when)}
     async with (
         Sandbox(faults=faults) as market,
@@ -313,7 +313,9 @@ async def test_what_settles_an_unknown_outcome_is_as_described(
     assert [row.text for row in market.messages(17)] == ["Здравствуйте", None]
 
 
-async def test_each_request_says_who_asks(contract: Contract, tmp_path: Path) -> None:
+async def test_each_request_has_the_key_and_the_integration_header(
+    contract: Contract, tmp_path: Path
+) -> None:
     async with (
         Sandbox(campaigns=101) as market,
         recorded(market) as recorder,
@@ -391,7 +393,7 @@ ANY_KEY_MAY = {"getCampaigns", "getAuthTokenInfo"}
         if not (how == "scopes" and operation_id in ANY_KEY_MAY)
     ],
 )
-async def test_an_error_of_the_sandbox_is_as_described(
+async def test_sandbox_errors_match_the_description(
     operation_id: str, how: str, contract: Contract
 ) -> None:
     status = REFUSALS[how]
@@ -409,7 +411,7 @@ async def test_an_error_of_the_sandbox_is_as_described(
 
 
 @pytest.mark.parametrize("operation_id", CALLS)
-async def test_a_420_is_as_described(operation_id: str, contract: Contract) -> None:
+async def test_sandbox_420_matches_the_description(operation_id: str, contract: Contract) -> None:
     for kind in ("rate_limit", "parallel_limit"):
         fault = Fault(kind, delay=10.0 if kind == "rate_limit" else 0.0)
         async with Sandbox(faults={1: fault}) as market, recorded(market) as recorder:
@@ -440,10 +442,10 @@ NEVER = {
         if (operation_id, status) not in NEVER
     ],
 )
-async def test_a_refusal_of_a_wrong_request_is_as_described(
+async def test_sandbox_refusals_of_wrong_requests_match_the_description(
     operation_id: str, status: int, contract: Contract
 ) -> None:
-    """What the client never sends: wrong data, a wrong method, a wrong type of content."""
+    """The client never sends these requests: wrong data, a wrong method, a wrong content type."""
     method, path = PATTERNS[operation_id]
     queries = {"getChat": "?chatId=17", "getChatMessage": "?chatId=17&messageId=3"}
     queries |= dict.fromkeys(
@@ -511,7 +513,7 @@ NAMES = {
 # The table of operations
 
 
-def test_the_table_says_what_the_description_says(description: Any) -> None:
+def test_operations_table_matches_the_description(description: Any) -> None:
     described = {
         operation["operationId"]: (
             method.upper(),
@@ -535,7 +537,7 @@ def test_the_table_says_what_the_description_says(description: Any) -> None:
 # The check itself finds something
 
 
-async def test_a_page_that_is_too_large_would_be_found(
+async def test_contract_check_finds_a_too_large_page(
     contract: Contract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(reading.LARGEST_PAGE, "chats", 21)
@@ -573,7 +575,7 @@ GOOD = ("POST", f"{_CHATS}/message?chatId=17", b'{"message":"x"}')
         ("GET", f"{_CHATS}/message?chatId=17", b""),
     ],
 )
-def test_a_wrong_request_would_be_found(
+def test_contract_check_finds_a_wrong_request(
     method: str, target: str, body: bytes, contract: Contract
 ) -> None:
     headers = {"Api-Key": "x", "Content-Type": "application/json"}
@@ -587,7 +589,7 @@ def test_a_wrong_request_would_be_found(
         check(method, target, body)
 
 
-def test_a_request_without_the_key_would_be_found(contract: Contract) -> None:
+def test_contract_check_finds_a_request_without_the_key(contract: Contract) -> None:
     method, target, body = GOOD
     request = Request(method, target, Headers({"Content-Type": "application/json"}), body)
     with pytest.raises(openapi_core.exceptions.OpenAPIError):
@@ -609,7 +611,7 @@ def test_a_request_without_the_key_would_be_found(contract: Contract) -> None:
         (502, "application/json", b'{"status":"ERROR"}'),
     ],
 )
-def test_a_wrong_answer_would_be_found(
+def test_contract_check_finds_a_wrong_answer(
     status: int, content_type: str, body: bytes, contract: Contract
 ) -> None:
     request = Request("GET", f"{_CHATS}/message?chatId=17&messageId=3", Headers(), b"")
@@ -640,7 +642,9 @@ GOOD_HEADERS = {
         ("X-RateLimit-Resource-Until", "2026-01-31T10:10:00Z"),
     ],
 )
-def test_a_wrong_header_would_be_found(name: str, value: str | None, contract: Contract) -> None:
+def test_contract_check_finds_a_wrong_header(
+    name: str, value: str | None, contract: Contract
+) -> None:
     request = Request("POST", f"{_CHATS}/message?chatId=17", Headers(), b"")
     headers = Headers(GOOD_HEADERS)
     contract.check_answer(request, Answer(200, headers, b'{"status":"OK"}'))

@@ -40,7 +40,7 @@ def _the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_no_limit_was_broken(market: Sandbox) -> None:
-    """No 420 but by a fault, and nothing above a limit in any window."""
+    """Check that only faults caused a 420, and that no window exceeded its limit."""
     assert (market.refusals.rate, market.refusals.parallel) == (0, 0)
     assert market.busiest <= market.parallel
     for operation, rate in [("send_message", Rate(1000, per=3600)), *market.limits.items()]:
@@ -146,7 +146,7 @@ async def test_a_failure_neither_loses_nor_doubles_the_message(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 407, 415, 423])
 @pytest.mark.parametrize("html", [False, True])
-async def test_a_4xx_is_no_reason_to_look_or_to_repeat(status: int, html: bool) -> None:
+async def test_documented_4xx_is_neither_settled_nor_retried(status: int, html: bool) -> None:
     fault = Fault("status", status=status, html=html)
     async with (
         Sandbox(faults=first_write_fails(fault)) as market,
@@ -165,10 +165,10 @@ async def test_a_4xx_is_no_reason_to_look_or_to_repeat(status: int, html: bool) 
     ("status", "html"),
     [(408, False), (408, True), (499, False), (499, True), (402, True), (409, True), (413, True)],
 )
-async def test_a_4xx_that_may_come_after_it_was_carried_out_is_settled(
+async def test_ambiguous_4xx_is_settled(
     status: int, html: bool, when: Literal["before", "after"]
 ) -> None:
-    """It tells of a broken connection, or nobody knows who says so."""
+    """The status reports a broken connection, or its sender is not known."""
     fault = Fault("status", when, status=status, html=html)
     async with (
         Sandbox(faults=first_write_fails(fault)) as market,
@@ -190,7 +190,7 @@ async def test_an_undocumented_4xx_in_the_form_of_the_api_is_a_refusal() -> None
 
 
 @pytest.mark.parametrize("form", ["seconds", "date", "none"])
-async def test_a_balancers_429_is_waited_for_as_it_says(form: str) -> None:
+async def test_retry_after_of_a_balancer_429_is_respected(form: str) -> None:
     times: list[float] = []
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -211,7 +211,7 @@ async def test_a_balancers_429_is_waited_for_as_it_says(form: str) -> None:
         assert waited == pytest.approx(70, abs=0.1) if form != "none" else 0.5 <= waited <= 1.1
 
 
-async def test_a_retry_after_beyond_the_budget_is_told() -> None:
+async def test_retry_after_beyond_the_retry_budget_raises() -> None:
     async def handle(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=429, headers={"Retry-After": "7200"})
 
@@ -221,7 +221,7 @@ async def test_a_retry_after_beyond_the_budget_is_told() -> None:
         assert (error.sent, error.retry_after) == (False, 7200)
 
 
-async def test_what_was_settled_is_looked_up_no_sooner_than_the_market_can_end_it() -> None:
+async def test_history_is_read_15_s_after_the_attempt() -> None:
     fault = Fault("reset", when="later", delay=9.9)
     async with (
         Sandbox(faults=first_write_fails(fault)) as market,
@@ -244,7 +244,7 @@ async def test_what_was_settled_is_looked_up_no_sooner_than_the_market_can_end_i
     ],
     ids=_name,
 )
-async def test_at_the_bound_the_last_error_says_that_nothing_was_sent(
+async def test_last_error_says_not_sent_when_attempts_are_used_up(
     fault: Fault, error_type: type[Exception]
 ) -> None:
     def always(request: RequestInfo) -> Fault | None:
@@ -261,7 +261,7 @@ async def test_at_the_bound_the_last_error_says_that_nothing_was_sent(
         assert texts(market, CHAT) == []
 
 
-async def test_seconds_bound_the_attempts_and_the_pauses() -> None:
+async def test_give_up_after_bounds_attempts_and_pauses() -> None:
     def always(request: RequestInfo) -> Fault | None:
         return Fault("status", status=500) if request.operation == "send_message" else None
 
@@ -273,7 +273,7 @@ async def test_seconds_bound_the_attempts_and_the_pauses() -> None:
         assert 50 < now() - start <= 100 + retry.settle_after
 
 
-async def test_420s_count_in_neither_bound() -> None:
+async def test_420_counts_neither_as_attempt_nor_as_retry_time() -> None:
     refusals = iter([Fault("rate_limit", delay=500.0), *[Fault("parallel_limit")] * 20])
 
     def plan(request: RequestInfo) -> Fault | None:
@@ -285,7 +285,7 @@ async def test_420s_count_in_neither_bound() -> None:
         assert market.refusals.fault == 21
 
 
-async def test_days_without_the_market_end_in_an_error_of_ours() -> None:
+async def test_unreachable_market_for_days_ends_in_a_chat_error() -> None:
     retry = Retry(attempts=10**6, give_up_after=50 * 3600.0)
     async with Sandbox() as market, session_of(market, retry=retry) as session:
         await market.go_down()
@@ -301,7 +301,7 @@ async def test_days_without_the_market_end_in_an_error_of_ours() -> None:
 
 
 class Resolver(AbstractResolver):
-    """Resolves every name to this machine, as late or as seldom as it is told."""
+    """Resolves every name to this machine, after a delay or only sometimes, as configured."""
 
     def __init__(self, *delays: float | None) -> None:
         self.delays = list(delays)  # of the next ones; None fails
@@ -344,14 +344,14 @@ async def session_by_name(market: Sandbox, resolver: Resolver) -> AsyncIterator[
         yield session
 
 
-async def test_a_name_that_cannot_be_resolved_for_a_while_costs_no_look_up() -> None:
+async def test_temporary_dns_failure_is_retried_without_reading_the_history() -> None:
     async with Sandbox() as market, session_by_name(market, Resolver(*[None] * 5)) as session:
         receipt = await session.send_message(CHAT, "hi")
         assert (receipt.requests, receipt.confirmed_by) == (6, "answer")
         assert (texts(market, CHAT), market.requests("history")) == (["hi"], 0)
 
 
-async def test_a_name_that_is_never_resolved_ends_as_not_sent() -> None:
+async def test_permanent_dns_failure_ends_as_not_sent() -> None:
     async with Sandbox() as market, session_by_name(market, Resolver(*[None] * 99)) as session:
         error = await error_of(session.send_message(CHAT, "hi"))
         assert isinstance(error, ConnectionFailedError)
@@ -360,7 +360,7 @@ async def test_a_name_that_is_never_resolved_ends_as_not_sent() -> None:
         assert market.arrivals == []
 
 
-async def test_a_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
+async def test_connect_timeout_ends_as_not_sent() -> None:
     async with Sandbox() as market, session_by_name(market, Resolver(100.0, 100.0)) as session:
         receipt = await session.send_message(CHAT, "hi")
         assert (receipt.requests, receipt.confirmed_by) == (3, "answer")
@@ -377,8 +377,8 @@ async def test_a_connection_that_is_not_made_in_time_has_sent_nothing() -> None:
     ],
     ids=_name,
 )
-async def test_connecting_may_have_taken_most_of_the_attempt(fault: Fault) -> None:
-    """What was stored seconds after its attempt began, and ended, is found all the same."""
+async def test_message_stored_after_a_slow_connect_is_found(fault: Fault) -> None:
+    """The message is stored seconds after its attempt ended, and is found all the same."""
     faults = first_write_fails(fault)
     async with (
         Sandbox(faults=faults) as market,
@@ -390,7 +390,7 @@ async def test_connecting_may_have_taken_most_of_the_attempt(fault: Fault) -> No
         assert_no_limit_was_broken(market)
 
 
-async def test_a_refused_connection_costs_no_look_up() -> None:
+async def test_refused_connection_is_retried_without_reading_the_history() -> None:
     async with Sandbox() as market, session_of(market) as session:
         await market.go_down()
         sending = [asyncio.create_task(session.send_message(CHAT, text)) for text in "ab"]
@@ -403,7 +403,7 @@ async def test_a_refused_connection_costs_no_look_up() -> None:
 
 
 @pytest.mark.parametrize("order", ["ascending", "descending"])
-async def test_the_market_is_gone_for_minutes_in_the_midst_of_it(order: Any) -> None:
+async def test_messages_arrive_after_an_outage_of_minutes(order: Any) -> None:
     messages = [(chat, f"{chat}: {i}") for i in range(20) for chat in range(1, 11)]
     async with (
         Sandbox(latency=1.0, history_order=order) as market,
@@ -426,7 +426,9 @@ async def test_the_market_is_gone_for_minutes_in_the_midst_of_it(order: Any) -> 
 
 
 @pytest.mark.parametrize("keep_alive", [False, 5.0])
-async def test_connections_that_the_market_closes_cost_nothing(keep_alive: bool | float) -> None:
+async def test_connections_closed_by_the_market_cost_no_extra_request(
+    keep_alive: bool | float,
+) -> None:
     async with Sandbox(keep_alive=keep_alive) as market, session_of(market) as session:
         for pause in (0.0, 0.1, 4.9, 5.1, 14.9, 100.0):
             receipt = await session.send_message(CHAT, f"after {pause:g}")
@@ -440,8 +442,8 @@ async def test_connections_that_the_market_closes_cost_nothing(keep_alive: bool 
 async def test_a_connection_idle_for_long_is_not_used_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One that the Market closes after 20 s is given up before that."""
-    # The connector's clock is the real one, whatever the loop says.
+    """The Market closes the connection after 20 s, and the session gives it up earlier."""
+    # The connector uses the real clock, not that of the loop.
     monkeypatch.setattr("aiohttp.connector.monotonic", now)
     async with Sandbox(keep_alive=20.0) as market, session_of(market) as session:
         for i in range(-5, 6):
@@ -452,11 +454,11 @@ async def test_a_connection_idle_for_long_is_not_used_again(
 
 
 @pytest.mark.parametrize("send", [send_text, send_file])
-async def test_a_connection_that_was_seen_to_close_has_sent_nothing(
+async def test_connection_closed_before_the_first_byte_is_replaced(
     send: Callable[[ChatSession], Coroutine[Any, Any, Receipt]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The connection closes between its choice and the first byte: no reason to look it up."""
+    """The connection closes after it was chosen and before the first byte was sent."""
     chosen = aiohttp.TCPConnector.connect
     closed: list[object] = []
 
@@ -477,8 +479,8 @@ async def test_a_connection_that_was_seen_to_close_has_sent_nothing(
         assert (len(market.messages(CHAT)), market.requests("history")) == (1, 0)
 
 
-async def test_a_read_is_repeated_by_us_alone_or_the_limits_do_not_hold() -> None:
-    """A GET on a kept connection that breaks goes out again after a pause, and is counted."""
+async def test_broken_read_is_repeated_only_by_the_session() -> None:
+    """If a kept connection breaks, a GET is sent again after a pause, and counts as a request."""
     fault = Fault("reset", when="later", delay=9.0)
     async with Sandbox(latency=0.1, faults={2: fault}) as market, session_of(market) as session:
         await session.get_chat(CHAT)
@@ -553,16 +555,16 @@ async def _outages(market: Sandbox, seed: int) -> None:
         await market.come_back()
 
 
-async def test_the_faults_of_the_mix_are_those_that_the_promise_names() -> None:
-    """A guard for the tests above: their mix misses none of the kinds."""
+async def test_fault_mix_contains_every_promised_kind() -> None:
+    """A guard for the tests above: their mix contains all kinds."""
     alone = {fault for fault, _ in _cases()}
     assert {fault for fault in EVERY_FAULT if fault.kind not in ("slow", "rate_limit")} <= alone
 
 
-# Equal texts are told apart however long an attempt, or settling it, may take
+# Equal texts are distinguished, however long an attempt or its settling takes
 
 
-async def test_a_long_rest_of_one_chat_leaves_the_memory_of_another() -> None:
+async def test_long_settling_in_one_chat_keeps_what_is_known_of_another() -> None:
     def plan(request: RequestInfo) -> Fault | None:
         return {2: Fault("reset"), 3: Fault("reset")}.get(request.operation_number)
 
@@ -575,7 +577,7 @@ async def test_a_long_rest_of_one_chat_leaves_the_memory_of_another() -> None:
         assert texts(market, CHAT) == ["hi", "hi"]
 
 
-async def test_a_message_is_remembered_for_as_long_as_an_attempt_takes() -> None:
+async def test_delivered_message_is_remembered_for_the_length_of_an_attempt() -> None:
     def plan(request: RequestInfo) -> Fault | None:
         return Fault("no_answer") if request.operation_number == 2 else None
 
@@ -583,7 +585,7 @@ async def test_a_message_is_remembered_for_as_long_as_an_attempt_takes() -> None
         async with session_of(market, timeout=120) as session:
             await session.send_message(CHAT, "hi")
             second = asyncio.create_task(session.send_message(CHAT, "hi"))
-            for number in range(120):  # or nothing would make it forget
+            for number in range(120):  # only new deliveries make it forget old ones
                 await asyncio.sleep(1)
                 await session.send_message(OTHER_CHAT, f"{number}")
             assert (await second).requests == 2

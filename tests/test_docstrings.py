@@ -21,7 +21,7 @@ NO_NEED = {"__version__", "Outcome", "FaultPlan", "EVERY_FAULT"}  # values and a
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """All that is public: what the package and the sandbox export, and the methods of that."""
+    """Return all public objects: the exports of the package and the sandbox, and their methods."""
     for module in (yamarket_chat, sandbox):
         for name in module.__all__:
             if name in NO_NEED:
@@ -53,7 +53,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_it_is_documented(name: str) -> None:
+def test_public_name_has_a_docstring(name: str) -> None:
     doc = inspect.getdoc(PUBLIC[name])
     assert doc
     assert doc.splitlines()[0].endswith((".", "?")), "the first line is one sentence"
@@ -69,7 +69,7 @@ def arguments_of(thing: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_each_argument_is_described(name: str) -> None:
+def test_docstring_describes_each_argument(name: str) -> None:
     described = set(
         re.findall(
             r"^\*{0,2}(\w+)(?: \([^)]*\))?:",
@@ -80,7 +80,7 @@ def test_each_argument_is_described(name: str) -> None:
     assert described == arguments_of(PUBLIC[name])
 
 
-def test_there_are_examples() -> None:
+def test_each_session_method_has_an_example() -> None:
     methods = {name for name in PUBLIC if name.startswith("ChatSession.")} - {"ChatSession.close"}
     assert methods <= set(EXAMPLES)
     assert len(EXAMPLES) > 25
@@ -100,7 +100,7 @@ def test_the_example_runs_loops_of_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - RUNS_LOOPS))
-async def test_the_example_runs(name: str) -> None:
+async def test_docstring_example_runs(name: str) -> None:
     scope: dict[str, Any] = {}
     for module in (yamarket_chat, sandbox):
         scope |= {exported: getattr(module, exported) for exported in module.__all__}

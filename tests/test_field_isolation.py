@@ -1,4 +1,4 @@
-"""What fails in one call stays there: its places, its key, its loop and its process."""
+"""A failure in one call does not affect others: slots, the key, event loops and processes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from re._parser import SubPattern, parse  # type: ignore[import-not-found]
 from types import FrameType
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -49,7 +50,7 @@ from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 from yamarket_chat.secret import Secret
 
-# B17: whatever fails on the way of a message gives back what it took.
+# Whatever fails during a send, the call releases what it holds.
 
 THE_WAY = {
     function.__code__: function.__qualname__
@@ -67,11 +68,11 @@ THE_WAY = {
 
 
 class Boom(Exception):
-    """A failure that nobody has thought of."""
+    """An unforeseen failure."""
 
 
 class Lines:
-    """Counts the lines of the way that run, and raises Boom in place of one of them."""
+    """Counts the executed lines of a send, and raises Boom instead of one of them."""
 
     def __init__(self, fail_at: int | None) -> None:
         self.fail_at = fail_at
@@ -122,7 +123,7 @@ SENT = [(1, "one"), (2, "two"), (1, "three")]
 
 
 async def send_with_a_failure(way: str, line: int | None) -> list[str]:
-    """Send three messages, of which one fails at a line, and then look whether all is as before."""
+    """Send three messages, of which one fails at a line. Then check that nothing is left behind."""
     faults = numbered_faults(WAYS[way], operation="send_message")
     limits = Limits(parallel=1)
     async with Sandbox(faults=faults, latency=0.1) as market:
@@ -154,7 +155,7 @@ async def send_with_a_failure(way: str, line: int | None) -> list[str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_whatever_line_fails_all_other_messages_go_and_none_twice(way: str) -> None:
+def test_failure_at_any_line_neither_stops_nor_doubles_other_messages(way: str) -> None:
     usual = [] if way == "answered" else virtual.run(send_with_a_failure("answered", None))
     ran = virtual.run(send_with_a_failure(way, None))
     at = {name: line for line, name in reversed(list(enumerate(ran))) if name not in usual}
@@ -199,7 +200,7 @@ def test_a_failure_in_send_many_is_raised_and_the_session_goes_on() -> None:
 
 
 async def equal_text_after_a_failure(line: int | None) -> list[str]:
-    """Send a text of which the answer comes, and the same again, which is lost on its way."""
+    """Send a text that is answered, and the same text again, which gets lost."""
     async with Sandbox() as market, session_of(market) as session:
         with failing_at(line) as lines:
             await outcome_of(session.send_message(1, "same"))
@@ -214,7 +215,7 @@ async def equal_text_after_a_failure(line: int | None) -> list[str]:
         return lines.ran
 
 
-def test_what_follows_a_failure_does_not_take_its_row_for_its_own() -> None:
+def test_message_after_a_failed_one_does_not_claim_its_history_row() -> None:
     ran = virtual.run(equal_text_after_a_failure(None))
     for line in range(len(ran)):
         virtual.run(equal_text_after_a_failure(line))
@@ -250,7 +251,7 @@ def refusing_log() -> Iterator[None]:
     ],
     ids=lambda fault: f"{fault.kind} {fault.when}",
 )
-async def test_a_log_handler_that_fails_holds_up_nobody_else(fault: Fault) -> None:
+async def test_failing_log_handler_does_not_block_other_calls(fault: Fault) -> None:
     faults = numbered_faults(dict.fromkeys(range(1, 7), fault), operation="send_message")
     async with Sandbox(faults=faults) as market:
         session = session_of(market)
@@ -264,8 +265,8 @@ async def test_a_log_handler_that_fails_holds_up_nobody_else(fault: Fault) -> No
 
 
 @pytest.mark.usefixtures("refusing_log")
-async def test_a_log_handler_that_fails_leaves_no_wait_behind() -> None:
-    """The warning of a long wait is logged in the midst of beginning to wait."""
+async def test_failing_log_handler_leaves_no_waiting_call_behind() -> None:
+    """The session logs the warning of a long wait while the call begins to wait."""
     limits = Limits(send_message=Rate(1, per=3600))
     async with Sandbox() as market:
         session = session_of(market, limits=limits)
@@ -293,7 +294,9 @@ class Odd(io.BytesIO):
 
 
 @pytest.mark.parametrize("kind", [Breaking, Odd])
-async def test_a_file_that_breaks_is_refused_and_holds_up_nobody(kind: type[io.BytesIO]) -> None:
+async def test_file_read_error_fails_one_message_and_blocks_no_other(
+    kind: type[io.BytesIO],
+) -> None:
     async with Sandbox() as market, session_of(market) as session:
         for _ in range(6):
             error = await error_of(session.send_file(1, kind(b"12345"), filename="a.txt"))
@@ -304,11 +307,45 @@ async def test_a_file_that_breaks_is_refused_and_holds_up_nobody(kind: type[io.B
         assert texts(market, 1) == ["after"]
 
 
-# B12: each thread has its loop, and each process its sessions.
+# Each thread has its own event loop, and each process its own sessions.
+
+
+class Hanging(io.BytesIO):
+    """A file on a network drive that does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(b"never")
+        self.calls = 0
+        self.answers = threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.calls += 1
+        self.answers.wait(20)
+        return super().read(size)
 
 
 @pytest.mark.real_time
-def test_threads_with_a_loop_each_open_sessions_side_by_side() -> None:
+async def test_a_file_whose_reading_hangs_holds_up_no_other_and_no_thread_but_one() -> None:
+    retry = Retry()
+    msgspec.structs.force_setattr(retry, "settle_after", 0.1)  # on the real clock
+    file = Hanging()
+    async with Sandbox() as market, session_of(market, timeout=0.5, retry=retry) as session:
+        hangs = asyncio.ensure_future(error_of(session.send_file(1, file, filename="a")))
+        try:
+            while not file.calls:
+                await asyncio.sleep(0.01)
+            receipt = await session.send_file(2, b"whole", filename="b")
+            assert (receipt.confirmed_by, receipt.requests) == ("answer", 1)
+            error = await hangs
+        finally:
+            file.answers.set()
+        assert error.sent is False
+        assert "cannot be read" in str(error)
+        assert file.calls == 1
+
+
+@pytest.mark.real_time
+def test_sessions_in_several_threads_work_in_parallel() -> None:
     failures: list[BaseException] = []
     start = threading.Barrier(8)
 
@@ -403,7 +440,7 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_child_that_was_forked_sends_nothing_by_its_parents_session() -> None:
+def test_forked_child_cannot_send_with_the_session_of_its_parent() -> None:
     done = subprocess.run(  # noqa: S603 - our own words
         [sys.executable, "-W", "ignore", "-c", FORKED],
         capture_output=True,
@@ -414,13 +451,64 @@ def test_a_child_that_was_forked_sends_nothing_by_its_parents_session() -> None:
     assert done.stdout == "['parent', 'parent again'] 2\n", done.stderr
 
 
-# B14: no frame that an error carries shows the key.
+COLLECTING = """
+import asyncio, gc, os
+from yamarket_chat import ChatSession
+from yamarket_chat.sandbox import Sandbox
+
+async def main():
+    async with Sandbox() as market:
+        sessions = [ChatSession(market.api_key, 12345, base_url=market.url, timeout=1)]
+        await sessions[0].send_message(1, "one")
+        pid = os.fork()
+        if not pid:
+            sessions.clear()
+            gc.collect()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        receipt = await sessions[0].send_message(1, "two", on_unknown="raise")
+        print(receipt.confirmed_by, receipt.requests)
+        await sessions[0].close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_that_collects_its_parents_session_leaves_the_parents_connections() -> None:
+    """Parent and child share one epoll: closed there, a connection would be silent here."""
+    done = subprocess.run(  # noqa: S603 - our own words
+        [sys.executable, "-W", "ignore", "-c", COLLECTING],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == "answer 1\n", done.stderr
+
+
+async def test_a_session_that_cannot_open_holds_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was counted as open, and sessions with other limits were refused for ever."""
+
+    def fails(**_: object) -> None:
+        raise OSError("no certificates")
+
+    async with Sandbox() as market:
+        with monkeypatch.context() as patched:
+            patched.setattr("yamarket_chat._http.exchange.connector", fails)
+            with pytest.raises(OSError, match="no certificates"):
+                await session_of(market).send_message(1, "hi")
+        async with session_of(market, limits=Limits(parallel=1)) as session:
+            await session.send_message(1, "hi")
+
+
+# No frame of an error's traceback shows the key.
 
 HERE = str(Path(__file__).parent)
 
 
 def chain(error: BaseException) -> list[BaseException]:
-    """An error, and all that it came of."""
+    """Return an error and all its causes."""
     found, ahead = [], [error]
     while ahead:
         error = ahead.pop()
@@ -471,7 +559,7 @@ SETTINGS: list[Callable[[], object]] = [
 
 
 @pytest.mark.parametrize("make", SETTINGS)
-def test_no_frame_shows_the_key_when_a_setting_makes_no_sense(make: Callable[[], object]) -> None:
+def test_no_frame_shows_the_key_when_a_setting_is_invalid(make: Callable[[], object]) -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         make()
     assert frames_with_the_key(caught.value) == []
@@ -516,7 +604,7 @@ CALLS: dict[str, Call] = {
 
 
 async def echoing(request: web.BaseRequest, status: int) -> web.StreamResponse:
-    """A server, or a proxy before it, that shows in its answer what it was sent."""
+    """A server, or a proxy in front of it, that echoes the request in its answer."""
     key = request.headers.get("Api-Key", "")
     headers = {"X-Echo": key, "X-RateLimit-Resource-Limit": "1000"}
     text = f"{key}: Hit rate limit of 5 requests"
@@ -547,7 +635,7 @@ async def test_no_frame_shows_the_key_when_the_market_refuses(call: Call) -> Non
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("fault", [Fault("reset"), Fault("half_body"), Fault("no_answer"), None])
-async def test_no_frame_shows_the_key_when_nothing_is_answered(
+async def test_no_frame_shows_the_key_when_there_is_no_answer(
     call: Call, fault: Fault | None
 ) -> None:
     retry = Retry(attempts=2, on_unknown="raise")
@@ -559,7 +647,9 @@ async def test_no_frame_shows_the_key_when_nothing_is_answered(
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("end", ["cancel", "timeout", "close", "closed"])
-async def test_no_frame_shows_the_key_when_a_call_is_ended(call: Call, end: str) -> None:
+async def test_no_frame_shows_the_key_when_a_call_is_cancelled_or_closed(
+    call: Call, end: str
+) -> None:
     async with Sandbox(api_key=KEY, latency=8) as market:
         session = session_of(market)
         if end == "closed":
@@ -616,18 +706,18 @@ async def test_no_frame_shows_the_key_when_the_limits_differ() -> None:
         assert frames_with_the_key(error) == []
 
 
-def test_a_secret_shows_itself_to_nobody_who_does_not_ask() -> None:
+def test_secret_shows_its_value_only_by_reveal() -> None:
     secret = Secret(KEY)
     shown = f"{secret} {secret!r} {[secret]} {vars(Secret)}"
     assert KEY not in shown
     assert secret.reveal() == KEY
 
 
-# B15: what comes from outside is looked through once.
+# Input from outside is scanned in linear time.
 
 
 def patterns() -> dict[str, str]:
-    """All regular expressions of the package, by place. What is put into one is a semicolon."""
+    """Return all regular expressions of the package. Inserted values become a semicolon."""
     found = {}
     for path in Path(yamarket_chat.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -648,7 +738,7 @@ def patterns() -> dict[str, str]:
 
 
 def goes_back(parsed: Any) -> bool:
-    """Whether a pattern repeats something without bound, and may take some of that back."""
+    """Whether a pattern has an unbounded repetition that may backtrack."""
     for operation, argument in parsed:
         if str(operation) in ("MAX_REPEAT", "MIN_REPEAT") and argument[1] == MAXREPEAT:
             return True
@@ -660,19 +750,19 @@ def goes_back(parsed: Any) -> bool:
     return False
 
 
-def test_no_regular_expression_takes_more_time_than_its_text_is_long() -> None:
+def test_regular_expressions_run_in_linear_time() -> None:
     found = patterns()
     assert len(found) >= 5
     assert {place: text for place, text in found.items() if goes_back(parse(text))} == {}
 
 
 @pytest.mark.parametrize("pattern", ["a+", "(?:a|b*)c", "(?=x.*?)", "(a{3,})", '"(?:[^"]|"")*"'])
-def test_one_that_goes_back_is_found(pattern: str) -> None:
+def test_check_finds_a_backtracking_regular_expression(pattern: str) -> None:
     assert goes_back(parse(pattern))
 
 
-def test_spaces_at_the_ends_are_all_that_any_system_strips() -> None:
-    """What Python calls a space, and the control characters, which Java's trim takes as well."""
+def test_outer_spaces_of_every_kind_are_ignored_when_texts_are_compared() -> None:
+    """All that Python calls a space, and the control characters, which Java's trim also removes."""
     everything = map(chr, range(sys.maxunicode + 1))
     spaces = {c for c in everything if c.isspace() or c <= " "}
     assert set(SPACES) == spaces

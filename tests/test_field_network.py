@@ -1,4 +1,4 @@
-"""What real networks, servers and proxies do to a request, and what a session makes of it."""
+"""How a session handles the behaviour of real networks, servers and proxies."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from yamarket_chat import (
     ChatSession,
     ConnectionFailedError,
     DeliveryUnknownError,
+    File,
     InvalidArgumentError,
     NotFoundError,
     Receipt,
@@ -157,7 +158,7 @@ class _Far:
 
 @pytest.mark.real_time
 @pytest.mark.skipif(bool(_why_no_namespaces()), reason=_why_no_namespaces())
-def test_a_message_that_was_given_up_in_an_outage_does_not_arrive_after_it(
+def test_message_given_up_in_an_outage_does_not_arrive_later(
     certificate: Path,
 ) -> None:
     """The kernel goes on retransmitting what was written to a connection that was only closed."""
@@ -240,14 +241,14 @@ async def _through_an_outage(far: _Far, certificate: Path) -> None:
         await asyncio.sleep(0.1)
 
 
-async def test_a_connector_of_ours_takes_the_settings_of_aiohttp() -> None:
+async def test_connector_accepts_the_settings_of_aiohttp() -> None:
     async with connector(limit=7, keepalive_timeout=3) as made:
         assert made.limit == 7
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such option")
-def test_the_kernel_gives_up_what_a_blocked_or_killed_program_left_to_it() -> None:
-    """Nobody can abort the connection then, so its socket has been told from the start."""
+def test_kernel_discards_unsent_data_of_a_blocked_or_killed_program() -> None:
+    """Then nobody can abort the connection, so the socket options are set from the start."""
     with _make_socket((socket.AF_INET, socket.SOCK_STREAM, 0)) as sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
         linger = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
@@ -257,7 +258,7 @@ def test_the_kernel_gives_up_what_a_blocked_or_killed_program_left_to_it() -> No
 # An answer that nobody asked for
 
 
-async def test_a_second_answer_on_an_idle_connection_is_not_taken_for_the_next() -> None:
+async def test_unsolicited_answer_on_an_idle_connection_is_ignored() -> None:
     async with (
         Sandbox(faults={1: Fault("unsolicited", delay=1)}) as market,
         session_of(market) as session,
@@ -270,7 +271,7 @@ async def test_a_second_answer_on_an_idle_connection_is_not_taken_for_the_next()
         assert one.trace_id != two.trace_id
 
 
-async def test_a_read_is_not_answered_by_what_came_before_it() -> None:
+async def test_unsolicited_answer_is_not_taken_for_the_answer_to_a_read() -> None:
     async with (
         Sandbox(chats=[1, 2], faults={1: Fault("unsolicited", delay=1)}) as market,
         session_of(market) as session,
@@ -281,8 +282,8 @@ async def test_a_read_is_not_answered_by_what_came_before_it() -> None:
         assert market.requests("get_chat") == 2
 
 
-async def test_an_answer_that_was_there_before_is_known_by_its_trace() -> None:
-    """It comes while the next request is under way: only the trace tells."""
+async def test_repeated_answer_is_detected_by_its_trace() -> None:
+    """The repeated answer arrives during the next request, so only its trace shows it."""
     delays = iter([0.0, 2.0])
     async with (
         Sandbox(
@@ -297,7 +298,7 @@ async def test_an_answer_that_was_there_before_is_known_by_its_trace() -> None:
         assert texts(market, 1) == ["one", "two"]
 
 
-async def test_a_stray_answer_to_a_read_that_is_under_way_is_asked_for_again() -> None:
+async def test_read_with_a_repeated_answer_is_retried() -> None:
     delays = iter([0.0, 2.0])
     async with (
         Sandbox(
@@ -312,6 +313,24 @@ async def test_a_stray_answer_to_a_read_that_is_under_way_is_asked_for_again() -
         assert (await session.get_chat(2)).chat_id == 2
 
 
+async def test_traces_are_known_to_all_sessions_of_one_aiohttp_session() -> None:
+    """A web handler makes a session for each request, and its connections are kept."""
+    delays = iter([0.0, 2.0])
+    async with (
+        Sandbox(
+            latency=lambda: next(delays, 0.0), faults={1: Fault("unsolicited", delay=2)}
+        ) as market,
+        aiohttp.ClientSession() as http,
+    ):
+        async with session_of(market, http=http) as session:
+            await session.send_message(1, "one")
+        await asyncio.sleep(1)
+        async with session_of(market, http=http) as session:
+            receipt = await session.send_message(1, "two")
+        assert receipt.confirmed_by == "history"
+        assert texts(market, 1) == ["one", "two"]
+
+
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"OK"}'
 TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -322,7 +341,7 @@ HALF = OK[:30]
 
 @pytest.mark.parametrize("stray", [OK, TIMEOUT, CONTINUE, HALF, b"\0"])
 @pytest.mark.parametrize("read", [True, False], ids=["read", "in the kernel"])
-async def test_a_connection_that_received_anything_is_not_used(stray: bytes, *, read: bool) -> None:
+async def test_connection_with_unread_data_is_not_reused(stray: bytes, *, read: bool) -> None:
     arrivals: list[bytes] = []
     writers: list[asyncio.StreamWriter] = []
 
@@ -344,10 +363,61 @@ async def test_a_connection_that_received_anything_is_not_used(stray: bytes, *, 
         receipt = await session.send_message(1, "two")
         assert receipt.confirmed_by == "answer"
         assert len(arrivals) == 2
-        # What is no whole answer, and was read while the connection was idle, is lost: no harm. It
-        # may be in the kernel still, if the machine is busy.
+        # An incomplete answer that was read while the connection was idle is dropped, which does no
+        # harm. On a busy machine, it may still be in the kernel.
         if not (read and stray in (CONTINUE, HALF)):
             assert len(writers) == 2
+
+
+async def test_an_answer_that_comes_before_all_of_a_file_was_sent_is_none_to_it() -> None:
+    """The Market cannot have stored what it has not received."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        with suppress(OSError):
+            await reader.read()  # at most what the reader's buffer takes
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**16)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, ChatSession(KEY, 1, base_url=url, retry=RAISE_UNKNOWN) as session:
+        error = await error_of(session.send_file(1, bytes(5_000_000), filename="a.pdf"))
+        assert isinstance(error, DeliveryUnknownError)
+
+
+FILE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+
+
+@pytest.mark.parametrize("read", [True, False], ids=["read", "in the kernel"])
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
+async def test_a_stray_answer_is_not_taken_for_a_file(*, read: bool, callers: bool) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        with suppress(OSError, EOFError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(FILE + b"right")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    file = File(name="a.pdf", url=f"{url}/a.pdf", size=5)
+    async with (
+        server,
+        aiohttp.ClientSession() as http,
+        ChatSession(KEY, 1, base_url=url, http=http if callers else None) as session,
+    ):
+        assert await session.download(file) == b"right"
+        assert await session.download(file) == b"right"
+        assert len(writers) == 1  # it is kept
+        writers[0].write(FILE + b"stray")
+        if read:
+            await asyncio.sleep(1)
+        assert await session.download(file) == b"right"
+        assert len(writers) == 2
 
 
 async def test_a_middleware_that_repeats_a_request_does_not_double_a_message() -> None:
@@ -425,7 +495,7 @@ EMPTY_HISTORY = {
 
 @asynccontextmanager
 async def _endless(answer: Callable[[], AsyncIterator[bytes]]) -> AsyncIterator[_Market]:
-    """A server that answers everything so, but the histories, and the second message with OK."""
+    """A server that answers everything this way, except histories and the second message."""
     market = _Market()
 
     def whole(body: bytes) -> bytes:
@@ -435,24 +505,29 @@ async def _endless(answer: Callable[[], AsyncIterator[bytes]]) -> AsyncIterator[
             + body
         )
 
+    async def answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            market.requests.append(head.split(b" ")[1].partition(b"?")[0].decode())
+            sent = market.requests.count("/v2/businesses/1/chats/message")
+            if head.startswith(b"POST"):
+                await reader.readuntil(b"}")
+            if market.requests[-1].endswith("/history"):
+                writer.write(whole(msgspec.json.encode(EMPTY_HISTORY)))
+            elif sent == 2:
+                writer.write(whole(b'{"status":"OK"}'))
+            else:
+                async for piece in answer():
+                    writer.write(piece)
+                    await writer.drain()
+                break
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, EOFError):
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                market.requests.append(head.split(b" ")[1].partition(b"?")[0].decode())
-                sent = market.requests.count("/v2/businesses/1/chats/message")
-                if head.startswith(b"POST"):
-                    await reader.readuntil(b"}")
-                if market.requests[-1].endswith("/history"):
-                    writer.write(whole(msgspec.json.encode(EMPTY_HISTORY)))
-                elif sent == 2:
-                    writer.write(whole(b'{"status":"OK"}'))
-                else:
-                    async for piece in answer():
-                        writer.write(piece)
-                        await writer.drain()
-                    break
-        writer.transport.abort()
+        try:
+            with suppress(OSError, EOFError):
+                await answer_all(reader, writer)
+        finally:
+            writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     market.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -468,7 +543,7 @@ class _Market:
 
 @pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
 @pytest.mark.parametrize("answer", ENDLESS)
-async def test_an_answer_without_an_end_is_bounded(
+async def test_endless_answer_is_cut_off(
     answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
 ) -> None:
     boundless = aiohttp.ClientSession(
@@ -491,8 +566,35 @@ async def test_an_answer_without_an_end_is_bounded(
         assert now() - began < 16
 
 
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
 @pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])
-async def test_a_message_whose_answer_has_no_end_is_settled(
+async def test_a_download_without_an_end_is_bounded(
+    answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
+) -> None:
+    boundless = aiohttp.ClientSession(
+        max_headers=10**9, max_field_size=10**9, max_line_size=10**9, read_bufsize=10**9
+    )
+    async with (
+        boundless,
+        _endless(answer) as market,
+        ChatSession(
+            KEY,
+            1,
+            base_url=market.url,
+            http=boundless if callers else None,
+            retry=Retry(attempts=1),
+        ) as session,
+    ):
+        began = now()
+        file = File(name="a", url=f"{market.url}/a", size=1)
+        async with asyncio.timeout(HOUR):
+            with pytest.raises((UnexpectedAnswerError, ConnectionFailedError)):
+                await session.download(file, max_bytes=2**20)
+        assert now() - began < 20
+
+
+@pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])
+async def test_message_with_an_endless_answer_is_settled(
     answer: Callable[[], AsyncIterator[bytes]],
 ) -> None:
     async with (
@@ -508,7 +610,7 @@ async def test_a_message_whose_answer_has_no_end_is_settled(
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="there is no IPv6")
-async def test_an_address_of_ipv6_is_reached() -> None:
+async def test_ipv6_address_works_as_base_url() -> None:
     async with Sandbox(host="::1") as market:
         assert market.url.startswith("http://[::1]:")
         async with session_of(market) as session:
@@ -522,7 +624,7 @@ async def test_an_address_of_ipv6_is_reached() -> None:
 @pytest.mark.parametrize(
     "base", ["http://[::1]:8080/a", "http://[::1]", "http://a.рф:80", "https://a"]
 )
-async def test_each_address_is_requested_as_it_was_passed(base: str) -> None:
+async def test_base_url_is_requested_as_passed(base: str) -> None:
     asked: list[str] = []
 
     async def note(request: aiohttp.ClientRequest, _: aiohttp.ClientHandlerType) -> Any:
@@ -539,7 +641,7 @@ async def test_each_address_is_requested_as_it_was_passed(base: str) -> None:
     assert asked == [f"{str(URL(base)).rstrip('/')}/v2/businesses/1/chat?chatId=5"]
 
 
-async def test_a_request_that_cannot_be_made_is_an_error_at_once() -> None:
+async def test_invalid_request_raises_at_once() -> None:
     calls = 0
 
     async def broken(_: aiohttp.ClientRequest, __: aiohttp.ClientHandlerType) -> Any:
@@ -625,7 +727,7 @@ def of_market(market: Sandbox, base_url: str, **settings: Any) -> ChatSession:
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"])
-async def test_the_proxy_of_the_environment_is_used(
+async def test_proxy_from_the_environment_is_used(
     name: str, environment: pytest.MonkeyPatch
 ) -> None:
     async with Sandbox() as market, proxy_to(market.url) as proxy:
@@ -639,7 +741,7 @@ async def test_the_proxy_of_the_environment_is_used(
         assert proxy.heads[0].startswith("POST http://market.test/v2/businesses/")
 
 
-async def test_a_proxy_that_was_passed_beats_the_environment(
+async def test_proxy_argument_beats_the_environment(
     environment: pytest.MonkeyPatch,
 ) -> None:
     async with Sandbox() as market, proxy_to(market.url) as proxy:
@@ -660,7 +762,7 @@ async def test_loopback_is_never_proxied(
         await session.send_message(1, "one")
 
 
-async def test_a_tunnel_leads_to_the_market_and_the_key_stays_in_it(
+async def test_key_is_sent_through_the_proxy_tunnel_only(
     certificate: Path, environment: pytest.MonkeyPatch
 ) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -695,7 +797,7 @@ async def test_a_tunnel_leads_to_the_market_and_the_key_stays_in_it(
 
 
 @pytest.mark.parametrize("status", [407, 403])
-async def test_what_a_proxy_refuses_for_good_is_an_error_at_once(
+async def test_permanent_refusal_by_the_proxy_raises_at_once(
     status: int, environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -713,7 +815,7 @@ async def test_what_a_proxy_refuses_for_good_is_an_error_at_once(
         assert "secret" not in str(error) + caplog.text
 
 
-async def test_a_proxy_that_is_down_is_named_without_its_password(
+async def test_unreachable_proxy_error_hides_the_password(
     environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
@@ -729,7 +831,7 @@ async def test_a_proxy_that_is_down_is_named_without_its_password(
 @pytest.mark.parametrize(
     "proxy", ["socks5://u:secret@p:1", "SOCKS4A://p", "ftp://p", "http://", "http://p:x", "a b"]
 )
-async def test_a_proxy_that_cannot_be_used_is_a_clear_error(
+async def test_unsupported_proxy_raises_a_clear_error(
     proxy: str, environment: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InvalidArgumentError) as raised:
@@ -766,7 +868,7 @@ async def test_a_proxy_that_cannot_be_used_is_a_clear_error(
         ("", "https://api.yandex.ru", True),
     ],
 )
-def test_no_proxy_means_what_it_means_to_curl(
+def test_no_proxy_is_read_as_curl_reads_it(
     *, without: str, url: str, proxied: bool, environment: pytest.MonkeyPatch
 ) -> None:
     environment.setenv("HTTPS_PROXY", "http://p:3128")
@@ -775,7 +877,7 @@ def test_no_proxy_means_what_it_means_to_curl(
     assert (proxy is not None) is proxied
 
 
-def test_under_cgi_a_header_names_no_proxy(environment: pytest.MonkeyPatch) -> None:
+def test_http_proxy_variable_is_ignored_under_cgi(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("REQUEST_METHOD", "GET")
     environment.setenv("HTTP_PROXY", "http://p:3128")
     assert Proxies(None, environment=True).of(URL("http://a.test")) is None
@@ -785,7 +887,7 @@ def test_under_cgi_a_header_names_no_proxy(environment: pytest.MonkeyPatch) -> N
 
 
 async def outcome_is_true(market: Sandbox, sending: Awaitable[Receipt], text: str = "one") -> Any:
-    """Whatever became of a message: a receipt or an error of ours that tells the truth."""
+    """Check that the outcome of a message, a receipt or a ChatError, is true."""
     async with asyncio.timeout(HOUR):
         try:
             outcome: Any = await sending
@@ -810,7 +912,9 @@ class _NeverResolves(aiohttp.abc.AbstractResolver):
 
 
 @pytest.mark.parametrize("closes", ["session", "connector"])
-async def test_calls_that_wait_for_a_connection_of_a_session_that_closes(closes: str) -> None:
+async def test_calls_waiting_for_a_connection_end_when_the_aiohttp_session_closes(
+    closes: str,
+) -> None:
     async with (
         Sandbox(latency=5) as market,
         aiohttp.ClientSession(connector=connector(limit=1)) as http,
@@ -834,7 +938,7 @@ async def test_calls_that_wait_for_a_connection_of_a_session_that_closes(closes:
         assert market.messages_stored <= 1
 
 
-async def test_a_call_whose_name_is_being_resolved_when_its_session_closes() -> None:
+async def test_call_in_dns_lookup_ends_when_the_aiohttp_session_closes() -> None:
     async with (
         Sandbox() as market,
         aiohttp.ClientSession(connector=connector(resolver=_NeverResolves())) as http,
@@ -848,7 +952,7 @@ async def test_a_call_whose_name_is_being_resolved_when_its_session_closes() -> 
             assert "closed" in str(error)
 
 
-async def test_a_call_that_is_cancelled_is_still_cancelled() -> None:
+async def test_cancelled_call_raises_cancelled_error_when_the_aiohttp_session_closes() -> None:
     async with (
         Sandbox(latency=5) as market,
         aiohttp.ClientSession() as http,
@@ -862,7 +966,7 @@ async def test_a_call_that_is_cancelled_is_still_cancelled() -> None:
             await call
 
 
-async def test_a_session_that_closes_under_a_message() -> None:
+async def test_closing_the_aiohttp_session_gives_no_wrong_outcome() -> None:
     async with (
         Sandbox(latency=5) as market,
         aiohttp.ClientSession() as http,
@@ -898,7 +1002,9 @@ async def _refuse(_: aiohttp.ClientResponse) -> None:
     ],
     ids=lambda settings: next(iter(settings)),
 )
-async def test_settings_of_the_callers_session_change_no_verdict(settings: dict[str, Any]) -> None:
+async def test_settings_of_the_callers_aiohttp_session_change_no_verdict(
+    settings: dict[str, Any],
+) -> None:
     async with (
         Sandbox(latency=1, chats=[1]) as market,
         aiohttp.ClientSession(**settings) as http,
@@ -927,7 +1033,9 @@ HOOKS = [name for name in dir(aiohttp.TraceConfig) if name.startswith("on_")]
 
 @pytest.mark.parametrize("error", [ValueError, OSError, asyncio.CancelledError])
 @pytest.mark.parametrize("hook", HOOKS)
-async def test_a_hook_that_raises(hook: str, error: type[BaseException]) -> None:
+async def test_raising_trace_hook_gives_no_wrong_outcome(
+    hook: str, error: type[BaseException]
+) -> None:
     async def broken(*_: Any) -> None:
         raise error
 
@@ -943,7 +1051,7 @@ async def test_a_hook_that_raises(hook: str, error: type[BaseException]) -> None
         assert not isinstance(await outcome_of(session.get_chat(1)), asyncio.CancelledError)
 
 
-async def test_a_hook_that_waits_for_ever_is_ended_by_the_timeout() -> None:
+async def test_endless_trace_hook_is_ended_by_the_timeout() -> None:
     async def waits(*_: Any) -> None:
         await asyncio.Event().wait()
 
@@ -960,7 +1068,9 @@ async def test_a_hook_that_waits_for_ever_is_ended_by_the_timeout() -> None:
 
 @pytest.mark.parametrize("error", [ValueError, OSError, asyncio.CancelledError, TimeoutError])
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_middleware_that_raises(when: str, error: type[BaseException]) -> None:
+async def test_raising_middleware_gives_no_wrong_outcome(
+    when: str, error: type[BaseException]
+) -> None:
     async def broken(
         request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
@@ -978,7 +1088,7 @@ async def test_a_middleware_that_raises(when: str, error: type[BaseException]) -
         assert isinstance(await outcome_of(session.get_chat(1)), ChatError)
 
 
-async def test_a_middleware_that_answers_by_itself_sends_nothing() -> None:
+async def test_middleware_that_answers_itself_sends_no_request() -> None:
     kept: list[aiohttp.ClientResponse] = []
 
     async def caching(

@@ -1,4 +1,4 @@
-"""The map in CONTRIBUTING.md is true, and a room imports only what stands below it."""
+"""The map in CONTRIBUTING.md is correct, and a module imports only modules below it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def room_imported(name: str) -> str | None:
 
 
 def arrows_up(path: Path, source: str | None = None) -> list[str]:
-    """What a file imports that does not stand below it."""
+    """Return the imports of a file that are not below it in the map."""
     room = room_of(path)
     level = ROOMS.index(room)
     return [
@@ -126,11 +126,11 @@ def core() -> list[Path]:
     return [path for path in files() if path.relative_to(PACKAGE).parts[0] not in APART]
 
 
-def test_the_map_names_each_room_once_and_nothing_else() -> None:
+def test_map_in_contributing_lists_each_module_once() -> None:
     assert sorted(ROOMS) == sorted({room_of(path) for path in files()})
 
 
-def test_no_arrow_runs_up() -> None:
+def test_modules_import_only_lower_modules() -> None:
     assert {str(path): up for path in files() if (up := arrows_up(path))} == {}
 
 
@@ -147,11 +147,11 @@ def test_no_arrow_runs_up() -> None:
         ("sandbox/api.py", "from ..cli import app"),
     ],
 )
-def test_an_arrow_that_runs_up_is_found(file: str, source: str) -> None:
+def test_check_finds_an_import_of_a_higher_module(file: str, source: str) -> None:
     assert arrows_up(PACKAGE / file, source)
 
 
-def test_the_dependencies_are_imported_where_they_are_needed() -> None:
+def test_dependencies_are_imported_only_in_allowed_modules() -> None:
     assert {str(path): names for path in core() if (names := strangers(path))} == {}
 
 
@@ -164,16 +164,16 @@ def test_the_dependencies_are_imported_where_they_are_needed() -> None:
         ("_http/exchange.py", "from rich.table import Table"),
     ],
 )
-def test_a_dependency_in_the_wrong_room_is_found(file: str, source: str) -> None:
+def test_check_finds_a_dependency_in_a_wrong_module(file: str, source: str) -> None:
     assert strangers(PACKAGE / file, source)
 
 
-def test_no_file_is_longer_than_a_reader_can_bear() -> None:
+def test_files_have_at_most_600_lines() -> None:
     lengths = {str(path): len(path.read_text().splitlines()) for path in files()}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
-def test_the_places_that_the_map_names_are_there() -> None:
+def test_functions_and_files_named_in_contributing_exist() -> None:
     """The table "Where to look" names functions and files."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = text.partition("Where to look:")[2].partition("\n## ")[0]

@@ -1,4 +1,4 @@
-"""The limits: what may reach the Market over time and at once, and what its answers say of it."""
+"""The limits: requests over time, parallel requests, and the rate limit headers of answers."""
 # ruff: noqa: SIM117 - one thing a line reads more easily here
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 def least_time(messages: int, latency: float, rate: Rate, parallel: int) -> float:
     """Seconds until the last of the messages can be stored: no client can be faster.
 
-    A request may arrive when `parallel` before it another one was answered, and when `requests`
-    before it another one was forgotten by the Market.
+    Request n may arrive when request n - `parallel` has been answered, and when the Market has
+    forgotten request n - `requests`.
     """
     arrivals: list[float] = []
     for i in range(messages):
@@ -72,13 +72,13 @@ def assert_each_once_in_order(market: Sandbox, messages: list[tuple[int, str]]) 
     assert stored(market) == handed_over
 
 
-# Never more, and next to nothing less
+# Never above the limit, and hardly below it
 
 
 @pytest.mark.parametrize(
     ("number", "latency"), [(3000, 0.1), (1000, 0.1), (1001, 9.0), (10, 0.5), (2001, 0.0)]
 )
-async def test_messages_handed_over_at_once_use_the_documented_limits_up(
+async def test_messages_submitted_at_once_use_the_documented_limits_fully(
     number: int, latency: float
 ) -> None:
     messages = to_chats(number, 60)
@@ -179,7 +179,7 @@ def test_the_limits_and_the_order_hold_for_any_rates_latencies_and_cancellations
             for outcome in mass.result():
                 if outcome.status == "delivered":
                     kept.add(outcome.message.text)
-            await asyncio.sleep(20)  # what was cancelled in mid-flight may be stored yet
+            await asyncio.sleep(20)  # a message that was cancelled in progress may still be stored
 
             assert market.refused == 0
             assert market.busiest <= parallel
@@ -212,7 +212,7 @@ async def test_a_burst_of_one_spreads_the_messages_evenly(latency: float) -> Non
         assert busiest_window(arrivals, 10) <= 5
 
 
-async def test_one_request_in_its_time_is_a_rate_as_well() -> None:
+async def test_rate_of_one_request_works() -> None:
     async with Sandbox(latency=0.1) as market:
         async with session_of(market, limits=limits(1, per=10)) as session:
             async with asyncio.timeout(HOUR):
@@ -221,7 +221,7 @@ async def test_one_request_in_its_time_is_a_rate_as_well() -> None:
         assert 40.0 <= last - first <= 41.0
 
 
-async def test_a_rate_below_the_markets_stays_as_set() -> None:
+async def test_rate_below_the_limit_of_the_market_is_kept() -> None:
     async with Sandbox() as market:
         async with session_of(market, limits=limits(10, per=100)) as session:
             await send_all(session, to_chats(35, 35))
@@ -230,7 +230,7 @@ async def test_a_rate_below_the_markets_stays_as_set() -> None:
         assert departures(market)[-1] <= 302
 
 
-async def test_a_place_in_the_window_is_taken_until_its_time_after_the_answer() -> None:
+async def test_request_counts_in_the_window_until_per_seconds_after_the_answer() -> None:
     async with Sandbox(latency=8.0) as market:
         async with session_of(market, limits=limits(1, per=20, parallel=1)) as session:
             async with asyncio.timeout(HOUR):
@@ -240,7 +240,7 @@ async def test_a_place_in_the_window_is_taken_until_its_time_after_the_answer() 
 
 
 @pytest.mark.parametrize("looks", range(0, 60, 2))
-def test_a_lone_call_leaves_though_its_place_becomes_free_while_it_is_looked_at(looks: int) -> None:
+def test_single_call_is_sent_if_the_window_opens_during_the_check(looks: int) -> None:
     async def main() -> None:
         async with Sandbox() as market:
             async with session_of(market, limits=limits(1, per=5.0)) as session:
@@ -254,7 +254,7 @@ def test_a_lone_call_leaves_though_its_place_becomes_free_while_it_is_looked_at(
         runner.run(main())
 
 
-async def test_a_request_without_an_answer_keeps_its_parallel_place_until_its_cut_off() -> None:
+async def test_unanswered_request_holds_its_parallel_slot_until_the_cut_off() -> None:
     plan = {1: Fault("no_answer")}
     async with Sandbox(faults=plan) as market:
         async with session_of(
@@ -267,7 +267,7 @@ async def test_a_request_without_an_answer_keeps_its_parallel_place_until_its_cu
         assert 10.0 < second - first < 12.0
 
 
-async def test_a_request_without_an_answer_keeps_its_place_in_the_window() -> None:
+async def test_unanswered_request_counts_in_the_window() -> None:
     async with Sandbox(faults={1: Fault("no_answer")}) as market:
         async with session_of(
             market, limits=limits(2, per=60), timeout=1.0, retry=RAISE_UNKNOWN
@@ -278,11 +278,11 @@ async def test_a_request_without_an_answer_keeps_its_place_in_the_window() -> No
             )
         first, second, third = departures(market)
         assert second - first < 1
-        # The place of the second comes back first; that of the first only after its cut-off.
+        # The second request leaves the window first; the first one only after its cut-off.
         assert 60.0 <= third - first < 61.0
 
 
-async def test_what_surely_did_not_leave_takes_no_place() -> None:
+async def test_failed_connection_uses_no_request_of_the_limit() -> None:
     async with Sandbox() as market:
         await market.go_down()
         async with session_of(market, limits=limits(3, per=HOUR)) as session:
@@ -319,10 +319,10 @@ async def test_a_cancelled_wait_gives_everything_back() -> None:
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
-async def test_calls_cancelled_in_every_pass_of_the_loop_leave_no_place_behind(
+async def test_cancelled_calls_free_their_slots_in_every_loop_pass(
     parallel: int,
 ) -> None:
-    """A call may be cancelled between the moment that it may leave and the one that it leaves."""
+    """A call may be cancelled after it was granted and before its request is sent."""
     async with Sandbox() as market:
         async with session_of(market, limits=limits(1000, HOUR, parallel=parallel)) as session:
             for passes in range(60):
@@ -376,9 +376,7 @@ async def test_sessions_side_by_side_share_both_limits() -> None:
         assert market.busiest == 2
 
 
-async def test_other_limits_for_the_same_business_are_refused_until_the_last_place_is_free() -> (
-    None
-):
+async def test_other_limits_for_a_business_are_refused_until_its_window_is_empty() -> None:
     async with Sandbox() as market:
         async with session_of(market, limits=limits(5, per=100)) as session:
             with pytest.raises(InvalidArgumentError):
@@ -403,7 +401,7 @@ async def test_businesses_do_not_share_their_limits() -> None:
                     )
 
 
-async def test_quota_status_tells_what_is_left_and_who_waits() -> None:
+async def test_quota_status_shows_remaining_requests_and_waiting_calls() -> None:
     async with Sandbox(latency=1.0) as market:
         async with session_of(market, limits=limits(3, per=100)) as session:
             status = session.quota_status("send_message")
@@ -417,15 +415,16 @@ async def test_quota_status_tells_what_is_left_and_who_waits() -> None:
             await asyncio.sleep(11)
             status = session.quota_status("send_message")
             assert (status.limit, status.remaining, status.waiting) == (3, 0, 2)
-            # The three were answered after a second, so a place is free 101 s after the start.
+            # The three were answered after a second, so the next request is allowed 101 s after the
+            # start.
             assert status.resets_in == pytest.approx(90, abs=0.1)
             await asyncio.gather(*calls)
             assert session.quota_status("send_message").waiting == 0
 
 
-# The Market knows better
+# The Market's answers correct the session's own count
 
-# The hour of the Market, how far it has gone when we start, and whether its answers tell.
+# The Market's window, how far it has run at the start, and whether answers have headers.
 HOURS = pytest.mark.parametrize(
     ("window", "phase"),
     [("rolling", 0.0), ("fixed", 0.0), ("fixed", 1800.0), ("fixed", 3500.0)],
@@ -436,7 +435,7 @@ HEADERS = pytest.mark.parametrize("headers", [True, False], ids=["headers", "no 
 @HOURS
 @HEADERS
 @pytest.mark.parametrize("clock", [600.0, -600.0])
-async def test_another_program_used_up_300_of_the_hour(
+async def test_session_notices_300_requests_of_another_program(
     window: Literal["rolling", "fixed"], phase: float, headers: bool, clock: float
 ) -> None:
     messages = to_chats(800, 40)
@@ -453,13 +452,13 @@ async def test_another_program_used_up_300_of_the_hour(
         assert_each_once_in_order(market, messages)
         assert market.refused <= (0 if headers else 8)
         rest_of_the_hour = HOUR - phase if window == "fixed" else HOUR
-        # Without headers the hour's end is found by trying, less and less often.
+        # Without headers, the session finds the end of the hour by trying, less and less often.
         assert departures(market)[-1] <= (rest_of_the_hour + 60 if headers else 2.1 * HOUR)
 
 
 @HOURS
 @HEADERS
-async def test_another_program_uses_up_300_while_we_send(
+async def test_session_adapts_when_another_program_uses_300_requests_meanwhile(
     window: Literal["rolling", "fixed"], phase: float, headers: bool
 ) -> None:
     messages = to_chats(1100, 40)
@@ -482,10 +481,10 @@ async def test_another_program_uses_up_300_while_we_send(
 
 @HOURS
 @HEADERS
-async def test_the_process_is_restarted_in_mid_hour(
+async def test_restarted_process_learns_used_requests_from_the_headers(
     window: Literal["rolling", "fixed"], phase: float, headers: bool
 ) -> None:
-    """The second session talks to another origin of the same sandbox: it knows nothing."""
+    """The second session uses another base URL of the same sandbox, so it shares no state."""
     before, after = to_chats(600, 30), to_chats(900, 30)
     async with Sandbox(
         window=window,
@@ -512,7 +511,7 @@ async def test_the_process_is_restarted_in_mid_hour(
 
 @HOURS
 @HEADERS
-async def test_the_market_allows_500_instead_of_1000(
+async def test_session_follows_a_lower_limit_of_the_market(
     window: Literal["rolling", "fixed"], phase: float, headers: bool
 ) -> None:
     messages = to_chats(1200, 40)
@@ -528,10 +527,10 @@ async def test_the_market_allows_500_instead_of_1000(
             limit = session.quota_status("send_message").limit
         assert_each_once_in_order(market, messages)
         assert market.refused <= (0 if headers else 8)
-        assert limit == 500  # without headers the text of the refusal has told
+        assert limit == 500  # without headers, the text of the 420 says it
 
 
-async def test_a_lower_limit_holds_until_an_answer_says_otherwise() -> None:
+async def test_lower_limit_holds_until_an_answer_raises_it() -> None:
     async with Sandbox(limits={"send_message": Rate(5, per=100)}) as market:
         async with session_of(market, limits=limits(10, per=100)) as session:
             await session.send_message(1, "a")
@@ -541,7 +540,7 @@ async def test_a_lower_limit_holds_until_an_answer_says_otherwise() -> None:
             assert session.quota_status("send_message").limit == 10
 
 
-async def test_the_market_allows_only_2_at_once() -> None:
+async def test_session_adapts_when_the_market_allows_2_parallel_requests() -> None:
     messages = to_chats(1500, 40)
     async with Sandbox(parallel=2, latency=0.1) as market:
         async with session_of(market) as session:
@@ -552,7 +551,7 @@ async def test_the_market_allows_only_2_at_once() -> None:
         assert departures(market)[900] < 900 / 2 * 0.1 * 1.1
 
 
-async def test_places_grow_back_when_the_others_have_gone() -> None:
+async def test_parallel_slots_grow_back_after_other_programs_stop() -> None:
     messages = to_chats(1000, 40)
     async with Sandbox(latency=0.1) as market:
         async with session_of(market) as session:
@@ -565,7 +564,7 @@ async def test_places_grow_back_when_the_others_have_gone() -> None:
         assert [a.in_progress for a in market.arrivals[-100:]].count(4) > 20
 
 
-async def test_others_that_hold_every_place_are_no_reason_for_a_storm() -> None:
+async def test_other_programs_holding_all_parallel_slots_cause_few_refusals() -> None:
     messages = to_chats(300, 300)
     async with Sandbox(latency=0.1) as market:
         async with session_of(market) as session:
@@ -575,12 +574,12 @@ async def test_others_that_hold_every_place_are_no_reason_for_a_storm() -> None:
             refused = market.refused
             await sending
         assert_each_once_in_order(market, messages)
-        # Each refusal takes a place in the hour: all 1,000 of them would soon be gone.
+        # Each refusal counts in the hour: all 1,000 requests would soon be used up.
         assert refused <= 100
         assert departures(market)[-1] < 60
 
 
-async def test_places_grow_back_after_others_held_every_one_for_minutes() -> None:
+async def test_parallel_slots_grow_back_after_minutes_without_any() -> None:
     messages = to_chats(900, 40)
     async with Sandbox(latency=3.0) as market, session_of(market) as session:
         with market.other_programs_hold(4):
@@ -592,7 +591,7 @@ async def test_places_grow_back_after_others_held_every_one_for_minutes() -> Non
         assert max(a.in_progress for a in market.arrivals[-100:]) == 4
 
 
-async def test_the_pauses_after_a_parallel_refusal_differ() -> None:
+async def test_pauses_after_a_parallel_420_are_random() -> None:
     async with Sandbox(faults=lambda _: Fault("parallel_limit")) as market:
         async with session_of(market) as session:
             sending = asyncio.ensure_future(session.send_message(1, "a"))
@@ -605,7 +604,7 @@ async def test_the_pauses_after_a_parallel_refusal_differ() -> None:
 
 
 @HEADERS
-async def test_a_rolling_hour_that_somebody_else_filled_refuses_at_most_once_for_each_place(
+async def test_window_filled_by_another_program_refuses_at_most_once_per_request(
     headers: bool,
 ) -> None:
     messages = to_chats(60, 60)
@@ -618,21 +617,21 @@ async def test_a_rolling_hour_that_somebody_else_filled_refuses_at_most_once_for
             async with asyncio.timeout(20 * HOUR):
                 await send_all(session, messages)
         assert_each_once_in_order(market, messages)
-        # A place becomes free every 3.6 s: that many were free until the last message went.
+        # A request becomes free every 3.6 s: this many were free until the last message was sent.
         assert market.refused <= (departures(market)[-1] - began) / 3.6 + 4
         if headers:
             assert market.refused <= 60
             assert departures(market)[-1] - began <= 60 * 5.7
 
 
-async def test_another_program_that_takes_every_place_first_is_no_reason_for_a_storm() -> None:
+async def test_other_program_taking_every_free_request_causes_few_refusals() -> None:
     async with Sandbox(latency=0.1) as market:
         for _ in range(100):
             market.other_programs_use("send_message", 10)
             await asyncio.sleep(36)
         async with session_of(market) as session:
             sending = asyncio.ensure_future(send_all(session, to_chats(40, 40)))
-            for _ in range(6000):  # ten minutes: 17 times ten places become free
+            for _ in range(6000):  # ten minutes: 17 times, ten requests become free
                 market.other_programs_use("send_message", 10)
                 await asyncio.sleep(0.1)
             assert market.refused <= 17 + 4
@@ -641,7 +640,7 @@ async def test_another_program_that_takes_every_place_first_is_no_reason_for_a_s
 
 
 @pytest.mark.parametrize("clock", [0.0, 600.0, -600.0])
-async def test_after_a_420_nothing_goes_out_until_until_and_then_one_alone(clock: float) -> None:
+async def test_after_a_420_one_request_goes_alone_at_until(clock: float) -> None:
     plan = {5: Fault("rate_limit", delay=30.0)}
     async with Sandbox(faults=plan, latency=1.0, clock_offset=clock) as market:
         async with session_of(market) as session:
@@ -655,7 +654,7 @@ async def test_after_a_420_nothing_goes_out_until_until_and_then_one_alone(clock
         assert rest[2] < probe + 1.5
 
 
-async def test_a_420_takes_a_place_in_the_window() -> None:
+async def test_420_counts_in_the_window() -> None:
     plan = {1: Fault("rate_limit", delay=0.0), 2: Fault("parallel_limit")}
     async with Sandbox(faults=plan) as market:
         async with session_of(market, limits=limits(3, per=100)) as session:
@@ -664,7 +663,7 @@ async def test_a_420_takes_a_place_in_the_window() -> None:
         assert busiest_window(departures(market), 100) <= 3
 
 
-async def test_420s_count_in_no_bound_of_the_retries() -> None:
+async def test_420_counts_in_no_bound_of_the_retries() -> None:
     from yamarket_chat import Retry
 
     plan = {i: Fault("rate_limit") for i in range(1, 41)}
@@ -696,10 +695,10 @@ def date(seconds: float) -> str:
         ({"X-RateLimit-Resource-Limit": "9" * 5000}, 10, 601),
     ],
 )
-async def test_until_is_a_length_of_time_whatever_it_says(
+async def test_until_is_used_as_a_duration_of_at_most_per(
     headers: dict[str, str], least: float, most: float
 ) -> None:
-    """The second attempt leaves as late as the answer of the first says, and at most `per`."""
+    """The second attempt is sent when the first answer says, at most `per` seconds later."""
     arrivals = []
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
@@ -721,9 +720,7 @@ async def test_until_is_a_length_of_time_whatever_it_says(
 
 @pytest.mark.parametrize("limit", ["0", "-1", "", "1.5", "9" * 40, "ten"])
 @pytest.mark.parametrize("remaining", ["0", "-1", "", "9" * 40, "7"])
-async def test_senseless_numbers_in_an_answer_stop_nothing_for_ever(
-    limit: str, remaining: str
-) -> None:
+async def test_invalid_header_numbers_never_block_the_session(limit: str, remaining: str) -> None:
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         await request.read()
         headers = {
@@ -740,7 +737,7 @@ async def test_senseless_numbers_in_an_answer_stop_nothing_for_ever(
                 await send_all(session, to_chats(12, 12))
 
 
-async def test_remaining_below_the_own_count_caps_what_goes_out_until_until() -> None:
+async def test_remaining_below_the_own_count_caps_requests_until_until() -> None:
     async with Sandbox(latency=0.1) as market:
         market.other_programs_use("send_message", 995)
         async with session_of(market) as session:
@@ -757,7 +754,7 @@ async def test_remaining_below_the_own_count_caps_what_goes_out_until_until() ->
         assert market.refused == 0
 
 
-async def test_calls_that_wait_for_the_market_end_when_the_session_closes() -> None:
+async def test_calls_waiting_after_a_420_end_when_the_session_closes() -> None:
     async with Sandbox(faults={1: Fault("rate_limit", delay=3000.0)}) as market:
         session = session_of(market)
         calls = [asyncio.ensure_future(session.send_message(i, "a")) for i in range(1, 9)]
@@ -773,8 +770,8 @@ async def test_calls_that_wait_for_the_market_end_when_the_session_closes() -> N
 
 
 @pytest.mark.parametrize("number", [1, 3, 20, 41])
-async def test_after_a_420_nothing_leaves_until_its_time_and_then_one_alone(number: int) -> None:
-    """Also where calls were just about to leave when it came."""
+async def test_420_also_holds_back_calls_about_to_be_sent(number: int) -> None:
+    """Some calls have been granted, but not sent, when the 420 arrives."""
     refusal = numbered_faults({number: Fault("rate_limit", delay=30)})
     async with Sandbox(latency=0.02, faults=refusal) as market, session_of(market) as session:
         await send_all(session, to_chats(60, 60))
@@ -785,7 +782,7 @@ async def test_after_a_420_nothing_leaves_until_its_time_and_then_one_alone(numb
     assert later[1] >= later[0] + 0.02  # the first one's answer opens the rest
 
 
-async def test_what_never_reached_the_market_costs_nothing_of_the_limit() -> None:
+async def test_requests_that_never_reach_the_market_do_not_count() -> None:
     rate = Rate(100, per=HOUR)
     async with Sandbox(limits={"send_message": rate}) as market:
         async with session_of(market, limits=Limits(send_message=rate)) as session:

@@ -1,4 +1,4 @@
-"""What a session does is the same on every event loop: asyncio's, uvloop's, and with eager tasks.
+"""A session behaves the same on every event loop: asyncio's, uvloop's, and with eager tasks.
 
 `pytest --loop uvloop` and `pytest --loop eager` run all other tests there as well.
 """
@@ -46,10 +46,11 @@ async def test_messages_keep_the_order_of_their_chats_through_every_fault() -> N
 
 
 @pytest.mark.parametrize("requests", [5, 7])
-async def test_a_limit_that_is_used_up_makes_calls_wait_and_max_wait_bounds_that(
+async def test_calls_wait_for_a_used_up_limit_up_to_max_wait(
     requests: int,
 ) -> None:
-    """The timers of waiting calls: uvloop makes a handle without `when` of a very short one."""
+    """Tests the timers of waiting calls: for a very short delay, uvloop returns a handle without
+    `when`."""
     limits = {"send_message": Rate(requests, per=HOUR)}
     async with Sandbox(limits=limits) as market, session_of(market) as session:
         start = now()
@@ -66,7 +67,7 @@ async def test_a_limit_that_is_used_up_makes_calls_wait_and_max_wait_bounds_that
         assert texts(market, 1) == [f"{i}" for i in range(requests + 2)]
 
 
-async def test_a_bulk_is_sent_and_told() -> None:
+async def test_send_many_reports_each_message() -> None:
     async def messages() -> AsyncIterator[OutgoingMessage]:
         for i in range(300):
             await asyncio.sleep(0)
@@ -80,7 +81,7 @@ async def test_a_bulk_is_sent_and_told() -> None:
 
 
 @pytest.mark.parametrize("after", [0.0, 0.05, 1.0, 16.0])
-async def test_a_cancelled_call_gives_back_what_it_held(after: float) -> None:
+async def test_cancelled_call_releases_what_it_held(after: float) -> None:
     fault = second_fails(Fault("no_answer", "before"))
     async with Sandbox(faults=fault, latency=0.1) as market, session_of(market) as session:
         await session.send_message(1, "first")
@@ -116,7 +117,7 @@ async def test_a_pending_message_is_settled_later() -> None:
         assert await session.settle(error.pending) is not None
 
 
-async def test_closing_ends_what_waits_and_what_hangs_and_leaves_nothing() -> None:
+async def test_closing_ends_waiting_and_hanging_calls_and_leaves_nothing() -> None:
     fault = second_fails(Fault("no_answer", "after"))
     async with Sandbox(faults=fault) as market:
         tasks = asyncio.all_tasks()
@@ -134,7 +135,7 @@ async def test_closing_ends_what_waits_and_what_hangs_and_leaves_nothing() -> No
         assert asyncio.all_tasks() - tasks == set()
 
 
-async def test_timeouts_around_a_call_end_it_and_nothing_else() -> None:
+async def test_timeout_around_a_call_ends_only_that_call() -> None:
     async with Sandbox(latency=5.0) as market, session_of(market) as session:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
@@ -144,7 +145,7 @@ async def test_timeouts_around_a_call_end_it_and_nothing_else() -> None:
         assert texts(market, 2) == ["in time"]
 
 
-async def test_files_travel() -> None:
+async def test_files_are_sent_and_downloaded() -> None:
     async with Sandbox() as market, session_of(market) as session:
         await session.send_file(1, b"%PDF" * 200_000, filename="a.pdf")
         (message,) = [message async for message in session.history(1)]
@@ -153,8 +154,8 @@ async def test_files_travel() -> None:
 
 
 @pytest.mark.real_time
-async def test_on_the_real_clock_a_short_limit_is_waited_for() -> None:
-    """The timers of the loop itself, which the virtual clock replaces."""
+async def test_calls_wait_for_a_short_limit_on_the_real_clock() -> None:
+    """Tests the timers of the loop itself, which the virtual clock replaces."""
     limits = Limits(send_message=Rate(20, per=0.2))
     async with Sandbox() as market, session_of(market, limits=limits) as session:
         calls = [
@@ -169,7 +170,7 @@ async def test_on_the_real_clock_a_short_limit_is_waited_for() -> None:
 
 
 @pytest.mark.real_time
-async def test_a_signal_closes_the_session_in_the_midst_of_a_bulk() -> None:
+async def test_signal_handler_closes_the_session_during_send_many() -> None:
     """As docs/delivery.md shows it."""
     async with Sandbox(latency=0.02) as market, session_of(market) as session:
         loop, closing = asyncio.get_running_loop(), []
@@ -192,7 +193,7 @@ async def test_a_signal_closes_the_session_in_the_midst_of_a_bulk() -> None:
 
 @pytest.mark.real_time
 async def test_a_wait_below_a_millisecond_ends() -> None:
-    """uvloop makes no timer of it, but a handle that cannot say `when` it is due."""
+    """For such a delay, uvloop returns no timer, but a handle without `when`."""
     limits = Limits(send_message=Rate(4000, per=1, burst=1), parallel=50)
     async with (
         Sandbox(parallel=50, limits={"send_message": Rate(100_000, per=HOUR)}) as market,

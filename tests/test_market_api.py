@@ -1,4 +1,4 @@
-"""Our description of the Market's API says what the Market's own says, where that is at hand."""
+"""Our description of the Market's API matches the official one, if that is available."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def unexplained(ours: Any, theirs: Any) -> list[Difference]:
 
 
 @needs_theirs
-def test_both_descriptions_say_the_same() -> None:
+def test_our_description_matches_the_official_one() -> None:
     assert unexplained(market_api.ours(), market_api.theirs()) == []
 
 
 @needs_theirs
 @pytest.mark.parametrize("row", EXPLAINED, ids=lambda row: f"{row[0]}: {row[1]}")
-def test_each_difference_that_is_explained_is_there(row: tuple[str, str, str]) -> None:
+def test_each_explained_difference_exists(row: tuple[str, str, str]) -> None:
     found = differences(facts(market_api.ours()), facts(market_api.theirs()))
     assert any(explains(row, difference) for difference in found)
 
@@ -127,7 +127,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_a_fact_that_changed_would_be_found(what: str) -> None:
+def test_comparison_finds_a_changed_fact(what: str) -> None:
     changed = market_api.ours()
     CHANGES[what](changed)
     assert unexplained(market_api.ours(), changed)
@@ -137,14 +137,14 @@ def test_a_fact_that_changed_would_be_found(what: str) -> None:
 @needs_theirs
 # Theirs names no headers.
 @pytest.mark.parametrize("what", [what for what in CHANGES if what != "a header's type"])
-def test_a_fact_that_is_not_theirs_would_be_found(what: str) -> None:
+def test_comparison_finds_a_fact_missing_from_the_official_description(what: str) -> None:
     changed = market_api.ours()
     CHANGES[what](changed)
     assert unexplained(changed, market_api.theirs())
 
 
 def places(part: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands in a description that is no text."""
+    """Return the path of each value in a description, except texts."""
     rows = part.items() if isinstance(part, dict) else enumerate(part)
     for name, value in rows:
         if name in TEXTS and place[-1] not in NAMED:
@@ -155,7 +155,7 @@ def places(part: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def without(description: Any, place: tuple[Any, ...]) -> Any:
-    """The description without what stands there; another value in its place where it is one."""
+    """Return the description without the node at a path, or with another value there."""
     description = copy.deepcopy(description)
     part = description
     for name in place[:-1]:
@@ -173,7 +173,7 @@ def without(description: Any, place: tuple[Any, ...]) -> Any:
     return description
 
 
-def test_no_part_of_our_description_is_overlooked() -> None:
+def test_every_part_of_our_description_is_compared() -> None:
     ours = market_api.ours()
     said = facts(ours)
     overlooked = []
@@ -189,7 +189,7 @@ def test_no_part_of_our_description_is_overlooked() -> None:
     assert overlooked == []
 
 
-def test_how_a_description_is_written_makes_no_difference() -> None:
+def test_equivalent_notations_compare_equal() -> None:
     described = market_api.ours()
     schemas = described["components"]["schemas"]
     whole = schemas["ChatAnswer"]

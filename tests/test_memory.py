@@ -1,4 +1,4 @@
-"""What waiting calls, bulks and chats cost, and what an import brings along: counts, no seconds."""
+"""The memory and steps of waiting calls, send_many, chats and imports: counts, no seconds."""
 # ruff: noqa: SIM117 - one thing a line reads more easily here
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ async def end(session: ChatSession, calls: list[asyncio.Task[Any]]) -> None:
 
 
 async def test_100000_waiting_calls_take_at_most_two_and_a_half_kilobytes_each() -> None:
-    """With all that a waiting call needs: its task and coroutine as well as what we add to it.
+    """Includes the task and the coroutine of each call.
 
     The bytes of the first 10,000 are counted, and of all 100,000 the blocks, which is quicker.
     """
@@ -116,13 +116,13 @@ def steps_of_starting(number: int, chats: int) -> int:
 
 @pytest.mark.parametrize("chats", [1, 50, 10**9])
 def test_calls_start_and_end_in_time_that_grows_linearly(chats: int) -> None:
-    """Twice as many more calls take twice as many more steps, when a full window waits anyway."""
+    """With a full window, twice as many additional calls take twice as many additional steps."""
     steps = [steps_of_starting(number, chats) for number in (1200, 2400, 4800)]
     assert steps[2] - steps[1] <= 2 * 1.1 * (steps[1] - steps[0])
 
 
-async def test_a_bulk_of_a_million_takes_no_more_memory_than_a_small_one(traced: None) -> None:
-    """Thousands of them go through, read from a generator; then the loop is left."""
+async def test_send_many_of_a_million_takes_no_more_memory_than_a_small_one(traced: None) -> None:
+    """The test sends thousands of messages from a generator, and then leaves the loop."""
     read = 0
 
     def messages() -> Iterator[OutgoingMessage]:
@@ -161,7 +161,7 @@ def ours() -> int:
     return sum(statistic.size for statistic in snapshot.statistics("filename"))
 
 
-async def test_chats_with_nothing_under_way_leave_nothing_behind(traced: None) -> None:
+async def test_idle_chats_leave_nothing_in_memory(traced: None) -> None:
     rate = Rate(1000, per=10)
     plan = {i: Fault("reset") for i in range(1, 3000, 40)}
     async with Sandbox(
@@ -190,7 +190,7 @@ async def test_chats_with_nothing_under_way_leave_nothing_behind(traced: None) -
             assert (ours() - before) / 1500 < 40
 
 
-async def test_sessions_of_many_businesses_leave_nothing_behind(traced: None) -> None:
+async def test_closed_sessions_of_many_businesses_leave_nothing_in_memory(traced: None) -> None:
     async def visit(businesses: range) -> None:
         for business_id in businesses:
             async with ChatSession("key", business_id, base_url=NOBODY) as session:
@@ -221,7 +221,7 @@ async def test_cancelled_calls_leave_nothing_behind_while_others_wait(traced: No
         await end(session, blocked)
 
 
-async def test_an_error_that_is_kept_keeps_no_other_call_of_its_chat() -> None:
+async def test_stored_error_keeps_no_other_call_alive() -> None:
     async with Sandbox(faults={1: Fault("status", status=400)}) as market:
         async with session_of(market) as session:
             calls = [
@@ -242,7 +242,7 @@ def imported_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_import_brings_neither_the_command_line_nor_the_sandbox() -> None:
+def test_package_import_loads_neither_cli_nor_sandbox() -> None:
     modules = imported_by("import yamarket_chat")
     assert "yamarket_chat.session" in modules
     for name in ("typer", "click", "rich", "yamarket_chat.sandbox", "yamarket_chat.cli"):

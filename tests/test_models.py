@@ -1,4 +1,4 @@
-"""Whatever the Market answers: what the description allows is read, and all else is a ChatError."""
+"""Any answer that the description allows is decoded, and any other answer raises a ChatError."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def answer(body: Any, status: int = 200) -> bytes:
 
 
 def pickled(thing: Any) -> Any:
-    """What comes out in another process."""
+    """Return the object as another process unpickles it."""
     return pickle.loads(pickle.dumps(thing))  # noqa: S301 - our own
 
 
@@ -171,7 +171,7 @@ unknown_values = st.text(string.ascii_uppercase + "_", min_size=1, max_size=20) 
 
 @st.composite
 def times(draw: st.DrawFn) -> str:
-    """Times as RFC 3339 writes them, but for what no datetime can hold (year 0, second 60)."""
+    """Times as in RFC 3339, except those that no datetime can hold (year 0, second 60)."""
     moment = draw(st.datetimes())
     fraction = draw(st.text(string.digits, max_size=9))
     # Its rounding must not go beyond the last moment that a datetime knows.
@@ -241,7 +241,7 @@ def objects(draw: st.DrawFn, schema: Any, description: Any) -> Any:
 
 
 def agrees(read: Any, sent: Any) -> bool:
-    """Whether what was read says all that was sent, as far as it is known here."""
+    """Whether the decoded object has all known data of the answer."""
     if isinstance(read, msgspec.Struct):
         return isinstance(sent, dict) and all(
             agrees(getattr(read, name), sent.get(alias))
@@ -277,7 +277,7 @@ def page_agrees(page: Page[Any], sent: Any, items: str) -> bool:
 
 
 @pytest.mark.parametrize("operation", READS)
-def test_any_answer_that_the_description_allows_is_read(operation: str, description: Any) -> None:
+def test_any_documented_answer_is_decoded(operation: str, description: Any) -> None:
     [schema] = [
         row["responses"]["200"]["content"]["application/json"]["schema"]
         for path in description["paths"].values()
@@ -330,7 +330,7 @@ LEFT_OUT = {"clientId", "pager"}
         ("Token", Token),
     ],
 )
-def test_every_documented_field_has_its_place(
+def test_every_documented_field_is_in_the_model(
     name: str, model: type[msgspec.Struct], description: Any
 ) -> None:
     documented = {
@@ -353,12 +353,12 @@ def test_every_documented_field_has_its_place(
         ("Scope", Scope),
     ],
 )
-def test_every_documented_value_is_known(name: str, known: Any, description: Any) -> None:
+def test_every_documented_enum_value_is_known(name: str, known: Any, description: Any) -> None:
     assert [member.value for member in known] == description["components"]["schemas"][name]["enum"]
 
 
 @pytest.mark.parametrize("operation", READS)
-async def test_a_result_that_is_missing_is_told(operation: str) -> None:
+async def test_missing_result_raises(operation: str) -> None:
     # The description does not require it; there is nothing to return without it.
     for body in ({"status": "OK"}, {"status": "OK", "result": None}):
         async with session_with(answer(body)) as (session, _):
@@ -368,7 +368,7 @@ async def test_a_result_that_is_missing_is_told(operation: str) -> None:
         assert '"status": "OK"' in error.excerpt
 
 
-async def test_a_chat_whose_id_is_missing_may_have_been_made() -> None:
+async def test_created_chat_without_an_id_has_an_unknown_outcome() -> None:
     async with session_with(answer({"status": "OK"})) as (session, _):
         error = await error_of(session.create_chat(order_id=55))
     assert error.sent is None
@@ -396,22 +396,22 @@ ROW: Mapping[str, Any] = {
         {"chatId": None},
         {"chatId": 1.5},
         {"createdAt": "yesterday"},
-        {"createdAt": "2026-01-31T10:00:00"},  # when? it has no offset
+        {"createdAt": "2026-01-31T10:00:00"},  # it has no offset
         {"status": 5},
         {"context": []},
         {"context": {}},
     ],
 )
-async def test_an_answer_of_the_wrong_type_is_told_at_once(wrong: Any) -> None:
+async def test_answer_of_the_wrong_type_raises_at_once(wrong: Any) -> None:
     body = answer({"status": "OK", "result": CHAT | wrong})
     async with session_with(body, retry=Retry()) as (session, _):
         error = await error_of(session.get_chat(17))
     assert isinstance(error, UnexpectedAnswerError)
-    assert asyncio.get_running_loop().time() < 0.5  # asking again would show the same
+    assert asyncio.get_running_loop().time() < 0.5  # a retry would get the same answer
 
 
 @pytest.mark.parametrize("left_out", CHAT)
-async def test_what_the_description_requires_is_required(left_out: str) -> None:
+async def test_fields_required_by_the_description_are_required(left_out: str) -> None:
     result = {name: value for name, value in CHAT.items() if name != left_out}
     async with session_with(answer({"status": "OK", "result": result})) as (session, _):
         assert isinstance(await error_of(session.get_chat(17)), UnexpectedAnswerError)
@@ -540,7 +540,7 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def odd_answers(draw: st.DrawFn) -> tuple[int | None, bytes]:
-    """Something in place of an answer, and its status where it has one."""
+    """Something instead of an answer, and its status if it has one."""
     if draw(st.integers(0, 5)) == 0:
         start = draw(st.sampled_from([b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\n", b"ERR "]))
         rest = draw(st.binary(max_size=40) | st.just(KEY.encode() + b"\r\n\r\n"))
@@ -601,7 +601,7 @@ class Kept(logging.Handler):
 
 
 @pytest.mark.parametrize("method", EVERY_METHOD)
-def test_any_bytes_in_place_of_an_answer_give_a_chat_error(method: str) -> None:
+def test_any_bytes_as_an_answer_raise_a_chat_error(method: str) -> None:
     call = EVERY_METHOD[method]
     log = Kept()
     logger = logging.getLogger("yamarket_chat")
@@ -610,7 +610,7 @@ def test_any_bytes_in_place_of_an_answer_give_a_chat_error(method: str) -> None:
         unhandled: list[Any] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: unhandled.append(context))
-        # A Market that says 420 for ever is waited for, for ever.
+        # If the Market answers 420 for ever, the session waits for ever.
         answers = [odd, REFUSED] if status == 420 else [odd]
         try:
             async with session_with(*answers, hangs=hangs, retry=Retry(attempts=2)) as (it, url):
@@ -662,7 +662,7 @@ def test_any_bytes_in_place_of_an_answer_give_a_chat_error(method: str) -> None:
         "Hit rate limit of ४ parallel requests".encode(),
     ],
 )
-async def test_a_420_with_an_absurd_number_is_a_420(
+async def test_420_with_an_absurd_number_is_still_a_420(
     method: str, body: bytes, tmp_path: Path
 ) -> None:
     async with session_with(answer(body, 420), REFUSED) as (session, url):
@@ -699,7 +699,7 @@ async def test_a_body_that_is_far_too_large_is_not_read_to_its_end(tmp_path: Pat
     assert written < 100 * 2**20
 
 
-# What one has in hand
+# The objects that a caller gets
 
 
 @given(value=unknown_values)
@@ -707,7 +707,7 @@ async def test_a_body_that_is_far_too_large_is_not_read_to_its_end(tmp_path: Pat
 @pytest.mark.parametrize(
     "enum", [ChatStatus, ChatType, ContextType, Sender, PlacementType, ApiAvailability, Scope]
 )
-def test_a_value_that_is_not_known_yet_is_kept_as_it_came(enum: Any, value: str) -> None:
+def test_unknown_enum_value_is_kept_as_received(enum: Any, value: str) -> None:
     assume(value not in list(enum))
     new = enum(value)
     assert isinstance(new, enum)
@@ -726,7 +726,7 @@ def test_a_value_that_is_not_known_yet_is_kept_as_it_came(enum: Any, value: str)
     assert msgspec.json.decode(msgspec.json.encode(value), type=enum) == new
 
 
-def test_a_value_that_is_known_is_one_object() -> None:
+def test_known_enum_value_is_the_enum_member() -> None:
     assert ChatStatus("NEW") is ChatStatus.NEW
     assert ChatStatus.NEW == "NEW"
     by_text: dict[str, int] = {ChatStatus.NEW: 1}
@@ -741,7 +741,7 @@ async def chat_of(**changes: Any) -> Chat:
         return await session.get_chat(17)
 
 
-async def test_times_are_aware_and_keep_their_offset() -> None:
+async def test_datetimes_are_aware_and_keep_their_offset() -> None:
     chat = await chat_of()
     assert chat.created_at == datetime(2026, 1, 31, 7, tzinfo=UTC)
     assert chat.created_at.utcoffset() == timedelta(hours=3)
@@ -765,7 +765,7 @@ async def test_a_message_id_may_be_a_string() -> None:
     assert (message.message, message.payload) == (None, None)
 
 
-async def test_what_was_read_cannot_be_changed() -> None:
+async def test_decoded_models_are_immutable() -> None:
     chat = await chat_of()
     for thing, name in itertools.chain(
         ((chat, name) for name in chat.__struct_fields__),
@@ -780,7 +780,7 @@ async def test_what_was_read_cannot_be_changed() -> None:
 FIELDS: dict[str, Any] = {"message_id": 3, "created_at": FIRST, "sender": Sender.PARTNER}
 
 
-async def test_an_empty_token_is_no_token() -> None:
+async def test_empty_page_token_means_no_next_page() -> None:
     body = {"status": "OK", "result": {"chats": [CHAT], "paging": {"nextPageToken": ""}}}
     async with session_with(answer(body)) as (session, _):
         pages = await listed(session.chats().pages())

@@ -1,4 +1,4 @@
-"""One item of a list in an undocumented form does not lose the others, and settles nothing."""
+"""An item of a list in an undocumented form does not affect the others, and settles nothing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def a_market(rows: list[Any], **more: Any) -> AsyncIterator[ChatSession]:
 
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
-async def test_the_others_are_listed_and_the_odd_one_stands_beside_them(
+async def test_history_lists_readable_rows_and_reports_unreadable_ones(
     odd: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -75,7 +75,7 @@ async def test_the_others_are_listed_and_the_odd_one_stands_beside_them(
     assert "Page.unreadable" in warning.getMessage()
 
 
-async def test_a_list_of_chats_or_shops_is_read_likewise() -> None:
+async def test_chats_and_campaigns_list_readable_rows_and_report_unreadable_ones() -> None:
     chat = {
         "chatId": 7,
         "context": CONTEXT,
@@ -92,7 +92,7 @@ async def test_a_list_of_chats_or_shops_is_read_likewise() -> None:
         assert ([one.id for one in shops], [one.id for one in shops.unreadable]) == ([5], [6])
 
 
-async def test_what_is_no_list_at_all_is_no_empty_one() -> None:
+async def test_answer_without_a_list_raises() -> None:
     async with a_market("nothing") as session:  # type: ignore[arg-type]  # on purpose
         error = await error_of(anext(aiter(session.history(17))))
         assert "does not document" in str(error)
@@ -112,7 +112,7 @@ def sent_by(sender: str, at: str = "now") -> dict[str, Any]:
         ({"sender": "PARTNER", "createdAt": "2020-01-01T00:00:00+03:00"}, False),
     ],
 )
-async def test_an_odd_row_of_the_shop_near_the_attempt_settles_nothing(
+async def test_unreadable_shop_row_near_the_attempt_makes_the_outcome_unclear(
     odd: dict[str, Any], unclear: bool
 ) -> None:
     rows: list[Any] = []
@@ -131,5 +131,5 @@ async def test_an_odd_row_of_the_shop_near_the_attempt_settles_nothing(
             assert await settled is None
 
 
-def test_an_unreadable_item_is_a_value() -> None:
+def test_unreadable_items_compare_by_value() -> None:
     assert Unreadable(b"{}", 5) == Unreadable(b"{}", 5)

@@ -1,4 +1,4 @@
-"""What each operation does, as a program that uses the session sees it."""
+"""The behaviour of each operation, as a program that uses the session sees it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def listed(items: Any) -> list[Any]:
 
 
 async def until_error(items: AsyncIterator[Any]) -> tuple[list[Any], ChatError | None]:
-    """What comes before the error of a list, and the error."""
+    """Return the items before the error of a list, and the error."""
     seen = []
     try:
         async for item in items:
@@ -101,7 +101,7 @@ def says(body: Any, status: int = 200, **headers: str) -> web.Response:
 
 
 class Market:
-    """A server that keeps what it is asked, and answers what a function says."""
+    """A server that records its requests, and answers with the result of a function."""
 
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
@@ -152,7 +152,7 @@ CHAT = {
 # create_chat, get_chat, get_message
 
 
-async def test_a_chat_is_opened_for_an_order_or_a_return_and_found_again() -> None:
+async def test_create_chat_returns_the_same_chat_for_an_order_or_return() -> None:
     async with Sandbox() as market, session_of(market) as session:
         order = await session.create_chat(order_id=55)
         returned = await session.create_chat(return_id=55)
@@ -167,7 +167,7 @@ async def test_a_chat_is_opened_for_an_order_or_a_return_and_found_again() -> No
         assert chat.created_at.tzinfo is not None
 
 
-async def test_creating_a_chat_is_repeated_and_makes_one() -> None:
+async def test_create_chat_is_retried_and_creates_one_chat() -> None:
     faults = numbered_faults({1: Fault("reset", when="after"), 2: Fault("status", status=502)})
     async with Sandbox(faults=faults) as market, session_of(market) as session:
         chat_id = await session.create_chat(order_id=55)
@@ -206,7 +206,7 @@ async def test_creating_a_chat_is_repeated_and_makes_one() -> None:
         lambda session: session.get_chat(17, max_wait="soon"),
     ],
 )
-async def test_an_argument_that_makes_no_sense_is_told_before_anything_is_sent(
+async def test_invalid_argument_raises_before_anything_is_sent(
     call: Callable[[ChatSession], Awaitable[object]],
 ) -> None:
     async def attempt(session: ChatSession) -> None:
@@ -220,7 +220,7 @@ async def test_an_argument_that_makes_no_sense_is_told_before_anything_is_sent(
         assert market.arrivals == []
 
 
-async def test_a_message_is_read() -> None:
+async def test_get_message_returns_the_message() -> None:
     async with Sandbox() as market, session_of(market) as session:
         said = market.buyer_says(17, "Где мой заказ? null")
         message = await session.get_message(17, said.message_id)
@@ -248,14 +248,14 @@ async def test_all_chats_come_in_the_largest_pages() -> None:
         assert market.requests("chats") == 3
 
 
-async def test_no_chats_are_no_error() -> None:
+async def test_empty_list_of_chats_is_no_error() -> None:
     async with Sandbox() as market, session_of(market) as session:
         assert await listed(session.chats()) == []
         [only] = await listed(session.chats().pages())
         assert (only.items, only.next_page_token, only.context) == ((), None, None)
 
 
-async def test_a_page_is_fetched_when_it_is_needed_and_not_before() -> None:
+async def test_pages_are_fetched_only_when_needed() -> None:
     async with Sandbox() as market, session_of(market) as session:
         for number in range(1, 46):
             market.add_chat(order_id=number)
@@ -315,7 +315,7 @@ async def test_chats_are_filtered(
     assert [chat.chat_id for chat in chats] == [ids[name] for name in wanted.split()]
 
 
-async def test_a_filter_that_is_new_to_us_goes_to_the_market() -> None:
+async def test_unknown_filter_value_is_sent_to_the_market() -> None:
     async with (
         market_that(lambda asked: page("chats", [], None)) as market,
         session_at(market.url) as session,
@@ -324,7 +324,7 @@ async def test_a_filter_that_is_new_to_us_goes_to_the_market() -> None:
     assert market.asked[0].json == {"statuses": ["PAUSED", "ЖДЁТ"]}
 
 
-async def test_filters_stay_on_every_page() -> None:
+async def test_filters_are_sent_with_every_page() -> None:
     async with Sandbox() as market, session_of(market) as session:
         for number in range(1, 60):
             chat_id = market.add_chat(order_id=number)
@@ -349,14 +349,14 @@ async def test_a_whole_history_comes_in_the_largest_pages(order: Any) -> None:
 
 
 @pytest.mark.parametrize("included", [True, False])
-async def test_a_history_from_a_message_on(included: bool) -> None:
+async def test_history_can_start_at_a_message(included: bool) -> None:
     async with Sandbox(history_includes_from=included) as market, session_of(market) as session:
         said = [market.buyer_says(17, f"{number}").message_id for number in range(150)]
         rows = await listed(session.history(17, message_id_from=said[20]))
         assert [row.message_id for row in rows] == said[20 if included else 21 :]
 
 
-async def test_the_pages_of_a_history_tell_what_it_is_about() -> None:
+async def test_history_pages_have_the_context_of_the_chat() -> None:
     async with Sandbox() as market, session_of(market) as session:
         chat_id = market.add_chat(return_id=66)
         for number in range(101):
@@ -370,7 +370,7 @@ async def test_the_pages_of_a_history_tell_what_it_is_about() -> None:
         assert second.next_page_token is None
 
 
-async def test_a_list_goes_on_later_in_another_session() -> None:
+async def test_list_can_continue_in_another_session() -> None:
     async with Sandbox(campaigns=101) as market:
         for number in range(1, 46):
             market.add_chat(order_id=number)
@@ -399,7 +399,7 @@ async def test_a_list_goes_on_later_in_another_session() -> None:
         ("BA", "A", 2),
     ],
 )
-async def test_a_page_token_that_repeats_ends_with_an_error(
+async def test_repeated_page_token_raises(
     method: str, tokens: str, start: str | None, pages: int
 ) -> None:
     def reply(asked: Asked) -> web.Response:
@@ -423,7 +423,7 @@ async def test_a_page_token_that_repeats_ends_with_an_error(
     assert error.sent is False
 
 
-async def test_a_token_goes_out_as_it_came_whatever_is_in_it() -> None:
+async def test_page_token_is_sent_back_unchanged() -> None:
     token = "a b+c/d=&?#%25 é ж"
 
     def reply(asked: Asked) -> web.Response:
@@ -437,7 +437,7 @@ async def test_a_token_goes_out_as_it_came_whatever_is_in_it() -> None:
     ]
 
 
-async def test_an_error_in_the_middle_of_a_list_is_raised_there() -> None:
+async def test_error_on_a_later_page_is_raised_at_that_page() -> None:
     def reply(asked: Asked) -> web.Response:
         if "pageToken" in asked.query:
             return says({"status": "ERROR", "errors": [{"code": "GONE"}]}, 404)
@@ -449,7 +449,7 @@ async def test_an_error_in_the_middle_of_a_list_is_raised_there() -> None:
         assert isinstance(error, NotFoundError)
 
 
-async def test_a_list_of_a_session_that_was_closed_is_told() -> None:
+async def test_list_of_a_closed_session_raises() -> None:
     async with Sandbox() as market:
         session = session_of(market)
         before = session.chats()
@@ -463,7 +463,7 @@ async def test_a_list_of_a_session_that_was_closed_is_told() -> None:
 # campaigns and token
 
 
-async def test_what_finds_the_business_id_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_campaigns_and_token_need_no_business_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("YAMARKET_BUSINESS_ID", raising=False)
     async with (
         Sandbox(campaigns=230, scopes=["COMMUNICATION", "PRICING"]) as market,
@@ -495,7 +495,7 @@ async def test_what_finds_the_business_id_needs_none(monkeypatch: pytest.MonkeyP
         assert len(market.arrivals) == before
 
 
-async def test_each_operation_has_its_own_limit_and_all_share_the_places() -> None:
+async def test_each_operation_has_its_own_limit_and_all_share_the_parallel_slots() -> None:
     two = Rate(2, per=60)
     limits = Limits(get_chat=two, history=two, chats=two)
     async with Sandbox(latency=0.5) as market, session_of(market, limits=limits) as session:
@@ -508,7 +508,7 @@ async def test_each_operation_has_its_own_limit_and_all_share_the_places() -> No
         tokens = asyncio.gather(*calls[-4:])
         rest = asyncio.gather(*calls[:-4])
         await tokens
-        assert now() - started < 5  # not held up by the others' windows
+        assert now() - started < 5  # not blocked by the windows of other operations
         await rest
         assert 60 <= now() - started < 65
         assert market.busiest == 4
@@ -542,7 +542,7 @@ async def content_of(session: ChatSession, market: Sandbox, number: int = -1) ->
 CONTENT = b"%PDF\r\n--boundary\x00\xff" * 20_000
 
 
-async def test_a_file_is_sent_from_wherever_it_is(tmp_path: Path) -> None:
+async def test_send_file_accepts_paths_bytes_and_open_files(tmp_path: Path) -> None:
     path = written(tmp_path / "накладная.pdf", CONTENT)
     with (
         open(path, "rb") as file,
@@ -570,7 +570,7 @@ async def test_a_file_is_sent_from_wherever_it_is(tmp_path: Path) -> None:
         assert not file.closed
 
 
-async def test_the_name_that_the_buyer_sees_can_be_chosen(tmp_path: Path) -> None:
+async def test_filename_can_be_chosen(tmp_path: Path) -> None:
     path = written(tmp_path / "x.tmp", b"x")
     async with Sandbox() as market, session_of(market) as session:
         await session.send_file(17, path, filename="чек.txt")
@@ -597,7 +597,7 @@ async def test_the_name_that_the_buyer_sees_can_be_chosen(tmp_path: Path) -> Non
         "ж" * 255,
     ],
 )
-async def test_a_name_arrives_as_it_is(name: str) -> None:
+async def test_filename_arrives_unchanged(name: str) -> None:
     async with Sandbox() as market, session_of(market) as session:
         await session.send_file(17, b"x", filename=name)
         assert stored_files(market) == [(name, 1)]
@@ -606,7 +606,7 @@ async def test_a_name_arrives_as_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", "a/b.txt", "a\\b.txt", "a\r\nX: y", "a\x00b", "a\ud800", "ж" * 256, 5, b"x"]
 )
-async def test_a_name_that_is_none_is_refused(name: Any) -> None:
+async def test_invalid_filename_is_refused(name: Any) -> None:
     async with Sandbox() as market, session_of(market) as session:
         error = await error_of(session.send_file(17, b"x", filename=name))
         assert isinstance(error, InvalidArgumentError)
@@ -614,7 +614,7 @@ async def test_a_name_that_is_none_is_refused(name: Any) -> None:
         assert market.arrivals == []
 
 
-async def test_an_open_file_is_sent_from_where_it_stands(tmp_path: Path) -> None:
+async def test_open_file_is_sent_from_its_current_position(tmp_path: Path) -> None:
     with opened(tmp_path / "x.bin", b"head" + CONTENT) as file:
         file.seek(4)
         async with Sandbox() as market, session_of(market) as session:
@@ -640,7 +640,7 @@ class Pipe(io.RawIOBase):
         return count
 
 
-async def test_a_stream_that_cannot_be_wound_back_is_sent_whole_and_again() -> None:
+async def test_unseekable_stream_is_sent_whole_and_can_be_retried() -> None:
     faults = numbered_faults({1: Fault("reset")}, operation="send_file")
     async with Sandbox(faults=faults) as market, session_of(market) as session:
         market.buyer_says(17, "hi")
@@ -652,7 +652,7 @@ async def test_a_stream_that_cannot_be_wound_back_is_sent_whole_and_again() -> N
         assert await content_of(session, market) == CONTENT
 
 
-async def test_a_stream_that_gives_less_than_it_was_asked_for_is_sent_whole() -> None:
+async def test_stream_with_short_reads_is_sent_whole() -> None:
     # As pipes and sockets do without a buffer: one read is not all there is.
     async with Sandbox() as market, session_of(market) as session:
         await session.send_file(17, cast(BinaryIO, Pipe(CONTENT)), filename="x.bin")
@@ -660,7 +660,7 @@ async def test_a_stream_that_gives_less_than_it_was_asked_for_is_sent_whole() ->
         assert await content_of(session, market) == CONTENT
 
 
-async def test_a_pipe_that_is_written_meanwhile_is_sent_whole() -> None:
+async def test_pipe_written_during_the_call_is_sent_whole() -> None:
     readable, writable = os.pipe()
 
     def write() -> None:
@@ -677,7 +677,7 @@ async def test_a_pipe_that_is_written_meanwhile_is_sent_whole() -> None:
         assert stored_files(market) == [("x.bin", len(CONTENT))]
 
 
-async def test_a_stream_without_end_is_not_read_to_its_end() -> None:
+async def test_endless_stream_is_refused() -> None:
     endless = Pipe(bytes(50 * MIB))
     async with Sandbox() as market, session_of(market) as session:
         error = await error_of(session.send_file(17, cast(BinaryIO, endless), filename="x"))
@@ -686,7 +686,7 @@ async def test_a_stream_without_end_is_not_read_to_its_end() -> None:
     assert endless.delivered <= LARGEST + 2**17
 
 
-async def test_the_largest_file_is_sent_and_not_one_byte_more(tmp_path: Path) -> None:
+async def test_largest_file_is_sent_and_one_byte_more_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "x.bin", bytes(LARGEST + 1))
     async with Sandbox() as market, session_of(market) as session:
         with open(path, "rb") as file:
@@ -704,7 +704,7 @@ async def test_the_largest_file_is_sent_and_not_one_byte_more(tmp_path: Path) ->
         assert stored_files(market) == [("x.bin", LARGEST)] * 3
 
 
-async def test_what_is_no_file_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Path) -> None:
     empty = written(tmp_path / "empty.txt", b"")
     at_its_end = opened(tmp_path / "read.txt", b"x")
     at_its_end.seek(1)
@@ -749,7 +749,7 @@ async def text_error(text: Any) -> ChatError:
         return await error_of(session.send_file(17, text))
 
 
-async def test_a_file_that_could_not_go_can_be_sent_later_from_where_it_stood(
+async def test_file_position_is_restored_after_a_call_that_sent_nothing(
     tmp_path: Path,
 ) -> None:
     limits = Limits(send_file=Rate(1, per=60))
@@ -779,7 +779,7 @@ class Counted(io.BytesIO):
         return piece
 
 
-async def test_a_file_is_read_in_pieces_and_once_for_each_attempt() -> None:
+async def test_file_is_read_in_chunks_and_once_per_attempt() -> None:
     content = os.urandom(MIB + 1)
     faults = numbered_faults({2: Fault("reset")}, operation="send_file")
     async with Sandbox(faults=faults) as market, session_of(market) as session:
@@ -795,7 +795,7 @@ async def test_a_file_is_read_in_pieces_and_once_for_each_attempt() -> None:
 
 
 @pytest.mark.parametrize("source", ["path", "bytes", "file", "BytesIO"])
-async def test_a_file_is_never_loaded_as_a_whole(source: str, tmp_path: Path) -> None:
+async def test_file_is_never_loaded_into_memory_whole(source: str, tmp_path: Path) -> None:
     path = tmp_path / "x.bin"
     path.write_bytes(bytes(LARGEST))
     received = 0
@@ -854,9 +854,7 @@ async def test_files_and_texts_of_a_chat_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "shortened", "closed"])
-async def test_a_file_that_cannot_be_read_when_its_turn_comes_is_told(
-    how: str, tmp_path: Path
-) -> None:
+async def test_file_unreadable_when_it_is_sent_raises(how: str, tmp_path: Path) -> None:
     path = written(tmp_path / "x.bin", CONTENT)
     with open(path, "rb") as file:
         async with Sandbox(latency=1) as market, session_of(market) as session:
@@ -893,7 +891,7 @@ class Breaking(io.BytesIO):
         return super().read(size)
 
 
-async def test_a_file_that_breaks_off_counts_as_a_request() -> None:
+async def test_file_read_error_during_sending_counts_as_a_request() -> None:
     async with Sandbox() as market, session_of(market) as session:
         error = await error_of(session.send_file(17, Breaking(bytes(4 * MIB)), filename="x"))
         assert "the disk is broken" in str(error)
@@ -904,7 +902,7 @@ async def test_a_file_that_breaks_off_counts_as_a_request() -> None:
         assert market.messages(17) == []
 
 
-async def test_one_open_file_may_go_to_two_chats_at_once(tmp_path: Path) -> None:
+async def test_open_file_can_be_sent_to_two_chats_in_parallel(tmp_path: Path) -> None:
     content = os.urandom(3 * MIB)
     with opened(tmp_path / "x.bin", content) as file:
         async with Sandbox() as market, session_of(market) as session:
@@ -938,7 +936,7 @@ def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-async def test_a_buyers_file_is_fetched(tmp_path: Path) -> None:
+async def test_download_returns_the_file_of_a_buyer(tmp_path: Path) -> None:
     async with Sandbox() as market, session_of(market) as session:
         file = await a_buyers_file(market, session, FILE_BYTES)
         assert await session.download(file) == FILE_BYTES
@@ -951,7 +949,7 @@ async def test_a_buyers_file_is_fetched(tmp_path: Path) -> None:
         assert left_in(tmp_path) == ["a.jpg", "b.jpg"]
 
 
-async def test_an_empty_file_is_a_file(tmp_path: Path) -> None:
+async def test_download_of_an_empty_file_works(tmp_path: Path) -> None:
     async with Sandbox() as market, session_of(market) as session:
         file = await a_buyers_file(market, session, b"")
         assert await session.download(file) == b""
@@ -962,7 +960,7 @@ def serves(content: bytes) -> Reply:
     return lambda asked: web.Response(body=content)
 
 
-async def test_the_key_goes_to_no_other_host() -> None:
+async def test_download_sends_the_key_to_no_other_host() -> None:
     async with (
         market_that(serves(b"x")) as market,
         market_that(serves(b"y")) as elsewhere,
@@ -981,7 +979,7 @@ async def test_the_key_goes_to_no_other_host() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("what", ["download", "request", "get_chat", "send_message"])
-async def test_a_redirect_is_not_followed(what: str, status: int, tmp_path: Path) -> None:
+async def test_download_does_not_follow_redirects(what: str, status: int, tmp_path: Path) -> None:
     async with market_that(serves(b"secret")) as elsewhere:
         target = f"{elsewhere.url}/x"
 
@@ -1005,7 +1003,7 @@ async def test_a_redirect_is_not_followed(what: str, status: int, tmp_path: Path
         assert left_in(tmp_path) == []
 
 
-async def test_a_file_that_is_too_large_is_not_fetched(tmp_path: Path) -> None:
+async def test_download_refuses_a_too_large_file(tmp_path: Path) -> None:
     async with market_that(serves(FILE_BYTES)) as market, session_at(market.url) as session:
         file = File(name="x.bin", url=f"{market.url}/f", size=len(FILE_BYTES))
         for target in (None, tmp_path / "x"):
@@ -1021,7 +1019,7 @@ async def test_a_file_that_is_too_large_is_not_fetched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("announced", ["length", "chunked", "gzip"])
-async def test_a_file_that_lies_about_its_size_is_not_read_to_its_end(
+async def test_download_stops_if_a_file_is_larger_than_announced(
     announced: str, tmp_path: Path
 ) -> None:
     sent = requests = 0
@@ -1115,7 +1113,7 @@ class Faulty:
 
 @pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500", "502", "503"])
 @pytest.mark.parametrize("to_path", [False, True])
-async def test_a_download_is_tried_again(how: str, to_path: bool, tmp_path: Path) -> None:
+async def test_failed_download_is_retried(how: str, to_path: bool, tmp_path: Path) -> None:
     server = Faulty(how, 2)
     async with http_server(server.handle) as url, session_at(url, retry=Retry()) as session:
         file = File(name="x.bin", url=f"{url}/f", size=len(FILE_BYTES))
@@ -1128,7 +1126,7 @@ async def test_a_download_is_tried_again(how: str, to_path: bool, tmp_path: Path
 
 
 @pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500"])
-async def test_a_download_that_fails_for_good_leaves_nothing(how: str, tmp_path: Path) -> None:
+async def test_failed_download_leaves_no_file(how: str, tmp_path: Path) -> None:
     server = Faulty(how, 100)
     retry = Retry(attempts=3)
     async with http_server(server.handle) as url, session_at(url, retry=retry) as session:
@@ -1152,7 +1150,7 @@ async def test_a_download_that_fails_for_good_leaves_nothing(how: str, tmp_path:
         (410, ApiError),
     ],
 )
-async def test_a_file_that_is_refused_is_not_asked_for_again(
+async def test_refused_download_is_not_retried(
     status: int, kind: type[ApiError], tmp_path: Path
 ) -> None:
     server = Faulty(f"{status}", 100)
@@ -1165,7 +1163,7 @@ async def test_a_file_that_is_refused_is_not_asked_for_again(
         assert left_in(tmp_path) == []
 
 
-async def test_a_download_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
+async def test_cancelled_download_leaves_no_file(tmp_path: Path) -> None:
     server = Faulty("stalls", 100)
     async with http_server(server.handle) as url, session_at(url) as session:
         file = File(name="x.bin", url=f"{url}/f", size=1)
@@ -1178,7 +1176,7 @@ async def test_a_download_that_is_cancelled_leaves_nothing(tmp_path: Path) -> No
         assert left_in(tmp_path) == []
 
 
-async def test_a_download_under_way_ends_with_its_session(tmp_path: Path) -> None:
+async def test_download_in_progress_ends_when_the_session_closes(tmp_path: Path) -> None:
     server = Faulty("stalls", 100)
     async with http_server(server.handle) as url:
         session = session_at(url, retry=Retry())
@@ -1193,7 +1191,9 @@ async def test_a_download_under_way_ends_with_its_session(tmp_path: Path) -> Non
         assert isinstance(error, SessionClosedError)
 
 
-async def test_a_connection_of_the_callers_that_is_closed_is_told(tmp_path: Path) -> None:
+async def test_closed_aiohttp_session_of_the_caller_raises_connection_failed(
+    tmp_path: Path,
+) -> None:
     async with market_that(serves(b"x")) as market:
         http = aiohttp.ClientSession()
         await http.close()
@@ -1222,13 +1222,13 @@ async def test_a_connection_of_the_callers_that_is_closed_is_told(tmp_path: Path
         "nonsense",
     ],
 )
-async def test_an_address_that_is_none_of_a_file_is_refused(url: str) -> None:
+async def test_download_refuses_an_invalid_url(url: str) -> None:
     async with session_at("http://127.0.0.1:9") as session:
         error = await error_of(session.download(File(name="x", url=url, size=1)))
         assert isinstance(error, InvalidArgumentError)
 
 
-async def test_a_path_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
+async def test_download_to_an_unwritable_path_raises_os_error(tmp_path: Path) -> None:
     async with market_that(serves(b"x")) as market, session_at(market.url) as session:
         file = File(name="x", url=f"{market.url}/f", size=1)
         with pytest.raises(OSError, match="missing"):
@@ -1242,7 +1242,7 @@ async def test_a_path_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> N
 # Any other method
 
 
-async def test_any_other_method_can_be_called() -> None:
+async def test_request_calls_any_other_method() -> None:
     async with (
         market_that(lambda asked: says({"status": "OK", "order": {"id": 55}})) as market,
         session_at(market.url, integration="shop/1.0") as session,
@@ -1269,7 +1269,7 @@ async def test_any_other_method_can_be_called() -> None:
     assert (delete.method, delete.body) == ("DELETE", b"")
 
 
-async def test_any_method_shares_the_places_with_all_others() -> None:
+async def test_request_shares_the_parallel_slots_with_all_operations() -> None:
     async def reply(asked: Asked) -> web.StreamResponse:
         await asyncio.sleep(1)
         if asked.path.endswith("/chat"):
@@ -1296,7 +1296,7 @@ async def test_any_method_shares_the_places_with_all_others() -> None:
             assert market.busiest == 4
 
 
-async def test_a_limit_of_another_method_is_raised_and_holds_up_nothing() -> None:
+async def test_request_raises_a_420_and_does_not_block_other_calls() -> None:
     until = {"Date": "Sat, 31 Jan 2026 10:00:00 GMT"}
     until["X-RateLimit-Resource-Until"] = "Sat, 31 Jan 2026 10:10:00 GMT"
 
@@ -1328,7 +1328,7 @@ async def test_a_limit_of_another_method_is_raised_and_holds_up_nothing() -> Non
         assert len(market.asked) == 4
 
 
-async def test_too_many_at_once_go_out_again_whatever_the_method() -> None:
+async def test_request_is_retried_after_a_parallel_420() -> None:
     def reply(asked: Asked) -> web.StreamResponse:
         if len(market.asked) == 1:
             text = "Hit rate limit of 4 parallel requests for businessId 12345"
@@ -1352,7 +1352,7 @@ async def test_too_many_at_once_go_out_again_whatever_the_method() -> None:
         ("GET", False, False),
     ],
 )
-async def test_what_may_be_done_twice_is_tried_again(
+async def test_repeatable_request_is_retried(
     method: str, repeatable: bool | None, again: bool, fault: str
 ) -> None:
     requests = 0
@@ -1380,7 +1380,7 @@ async def test_what_may_be_done_twice_is_tried_again(
             assert requests == 1
 
 
-async def test_what_surely_was_not_carried_out_is_tried_again_whatever_the_method() -> None:
+async def test_request_that_was_surely_not_carried_out_is_retried() -> None:
     async with Sandbox() as market, session_of(market, retry=Retry(attempts=3)) as session:
         await market.go_down()
         asyncio.get_running_loop().call_later(0.3, lambda: back.append(market.come_back()))
@@ -1420,20 +1420,20 @@ async def test_what_surely_was_not_carried_out_is_tried_again_whatever_the_metho
         {"path": "/v2/x", "max_wait": -1},
     ],
 )
-async def test_a_request_that_makes_no_sense_is_told(arguments: Any) -> None:
+async def test_invalid_request_argument_raises(arguments: Any) -> None:
     async with market_that(lambda asked: says({})) as market, session_at(market.url) as session:
         error = await error_of(session.request(arguments.pop("method", "GET"), **arguments))
         assert isinstance(error, InvalidArgumentError)
         assert market.asked == []
 
 
-async def test_the_largest_body_goes_out() -> None:
+async def test_largest_request_body_is_sent() -> None:
     async with market_that(lambda asked: says({})) as market, session_at(market.url) as session:
         await session.request("POST", "/v2/x", json="x" * 524_286)
         assert len(market.asked[0].body) == 512 * 1024
 
 
-async def test_an_error_in_a_200_is_no_success() -> None:
+async def test_status_error_in_a_200_raises() -> None:
     body = {"status": "ERROR", "errors": [{"code": "BAD_REQUEST", "message": "no such order"}]}
     async with market_that(lambda asked: says(body)) as market, session_at(market.url) as session:
         error = await error_of(session.request("POST", "/v2/x", json={}))
@@ -1472,7 +1472,7 @@ TRACE = "0af7651916cd43dd8448eb211c80319c"
 
 @pytest.mark.parametrize("status", KINDS)
 @pytest.mark.parametrize("operation", CALLS)
-async def test_a_documented_error_arrives_with_its_fields(operation: str, status: int) -> None:
+async def test_documented_error_has_its_fields(operation: str, status: int) -> None:
     def reply(asked: Asked) -> web.Response:
         if operation.startswith("send") and asked.path.endswith("/history"):
             return page("messages", [], None, context={"type": "DIRECT"})
@@ -1512,7 +1512,7 @@ async def test_a_documented_error_arrives_with_its_fields(operation: str, status
 
 @pytest.mark.parametrize("errors", [None, "missing", []])
 @pytest.mark.parametrize("status", ["OK", "ERROR"])
-async def test_an_error_may_say_next_to_nothing(errors: Any, status: str) -> None:
+async def test_error_answer_without_details_is_accepted(errors: Any, status: str) -> None:
     body: dict[str, Any] = {"status": status}
     if errors != "missing":
         body["errors"] = errors
@@ -1527,7 +1527,7 @@ async def test_an_error_may_say_next_to_nothing(errors: Any, status: str) -> Non
 
 
 @pytest.mark.parametrize("operation", [name for name in CALLS if name != "request"])
-async def test_a_420_is_waited_for(operation: str) -> None:
+async def test_reading_call_waits_after_a_420(operation: str) -> None:
     faults = {1: Fault("rate_limit", delay=600.0)}
     async with Sandbox(faults=faults) as market, session_of(market, retry=ONCE) as session:
         for _ in range(3):
@@ -1540,7 +1540,7 @@ async def test_a_420_is_waited_for(operation: str) -> None:
 
 
 @pytest.mark.parametrize("operation", READS)
-async def test_a_read_is_repeated_after_faults(operation: str) -> None:
+async def test_reading_call_is_retried_after_faults(operation: str) -> None:
     faults = {
         1: Fault("reset", when="after"),
         2: Fault("status", status=500),
@@ -1559,7 +1559,7 @@ async def test_a_read_is_repeated_after_faults(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", READS)
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 415, 423])
-async def test_a_refusal_is_not_repeated(operation: str, status: int) -> None:
+async def test_refused_reading_call_is_not_retried(operation: str, status: int) -> None:
     def faults(_: object) -> Fault:
         return Fault("status", status=status)
 
@@ -1577,7 +1577,7 @@ async def test_a_refusal_is_not_repeated(operation: str, status: int) -> None:
         ("locked", LockedError, ["migrat", "hours"]),
     ],
 )
-async def test_a_documented_cause_says_what_the_seller_can_do(
+async def test_error_of_a_documented_cause_says_what_to_do(
     cause: str, kind: type[ApiError], advice: list[str]
 ) -> None:
     async with Sandbox() as market, session_of(market) as session:
@@ -1587,7 +1587,7 @@ async def test_a_documented_cause_says_what_the_seller_can_do(
         assert not [words for words in advice if words not in str(error)]
 
 
-async def test_a_foreign_business_is_forbidden() -> None:
+async def test_business_id_of_another_seller_is_forbidden() -> None:
     async with (
         Sandbox() as market,
         ChatSession(market.api_key, 999, base_url=market.url) as session,
@@ -1598,7 +1598,7 @@ async def test_a_foreign_business_is_forbidden() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 404, 502, 503, 504])
-async def test_a_page_of_html_is_told_in_short(status: int) -> None:
+async def test_html_page_is_shortened_in_the_error(status: int) -> None:
     title = "Are you a robot?"
     body = f"<html>\n\t<title>{title}</title>\x00\x1b[31m{KEY}<p>{'x' * 100_000}</html>"
 
@@ -1625,7 +1625,7 @@ async def test_a_page_of_html_is_told_in_short(status: int) -> None:
 
 
 @pytest.mark.parametrize("start", range(700, 830, 3))
-async def test_no_part_of_the_key_is_left_where_an_excerpt_ends(start: int) -> None:
+async def test_excerpt_cut_inside_the_key_shows_no_part_of_it(start: int) -> None:
     for filling in (" ", "x"):
         body = filling * (start if filling == " " else start - 630) + KEY
 
@@ -1644,7 +1644,7 @@ HEX_KEY = "0123456789abcdef" * 2 + "01234567"
     "traceparent",
     [HEX_KEY, f"00-{HEX_KEY}-01", f"00-{TRACE[:-1]}g-b7ad6b7169203331-01", f"00-{TRACE}", "00--"],
 )
-async def test_a_header_that_is_no_trace_is_not_shown_as_one(traceparent: str) -> None:
+async def test_invalid_trace_header_is_not_shown(traceparent: str) -> None:
     def reply(asked: Asked) -> web.Response:
         return says({"status": "ERROR"}, 400, traceparent=traceparent)
 
@@ -1695,7 +1695,7 @@ async def test_a_broken_answer_that_echoes_the_key_does_not_show_it(
         for call in calls:
             outcome = await outcome_of(call())
             if isinstance(outcome, Path):
-                continue  # an odd reason phrase is no fault
+                continue  # an odd reason phrase is accepted
             assert isinstance(outcome, ChatError)
             seen: BaseException | None = outcome
             while seen is not None:
@@ -1706,7 +1706,7 @@ async def test_a_broken_answer_that_echoes_the_key_does_not_show_it(
     assert key not in caplog.text
 
 
-async def test_what_passes_by_itself_says_when() -> None:
+async def test_temporary_errors_have_retry_after() -> None:
     def reply(asked: Asked) -> web.Response:
         return says({"status": "ERROR", "errors": None}, 503)
 
@@ -1742,7 +1742,7 @@ async def test_a_wrong_key_is_in_no_error(operation: str) -> None:
 
 
 @pytest.mark.parametrize("status", [409, 503])
-async def test_an_earlier_attempt_that_may_have_been_carried_out_is_not_forgotten(
+async def test_error_after_an_unknown_attempt_still_has_sent_none(
     status: int,
 ) -> None:
     requests = 0

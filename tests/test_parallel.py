@@ -1,4 +1,4 @@
-"""That send_many uses all of the parallel places, whatever the server's pace."""
+"""send_many uses all parallel slots, whatever the server's pace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ businesses = count()
 
 
 async def seconds_of(parallel: int, latency: Any, messages: Any) -> tuple[float, list[int]]:
-    """How long the arrivals of 400 messages took, and how many were under way at each."""
+    """Return how long the arrivals of 400 messages took, and the requests in progress at each."""
     limits = {"send_message": PLENTY}
     # A business of its own: two sandboxes of a test may get the same free port.
     business_id = 1000 + next(businesses)
@@ -45,8 +45,8 @@ async def seconds_of(parallel: int, latency: Any, messages: Any) -> tuple[float,
 
 @pytest.mark.parametrize("latency", [0.0, 0.1])
 @pytest.mark.parametrize("parallel", [4, 16])
-async def test_n_at_once_take_an_nth_of_the_time(parallel: int, latency: float) -> None:
-    """With a server that answers at once, passes of the loop are what the virtual clock counts."""
+async def test_n_parallel_requests_take_an_nth_of_the_time(parallel: int, latency: float) -> None:
+    """If the server answers at once, the virtual clock counts loop passes."""
     alone, _ = await seconds_of(1, latency, numbered(400))
     together, _ = await seconds_of(parallel, latency, numbered(400))
     assert together == pytest.approx(alone / parallel, rel=0.15)
@@ -55,13 +55,13 @@ async def test_n_at_once_take_an_nth_of_the_time(parallel: int, latency: float) 
 @pytest.mark.parametrize("source", [numbered, asynchronous])
 @pytest.mark.parametrize("parallel", [2, 4, 16])
 @pytest.mark.parametrize("step", [1e-4, 0.5])
-async def test_each_place_is_taken_again_before_the_next_becomes_free(
+async def test_freed_parallel_slot_is_reused_before_the_next_is_freed(
     step: float, parallel: int, source: Callable[[int], Any]
 ) -> None:
     ends = count(now() + 0.01, step)  # the first when all have left
 
     def latency() -> float:
-        """One answer every `step` seconds, so that no two places become free at once."""
+        """One answer every `step` seconds, so that no two slots become free at the same time."""
         return max(next(ends) - now(), 0.0)
 
     _, under_way = await seconds_of(parallel, latency, source(400))

@@ -1,4 +1,4 @@
-"""The README's programs run, from its own text."""
+"""The programs in README.md run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def texts(market: Sandbox, chat_id: int) -> list[str | None]:
 
 
 @pytest.mark.real_time
-def test_the_first_program_delivers_its_message(
+def test_quickstart_delivers_its_message(
     market: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("Quickstart")
@@ -63,13 +63,13 @@ def test_the_first_program_delivers_its_message(
     assert "arrived, trace id" in capsys.readouterr().out
 
 
-def test_the_first_program_has_under_ten_lines() -> None:
+def test_quickstart_has_under_ten_lines() -> None:
     lines = dict(PROGRAMS)["Quickstart"].splitlines()
     assert len([line for line in lines if line]) < 10
 
 
 @pytest.mark.real_time
-def test_a_chat_about_an_order_is_started(
+def test_program_starts_a_chat_about_an_order(
     market: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("Start a chat about an order")
@@ -81,7 +81,7 @@ def test_a_chat_about_an_order_is_started(
 
 
 @pytest.mark.real_time
-def test_the_chats_that_wait_for_the_shop_are_answered(market: Sandbox) -> None:
+def test_program_answers_the_chats_that_wait_for_the_shop(market: Sandbox) -> None:
     market.buyer_says(1, "Есть красный?")
     market.buyer_says(2, "Где заказ?")
     market.buyer_says(3, "Спасибо")
@@ -97,12 +97,12 @@ def test_the_chats_that_wait_for_the_shop_are_answered(market: Sandbox) -> None:
 
 
 @pytest.mark.real_time
-def test_many_messages_arrive(market: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+def test_program_sends_many_messages(market: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     run("Thousands of messages")
     assert all(texts(market, chat_id) == ["Мы открыты и в праздники"] for chat_id in range(1, 101))
     assert capsys.readouterr().out == ""
 
 
-def test_a_bot_is_tested_without_the_market(capsys: pytest.CaptureFixture[str]) -> None:
+def test_program_tests_a_bot_in_the_sandbox(capsys: pytest.CaptureFixture[str]) -> None:
     run("Test your bot without the Market")
     assert capsys.readouterr().out == "['Где мой заказ?', 'Уже в пути'] 0\n"

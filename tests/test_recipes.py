@@ -31,7 +31,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 RECIPES = DOCS / "recipes"
 
 
-def test_the_page_shows_what_runs_here() -> None:
+def test_recipes_page_shows_the_programs_that_the_tests_run() -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"<!-- recipes/(\w+\.py) -->\n```python\n(.*?)```", page, re.S))
     files = {path.name: path.read_text(encoding="utf-8") for path in RECIPES.glob("*.py")}
@@ -108,7 +108,7 @@ SERVERS = {
 
 @pytest.mark.real_time
 @pytest.mark.parametrize("name", SERVERS)
-async def test_a_web_server_sends_says_when_to_come_back_and_ends_what_is_under_way(
+async def test_web_server_sends_returns_retry_after_and_finishes_on_shutdown(
     name: str, tmp_path: Path
 ) -> None:
     if "uvloop" in SERVERS[name]:
@@ -148,7 +148,7 @@ async def test_a_web_server_sends_says_when_to_come_back_and_ends_what_is_under_
     assert not (tmp_path / "left.json").exists()
 
 
-async def test_a_message_outlives_its_handler_and_is_settled(tmp_path: Path) -> None:
+async def test_web_message_is_settled_after_its_handler_returned(tmp_path: Path) -> None:
     """The answer is lost, and the handler waits for 5 s of the 15 that settling takes."""
     faults = numbered_faults({1: Fault("reset", "after")}, operation="send_message")
     async with Sandbox(faults=faults) as market:
@@ -163,9 +163,7 @@ async def test_a_message_outlives_its_handler_and_is_settled(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_what_a_shutdown_leaves_open_is_ended_by_the_next_start(
-    when: Any, tmp_path: Path
-) -> None:
+async def test_web_server_finishes_open_messages_after_a_restart(when: Any, tmp_path: Path) -> None:
     faults = numbered_faults({2: Fault("reset", when)}, operation="send_message")
     async with Sandbox(faults=faults) as market:
         sender = outgoing.Outgoing(session_of(market), tmp_path / "left.json")
@@ -186,7 +184,7 @@ async def test_what_a_shutdown_leaves_open_is_ended_by_the_next_start(
     assert msgspec.json.decode((tmp_path / "left.json").read_bytes()) == []
 
 
-async def test_a_message_that_nothing_tells_of_stays_for_a_person(
+async def test_web_message_with_an_unclear_outcome_is_left_to_a_person(
     tmp_path: Path,
 ) -> None:
     def faults(request: RequestInfo) -> Fault | None:
@@ -208,7 +206,7 @@ async def test_a_message_that_nothing_tells_of_stays_for_a_person(
         assert market.requests("send_message") == 1
 
 
-async def test_a_message_that_the_market_was_down_for_is_sent_later(tmp_path: Path) -> None:
+async def test_web_message_is_sent_later_if_the_market_is_down(tmp_path: Path) -> None:
     async with Sandbox() as market:
         retry = Retry(give_up_after=30)
         sender = outgoing.Outgoing(session_of(market, retry=retry), tmp_path / "left.json")
@@ -234,7 +232,7 @@ def write_csv(path: Path, messages: list[tuple[int, str]]) -> None:
 
 
 @pytest.mark.real_time
-async def test_a_batch_goes_on_after_sigterm_and_doubles_nothing_after_a_kill(
+async def test_batch_continues_after_sigterm_and_doubles_nothing_after_a_kill(
     tmp_path: Path,
 ) -> None:
     messages = [(1 + i % 10, f"text {i}") for i in range(1, 321)]
@@ -342,7 +340,7 @@ async def test_celery_tasks_share_one_session_and_wait_outside_of_the_worker(
 
 
 def buyers_write(market: Sandbox, random: Random, messages: int) -> list[tuple[float, int, str]]:
-    """When which buyer writes what: often several at once, and while the bot answers."""
+    """The times and texts of the buyers: often several at once, and while the bot answers."""
     times = sorted(random.uniform(0, 600) for _ in range(messages))
     return [(time, random.randrange(1, 6), f"question {i}") for i, time in enumerate(times)]
 
@@ -375,8 +373,8 @@ async def test_a_poll_bot_answers_each_message_of_a_buyer_once(seed: int) -> Non
         assert texts(market, 6) == ["answered by a person", "answer"]
 
 
-async def test_a_message_that_comes_with_the_answer_to_another_is_not_missed() -> None:
-    """The chat waits for the buyer then, says its status, and the message is unanswered."""
+async def test_poll_bot_does_not_miss_a_message_that_arrives_during_its_answer() -> None:
+    """Then the chat's status says that it waits for the buyer, although a message is unanswered."""
     async with Sandbox(latency=1.0) as market, session_of(market) as session:
         market.buyer_says(17, "one")
         stop = asyncio.Event()
@@ -390,7 +388,7 @@ async def test_a_message_that_comes_with_the_answer_to_another_is_not_missed() -
         assert texts(market, 17)[2:] == ["Спасибо за вопрос: one", "Спасибо за вопрос: two"]
 
 
-async def test_a_poll_bot_that_was_killed_and_started_again_answers_nothing_twice() -> None:
+async def test_restarted_poll_bot_answers_nothing_twice() -> None:
     """The Market carries out the answer after the kill."""
     faults = numbered_faults({1: Fault("reset", "later", delay=12.0)}, operation="send_message")
     async with Sandbox(faults=faults) as market:
@@ -455,7 +453,7 @@ class Telegram:
         return web.json_response({"ok": True, "result": result})
 
 
-async def test_a_telegram_bot_relays_and_ends_what_is_under_way(
+async def test_telegram_bot_relays_messages_and_finishes_on_shutdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import aiogram_bot  # takes seconds: not for each worker

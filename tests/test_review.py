@@ -1,4 +1,4 @@
-"""Behaviour that reviewers broke: each of these tests failed before it was mended."""
+"""Bugs that reviewers found: each of these tests failed before its fix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 
 
 class Safe(str):
-    """A text as template engines and arrays have it."""
+    """A subclass of str, as in template engines and arrays."""
 
     __slots__ = ()
 
@@ -35,7 +35,7 @@ class Safe(str):
         return "not what is meant"
 
 
-async def test_texts_of_template_engines_arrive_and_take_no_place_for_ever() -> None:
+async def test_str_subclasses_are_sent_and_release_their_parallel_slots() -> None:
     async with Sandbox() as market, session_of(market) as session:
         for number in range(6):  # more than there are parallel places
             await session.send_message(1, Safe(f"hello {number}"))
@@ -47,7 +47,7 @@ async def test_texts_of_template_engines_arrive_and_take_no_place_for_ever() -> 
         assert texts(market, 2) == ["many"]
 
 
-async def test_a_body_that_cannot_be_made_gives_its_place_back(
+async def test_failure_to_build_a_body_releases_the_parallel_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with Sandbox() as market, session_of(market) as session:
@@ -63,10 +63,10 @@ async def test_a_body_that_cannot_be_made_gives_its_place_back(
         assert session.quota_status("send_message").remaining == 998
 
 
-async def test_a_call_that_waits_anew_makes_nobody_wait_long(
+async def test_retried_call_causes_no_warning_of_a_long_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A call that is retried waits again. The calls after it are not taken for its first wait."""
+    """A retried call waits again. The session does not count this as one long wait."""
     caplog.set_level(logging.WARNING)
     faults = numbered_faults({2: Fault("status", status=503)}, operation="send_message")
     limits = Limits(send_message=Rate(1_000, per=3600), parallel=1)
@@ -95,7 +95,7 @@ def slow(seconds: float) -> object:
     return handle
 
 
-async def test_a_download_has_the_grace_of_its_session(tmp_path: object) -> None:
+async def test_download_gets_the_grace_period(tmp_path: object) -> None:
     async with Sandbox() as market, http_server(slow(8)) as url:  # type: ignore[arg-type]  # of object
         file = File(name="a.txt", url=url, size=11)
         session = session_of(market)
@@ -113,7 +113,7 @@ async def test_a_download_has_the_grace_of_its_session(tmp_path: object) -> None
         assert loading.cancelling() == 0
 
 
-async def test_the_callers_cancellation_of_a_download_is_its_own_while_the_session_closes() -> None:
+async def test_download_cancelled_by_its_caller_stays_cancelled_while_closing() -> None:
     async with Sandbox() as market, http_server(slow(60)) as url:  # type: ignore[arg-type]  # of object
         session = session_of(market, timeout=100)
 
@@ -154,7 +154,7 @@ async def test_the_limit_of_one_method_does_not_slow_the_others() -> None:
         assert now() - began < 4
 
 
-async def test_a_send_many_that_was_cancelled_twice_is_forgotten() -> None:
+async def test_send_many_cancelled_twice_leaves_nothing_behind() -> None:
     async with Sandbox(latency=2) as market, session_of(market) as session:
 
         async def use() -> None:
@@ -171,16 +171,16 @@ async def test_a_send_many_that_was_cancelled_twice_is_forgotten() -> None:
             await asyncio.sleep(10)
         [_] = [o async for o in session.send_many([OutgoingMessage(99, "x")])]
         assert session._engine is not None
-        assert len(session._engine.sending()._batches) == 0
+        assert len(session._engine.sending._batches) == 0
 
 
-async def test_a_wait_that_is_no_float_is_refused() -> None:
+async def test_max_wait_too_large_for_a_float_is_refused() -> None:
     async with Sandbox() as market, session_of(market) as session:
         error = await error_of(session.send_message(1, "x", max_wait=10**400))
         assert type(error) is InvalidArgumentError
 
 
-async def test_settling_says_when_to_try_again() -> None:
+async def test_settle_error_has_retry_after() -> None:
     async with Sandbox() as market:
         pending = Pending(business_id=market.business_id, chat_id=1, text="x", requests=1, seen="")
         limits = Limits(history=Rate(1, per=3600))
@@ -192,7 +192,7 @@ async def test_settling_says_when_to_try_again() -> None:
             assert error.retry_after == pytest.approx(3600, abs=5)
 
 
-async def test_a_file_that_is_gone_is_not_the_keys_fault() -> None:
+async def test_expired_file_link_is_not_reported_as_a_wrong_key() -> None:
     async def gone(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(status=403)
 

@@ -35,7 +35,7 @@ async def test_a_message_is_answered_stored_and_in_the_history() -> None:
         }
 
 
-async def test_messages_of_all_sides_stand_in_one_order() -> None:
+async def test_messages_of_all_senders_are_in_one_order() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         market.buyer_says(7, "Where is it?")
         await seller.send(7, "On its way")
@@ -79,7 +79,7 @@ async def test_latency_can_be_a_function() -> None:
         assert {m.stored_at - start < 2 for m in market.messages(2)} == {True}
 
 
-async def test_a_request_is_cut_off_after_ten_seconds_and_not_carried_out() -> None:
+async def test_request_is_cut_off_after_ten_seconds_and_not_carried_out() -> None:
     loop = asyncio.get_running_loop()
     async with Sandbox(latency=12.0) as market, seller_of(market) as seller:
         start = loop.time()
@@ -89,7 +89,7 @@ async def test_a_request_is_cut_off_after_ten_seconds_and_not_carried_out() -> N
         assert market.messages(7) == []
 
 
-async def test_a_message_of_a_client_that_has_gone_is_stored_all_the_same() -> None:
+async def test_message_is_stored_although_its_client_disconnected() -> None:
     async with Sandbox(latency=2.0, parallel=1) as market, seller_of(market) as seller:
         sending = asyncio.create_task(seller.send(7, "hi"))
         await asyncio.sleep(0.5)
@@ -102,7 +102,7 @@ async def test_a_message_of_a_client_that_has_gone_is_stored_all_the_same() -> N
 
 
 @pytest.mark.parametrize(("strip", "stored"), [(True, "a  b"), (False, " \n a  b\t ")])
-async def test_outer_spaces_may_get_lost(strip: bool, stored: str) -> None:
+async def test_sandbox_can_strip_outer_spaces(strip: bool, stored: str) -> None:
     async with Sandbox(strip_spaces=strip) as market, seller_of(market) as seller:
         await seller.send(7, " \n a  b\t ")
         assert market.messages(7)[0].text == stored
@@ -153,7 +153,7 @@ async def test_a_page_has_fifty_messages_unless_told_otherwise() -> None:
     ],
 )
 @pytest.mark.parametrize("limit", [1, 2, 100])
-async def test_what_the_documentation_leaves_open_can_be_set(
+async def test_undocumented_behaviour_can_be_configured(
     order: Any, includes: bool, expected: list[str], limit: int
 ) -> None:
     async with (
@@ -174,7 +174,7 @@ async def test_what_the_documentation_leaves_open_can_be_set(
         assert texts == expected
 
 
-async def test_the_history_may_lag_behind() -> None:
+async def test_history_can_lag_behind() -> None:
     async with Sandbox(history_delay=5.0) as market, seller_of(market) as seller:
         message = market.buyer_says(7, "hello")
         path = f"/chats/message?chatId=7&messageId={message.message_id}"
@@ -233,7 +233,9 @@ async def test_another_business_is_refused() -> None:
         ("PRICING", False, False),
     ],
 )
-async def test_scopes(scope: Any, may_read: bool, may_write: bool) -> None:
+async def test_scopes_of_the_key_limit_reading_and_writing(
+    scope: Any, may_read: bool, may_write: bool
+) -> None:
     async with Sandbox(scopes=[scope]) as market, seller_of(market) as seller:
         writing = await seller.send(7, "hi")
         reading = await seller.call("GET", "/chat?chatId=7")
@@ -247,7 +249,7 @@ async def test_scopes(scope: Any, may_read: bool, may_write: bool) -> None:
         assert token == {"name": "Sandbox", "authScopes": [scope]}
 
 
-async def test_an_inactive_business_and_one_in_migration() -> None:
+async def test_inactive_and_migrating_business_are_refused() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         market.locked = True
         assert (await seller.send(7, "hi")).error == (423, "Business is in migration")
@@ -271,7 +273,7 @@ async def test_an_inactive_business_and_one_in_migration() -> None:
         ("POST", "/v2/campaigns", 405),
     ],
 )
-async def test_paths_and_methods(method: str, path: str, status: int) -> None:
+async def test_unknown_paths_and_methods_are_refused(method: str, path: str, status: int) -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         answer = await seller.call(method, path)
         assert answer.error[0] == status
@@ -285,7 +287,7 @@ async def test_ids_are_int64_of_at_least_one(chat_id: str) -> None:
         assert market.messages_stored == 0
 
 
-async def test_the_largest_id_is_one() -> None:
+async def test_largest_int64_is_a_valid_id() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         assert (await seller.send(2**63 - 1, "hi")).status == 200
         assert market.messages(2**63 - 1)[0].text == "hi"
@@ -351,7 +353,7 @@ async def test_a_body_has_at_most_512_kilobytes() -> None:
         assert market.messages_stored == 0
 
 
-async def test_only_given_chats_exist_where_some_are_given() -> None:
+async def test_only_listed_chats_exist_if_chats_is_set() -> None:
     async with Sandbox(chats=[7]) as market, seller_of(market) as seller:
         assert (await seller.send(7, "hi")).status == 200
         assert (await seller.send(8, "hi")).error == (404, "Can't find chat by id: 8")
@@ -411,7 +413,7 @@ async def test_an_idle_connection_is_closed_after_a_set_time() -> None:
 # Records: what the sandbox keeps about requests and messages
 
 
-async def test_the_books_tell_who_came_when_and_what_was_answered() -> None:
+async def test_arrivals_record_each_request_with_time_and_status() -> None:
     loop = asyncio.get_running_loop()
     async with Sandbox(latency=1.0) as market, seller_of(market) as seller:
         start = loop.time()
@@ -437,7 +439,7 @@ async def test_the_books_tell_who_came_when_and_what_was_answered() -> None:
         assert market.requests("history") == 0
 
 
-async def test_without_books_only_numbers_are_kept() -> None:
+async def test_keep_books_false_keeps_only_counters() -> None:
     async with Sandbox(keep_books=False) as market, seller_of(market) as seller:
         for number in range(10):
             await seller.send(7, str(number))
@@ -453,7 +455,7 @@ async def test_without_books_only_numbers_are_kept() -> None:
 # Start and stop
 
 
-async def test_nothing_is_left_behind_though_requests_are_in_progress() -> None:
+async def test_stopping_leaves_nothing_behind_while_requests_are_in_progress() -> None:
     async with Sandbox(latency=9.0) as market, seller_of(market) as seller:
         port = market.port
         await seller.call("GET", "/v2/campaigns", headers={"Api-Key": "x"})
@@ -474,7 +476,7 @@ async def test_nothing_is_left_behind_though_requests_are_in_progress() -> None:
     assert market.messages_stored == 0
 
 
-async def test_it_goes_down_and_comes_back_with_all_it_knew() -> None:
+async def test_sandbox_keeps_its_state_after_go_down_and_come_back() -> None:
     async with Sandbox(latency=1.0) as market, seller_of(market) as seller:
         await seller.send(7, "before")
         url = market.url
@@ -492,7 +494,7 @@ async def test_it_goes_down_and_comes_back_with_all_it_knew() -> None:
         assert await seller.texts(7) == ["before", "during", "after"]
 
 
-async def test_a_sandbox_that_does_not_run_says_so() -> None:
+async def test_stopped_sandbox_raises_a_clear_error() -> None:
     market = Sandbox()
     with pytest.raises(RuntimeError, match="not running"):
         _ = market.url
@@ -502,7 +504,7 @@ async def test_a_sandbox_that_does_not_run_says_so() -> None:
         market.buyer_says(7, "hi")
 
 
-async def test_books_and_messages_can_be_read_when_it_has_ended() -> None:
+async def test_arrivals_and_messages_can_be_read_after_the_end() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         await seller.send(7, "hi")
     assert [message.text for message in market.messages(7)] == ["hi"]
@@ -548,14 +550,14 @@ def test_wrong_keywords_are_refused_by_name(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.real_time
 @pytest.mark.every_loop
-async def test_it_works_on_an_ordinary_loop_too() -> None:
+async def test_sandbox_works_on_an_ordinary_event_loop() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         assert (await seller.send(7, "hi")).status == 200
         date = parsedate_to_datetime((await seller.send(7, "ho")).headers["Date"])
         assert abs(date - datetime.now(UTC)) < timedelta(seconds=5)
 
 
-def test_importing_it_imports_no_command_line() -> None:
+def test_sandbox_import_does_not_import_the_cli() -> None:
     code = (
         "import sys, yamarket_chat.sandbox;"
         "sys.exit(bool({'typer', 'rich', 'click'} & set(sys.modules)))"

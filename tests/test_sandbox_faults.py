@@ -45,7 +45,7 @@ async def attempt(seller: Seller) -> Answer | BaseException:
 
 
 @BEFORE_AND_AFTER
-async def test_a_reset(when: Any) -> None:
+async def test_reset_fault_closes_the_connection(when: Any) -> None:
     async with failing(Fault("reset", when=when)) as market, seller_of(market) as seller:
         with pytest.raises(aiohttp.ClientOSError, match="Connection reset by peer"):
             await seller.send(7, "hi")
@@ -55,7 +55,7 @@ async def test_a_reset(when: Any) -> None:
 
 
 @BEFORE_AND_AFTER
-async def test_no_answer_holds_the_place_until_the_cut_off(when: Any) -> None:
+async def test_no_answer_fault_holds_the_parallel_slot_until_the_cut_off(when: Any) -> None:
     async with (
         failing(Fault("no_answer", when=when), parallel=1) as market,
         seller_of(market) as seller,
@@ -74,7 +74,7 @@ async def test_no_answer_holds_the_place_until_the_cut_off(when: Any) -> None:
         assert not [t for t in asyncio.all_tasks() if "_handle_request" in repr(t)]
 
 
-async def test_a_client_that_gives_up_frees_no_place_early() -> None:
+async def test_client_that_gives_up_does_not_free_the_parallel_slot() -> None:
     async with failing(Fault("no_answer"), parallel=1) as market, seller_of(market) as seller:
         silent = asyncio.create_task(attempt(seller))
         await asyncio.sleep(2)
@@ -88,7 +88,7 @@ async def test_a_client_that_gives_up_frees_no_place_early() -> None:
 @BEFORE_AND_AFTER
 @pytest.mark.parametrize("html", [False, True])
 @pytest.mark.parametrize("status", [200, 404, 500, 502, 503, 504])
-async def test_an_answer_of_any_status(when: Any, html: bool, status: int) -> None:
+async def test_status_fault_answers_any_status(when: Any, html: bool, status: int) -> None:
     fault = Fault("status", when=when, status=status, html=html)
     async with failing(fault) as market, seller_of(market) as seller:
         answer = await seller.send(7, "hi")
@@ -106,7 +106,7 @@ async def test_an_answer_of_any_status(when: Any, html: bool, status: int) -> No
 
 
 @BEFORE_AND_AFTER
-async def test_a_redirect(when: Any) -> None:
+async def test_status_fault_can_redirect(when: Any) -> None:
     fault = Fault("status", when=when, status=302)
     async with failing(fault) as market, seller_of(market) as seller:
         answer = await seller.send(7, "hi")
@@ -115,7 +115,7 @@ async def test_a_redirect(when: Any) -> None:
 
 
 @BEFORE_AND_AFTER
-async def test_half_a_body(when: Any) -> None:
+async def test_half_body_fault_breaks_off_the_body(when: Any) -> None:
     async with failing(Fault("half_body", when=when)) as market, seller_of(market) as seller:
         with pytest.raises(aiohttp.ClientPayloadError):
             await seller.send(7, "hi")
@@ -140,7 +140,7 @@ async def test_a_message_is_stored_long_after_its_connection_broke(delay: float)
         assert (await seller.send(7, "next")).status == 200
 
 
-async def test_no_place_is_held_beyond_the_cut_off() -> None:
+async def test_parallel_slot_is_free_after_the_cut_off() -> None:
     fault = Fault("reset", when="later", delay=30)
     async with failing(fault, parallel=1) as market, seller_of(market) as seller:
         await attempt(seller)
@@ -152,7 +152,7 @@ async def test_no_place_is_held_beyond_the_cut_off() -> None:
         assert stored(market) == ["hi"]
 
 
-async def test_what_was_to_be_carried_out_later_ends_with_the_sandbox() -> None:
+async def test_later_fault_is_not_carried_out_after_the_sandbox_ended() -> None:
     fault = Fault("status", status=502, when="later", delay=5)
     async with failing(fault) as market, seller_of(market) as seller:
         assert (await seller.send(7, "hi")).status == 502
@@ -160,7 +160,7 @@ async def test_what_was_to_be_carried_out_later_ends_with_the_sandbox() -> None:
     assert stored(market) == []
 
 
-async def test_a_slow_answer() -> None:
+async def test_slow_fault_delays_the_answer() -> None:
     loop = asyncio.get_running_loop()
     async with failing(Fault("slow", delay=5)) as market, seller_of(market) as seller:
         start = loop.time()
@@ -169,13 +169,13 @@ async def test_a_slow_answer() -> None:
         assert stored(market) == ["hi"]
 
 
-async def test_too_slow_an_answer_is_cut_off() -> None:
+async def test_slow_fault_beyond_the_cut_off_is_cut_off() -> None:
     async with failing(Fault("slow", delay=9.6)) as market, seller_of(market) as seller:
         assert (await seller.send(7, "hi")).status == 504
         assert stored(market) == []
 
 
-async def test_a_420_that_was_not_earned() -> None:
+async def test_rate_limit_and_parallel_limit_faults_answer_420() -> None:
     faults = {1: Fault("rate_limit", delay=30), 2: Fault("parallel_limit")}
     async with Sandbox(faults=faults) as market, seller_of(market) as seller:
         rate, parallel = await seller.send(7, "hi"), await seller.send(7, "hi")
@@ -200,7 +200,7 @@ async def test_a_file_fails_like_a_message() -> None:
 # Which requests fail
 
 
-async def test_requests_are_numbered_as_they_are_let_in() -> None:
+async def test_faults_number_only_admitted_requests() -> None:
     seen: list[RequestInfo] = []
 
     def plan(request: RequestInfo) -> None:
@@ -230,7 +230,7 @@ async def test_faults_by_the_number_within_an_operation() -> None:
         assert statuses == [200, 500, 200]
 
 
-async def test_faults_can_be_set_while_it_runs() -> None:
+async def test_faults_can_be_set_while_the_sandbox_runs() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         await seller.send(7, "hi")
         market.faults = lambda _: Fault("status", status=503)
@@ -258,7 +258,7 @@ async def test_random_faults_may_spare_operations() -> None:
             await seller.send(7, "hi")
 
 
-async def test_a_storm_of_all_faults_leaves_an_orderly_sandbox() -> None:
+async def test_sandbox_state_is_consistent_after_many_random_faults() -> None:
     plan = random_faults(0.7, seed=3)
     chosen: Counter[Fault | None] = Counter()
 
@@ -299,12 +299,12 @@ async def test_a_storm_of_all_faults_leaves_an_orderly_sandbox() -> None:
         {"kind": "parallel_limit", "when": "later"},
     ],
 )
-def test_faults_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_faults_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError):
         Fault(**wrong)
 
 
-def test_random_faults_are_checked() -> None:
+def test_invalid_random_faults_are_refused() -> None:
     for probability in (-0.1, 1.1, float("nan")):
         with pytest.raises(InvalidArgumentError):
             random_faults(probability, seed=1)
@@ -312,7 +312,7 @@ def test_random_faults_are_checked() -> None:
         random_faults(0.5, seed=1, kinds=[])
 
 
-def test_faults_of_an_operation_that_there_is_not_are_refused() -> None:
+def test_faults_of_an_unknown_operation_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="send_message"):
         numbered_faults({1: Fault("reset")}, operation="sendMessage")
     with pytest.raises(InvalidArgumentError, match="send_message"):
@@ -320,7 +320,7 @@ def test_faults_of_an_operation_that_there_is_not_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("chat_id", "text"), [("5", "hi"), (0, "hi"), (5, ""), (5, 17)])
-async def test_what_no_buyer_can_say_is_refused(chat_id: Any, text: Any) -> None:
+async def test_invalid_texts_of_a_buyer_are_refused(chat_id: Any, text: Any) -> None:
     async with Sandbox() as market:
         with pytest.raises(InvalidArgumentError):
             market.buyer_says(chat_id, text)

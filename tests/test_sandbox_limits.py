@@ -42,7 +42,7 @@ def three_per_minute(**keywords: Any) -> Sandbox:
 # Parallel requests
 
 
-async def test_more_than_four_at_once_are_refused() -> None:
+async def test_more_than_four_parallel_requests_are_refused() -> None:
     async with Sandbox(latency=1.0) as market, seller_of(market) as seller:
         answers = await asyncio.gather(
             *(seller.send(chat_id, "hi") for chat_id in range(1, 5)),
@@ -56,7 +56,7 @@ async def test_more_than_four_at_once_are_refused() -> None:
         assert (market.refused, market.busiest) == (1, 5)
 
 
-async def test_a_place_is_free_again_when_the_answer_is_there() -> None:
+async def test_parallel_slot_is_free_after_the_answer() -> None:
     async with Sandbox(latency=0.5, parallel=2) as market, seller_of(market) as seller:
 
         async def one_after_the_other(chat_id: int) -> None:
@@ -67,7 +67,7 @@ async def test_a_place_is_free_again_when_the_answer_is_there() -> None:
         assert (market.refused, market.busiest) == (0, 2)
 
 
-async def test_the_number_of_places_can_be_set_while_it_runs() -> None:
+async def test_parallel_limit_can_be_changed_while_the_sandbox_runs() -> None:
     async with Sandbox(latency=1.0) as market, seller_of(market) as seller:
         market.parallel = 1
         answers = await asyncio.gather(seller.send(1, "hi"), seller.send(2, "hi"))
@@ -75,7 +75,7 @@ async def test_the_number_of_places_can_be_set_while_it_runs() -> None:
         assert texts == ["Hit rate limit of 1 parallel requests for businessId 12345"]
 
 
-async def test_others_may_hold_places() -> None:
+async def test_other_programs_can_hold_parallel_slots() -> None:
     async with Sandbox(latency=1.0) as market, seller_of(market) as seller:
         with market.other_programs_hold(3):
             first = asyncio.create_task(seller.send(1, "hi"))
@@ -87,7 +87,7 @@ async def test_others_may_hold_places() -> None:
         assert market.busiest == 4, "only our own requests are in the books"
 
 
-async def test_a_refusal_for_too_many_at_once_counts_like_every_4xx() -> None:
+async def test_parallel_420_counts_like_every_4xx() -> None:
     async with three_per_minute(latency=1.0, parallel=1) as market, seller_of(market) as seller:
         await asyncio.gather(seller.send(1, "hi"), seller.send(2, "hi"))
         assert limit_of(await seller.send(1, "hi")) == (3, 0)
@@ -96,7 +96,7 @@ async def test_a_refusal_for_too_many_at_once_counts_like_every_4xx() -> None:
 # Requests per window
 
 
-async def test_the_documented_limits_are_told_by_every_operation() -> None:
+async def test_every_operation_sends_its_documented_limit() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         message = market.buyer_says(7, "hi")
         answers = {
@@ -139,7 +139,7 @@ async def test_a_full_window_refuses_until_its_oldest_request_leaves_it() -> Non
         assert [message.text for message in market.messages(7)] == ["hi"] * 4
 
 
-async def test_knocking_at_a_full_window_does_not_keep_it_full() -> None:
+async def test_refused_requests_do_not_keep_the_window_full() -> None:
     async with three_per_minute() as market, seller_of(market) as seller:
         await send_many(seller, 3)
         for _ in range(59):
@@ -149,7 +149,7 @@ async def test_knocking_at_a_full_window_does_not_keep_it_full() -> None:
         assert await send_many(seller, 3) == [200] * 3
 
 
-async def test_a_fixed_window_begins_anew_at_its_end() -> None:
+async def test_fixed_window_starts_again_at_its_end() -> None:
     async with (
         three_per_minute(window="fixed", window_phase=45) as market,
         seller_of(market) as seller,
@@ -164,7 +164,7 @@ async def test_a_fixed_window_begins_anew_at_its_end() -> None:
         assert 59 <= seconds_until(await seller.send(7, "hi")) <= 61
 
 
-async def test_answers_of_4xx_use_up_the_limit_but_not_those_to_strangers() -> None:
+async def test_4xx_answers_count_except_for_unknown_keys() -> None:
     async with three_per_minute() as market, seller_of(market) as seller:
         for stranger in (
             await seller.send(7, "hi", headers={"Api-Key": "ACMA:other"}),
@@ -205,7 +205,7 @@ async def test_other_programs_use_up_what_is_left() -> None:
             market.other_programs_use("sendMessageToChat", 1)
 
 
-async def test_a_limit_can_be_changed_while_it_runs() -> None:
+async def test_rate_limit_can_be_changed_while_the_sandbox_runs() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         await send_many(seller, 5)
         market.set_limit("send_message", Rate(3, 3600))
@@ -234,7 +234,7 @@ async def test_the_headers_can_be_left_out() -> None:
         (0.5, "0.5 seconds"),
     ],
 )
-async def test_the_text_of_a_refusal_names_the_period(per: float, period: str) -> None:
+async def test_text_of_a_420_names_the_period(per: float, period: str) -> None:
     async with (
         Sandbox(limits={"send_message": Rate(1, per)}) as market,
         seller_of(market) as seller,
@@ -245,7 +245,7 @@ async def test_the_text_of_a_refusal_names_the_period(per: float, period: str) -
         )
 
 
-async def test_the_busiest_window_is_found_in_the_books() -> None:
+async def test_busiest_window_returns_the_largest_count() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         for pause in (0, 5, 4, 2, 20):
             await asyncio.sleep(pause)
@@ -272,16 +272,14 @@ def let_in(window: RollingWindow | FixedWindow, pauses: list[float]) -> list[flo
 
 
 @given(rates, knocks)
-def test_a_rolling_window_lets_in_as_many_as_allowed_in_any_time(
-    rate: Rate, pauses: list[float]
-) -> None:
+def test_rolling_window_admits_the_limit_in_any_period(rate: Rate, pauses: list[float]) -> None:
     taken = let_in(RollingWindow(rate), pauses)
     for later in range(rate.requests, len(taken)):
         assert taken[later - rate.requests] + rate.per <= taken[later]
 
 
 @given(rates, knocks)
-def test_whoever_waits_until_is_let_in(rate: Rate, pauses: list[float]) -> None:
+def test_request_at_until_is_admitted(rate: Rate, pauses: list[float]) -> None:
     for window in (RollingWindow(rate), FixedWindow(rate, start=7.0)):
         let_in(window, pauses)
         now = 100.0 + sum(pauses)
@@ -293,7 +291,7 @@ def test_whoever_waits_until_is_let_in(rate: Rate, pauses: list[float]) -> None:
 
 
 @given(rates, knocks)
-def test_a_fixed_window_lets_in_as_many_as_allowed_in_each(rate: Rate, pauses: list[float]) -> None:
+def test_fixed_window_admits_the_limit_in_each_period(rate: Rate, pauses: list[float]) -> None:
     counts: Mapping[float, int] = {}
     window = FixedWindow(rate, start=7.0)
     now = 100.0

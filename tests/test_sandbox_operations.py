@@ -30,7 +30,7 @@ async def chat(seller: Seller, chat_id: int) -> Any:
 # Chats
 
 
-async def test_a_created_chat_is_there_and_listed() -> None:
+async def test_created_chat_can_be_read_and_listed() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         chat_id = await create(seller, "ORDER", 55)
         row = await chat(seller, chat_id)
@@ -44,7 +44,7 @@ async def test_a_created_chat_is_there_and_listed() -> None:
         assert market.chat_ids == [chat_id]
 
 
-async def test_creating_a_chat_again_answers_the_one_that_exists() -> None:
+async def test_creating_a_chat_again_returns_the_existing_one() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         order = await create(seller, "ORDER", 55)
         return_ = await create(seller, "RETURN", 55)
@@ -79,7 +79,7 @@ async def test_a_chat_needs_an_order_or_a_return(body: Any) -> None:
         assert market.chat_ids == []
 
 
-async def test_a_chat_that_was_first_named_by_its_id_was_started_by_the_buyer() -> None:
+async def test_chat_first_used_by_its_id_counts_as_started_by_the_buyer() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         row = await chat(seller, 7)
         assert row["context"]["type"] == "DIRECT"
@@ -87,7 +87,7 @@ async def test_a_chat_that_was_first_named_by_its_id_was_started_by_the_buyer() 
         assert market.chat_ids == [7]
 
 
-async def test_the_status_follows_who_spoke_last() -> None:
+async def test_chat_status_follows_the_last_sender() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
 
         async def status() -> str:
@@ -196,7 +196,7 @@ async def test_a_page_token_belongs_to_its_chat() -> None:
         assert (await seller.call("POST", path, json={})).error == (400, "Invalid page token")
 
 
-async def test_a_chat_is_made_only_once() -> None:
+async def test_chat_is_created_only_once() -> None:
     async with Sandbox() as market:
         market.add_chat(7, order_id=55)
         with pytest.raises(InvalidArgumentError, match="chat 7 exists"):
@@ -209,7 +209,7 @@ async def test_a_chat_is_made_only_once() -> None:
 # Messages and files
 
 
-async def test_one_message_is_found_in_its_chat_only() -> None:
+async def test_get_message_finds_a_message_only_in_its_chat() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         message = market.buyer_says(7, "hi")
 
@@ -225,7 +225,7 @@ async def test_one_message_is_found_in_its_chat_only() -> None:
 
 
 @pytest.mark.parametrize("name", ["label.pdf", "Этикетка №1.pdf", 'a"b.png'])
-async def test_a_file_can_be_fetched_back(name: str) -> None:
+async def test_uploaded_file_can_be_downloaded(name: str) -> None:
     content = bytes(range(256)) * 100
     async with Sandbox() as market, seller_of(market) as seller:
         assert (await seller.send_file(7, content, name)).json == {"status": "OK"}
@@ -261,7 +261,7 @@ async def test_a_file_has_at_most_five_megabytes() -> None:
         assert [message.payload[0].size for message in market.messages(7)] == [most]
 
 
-async def test_what_is_no_file_is_refused() -> None:
+async def test_invalid_file_uploads_are_refused() -> None:
     async with Sandbox() as market, seller_of(market) as seller:
         path = "/chats/file/send?chatId=7"
         assert (await seller.call("POST", path, json={})).error[0] == 415
@@ -278,7 +278,7 @@ async def test_what_is_no_file_is_refused() -> None:
 # Campaigns
 
 
-async def test_campaigns_by_page_token_and_by_page_number() -> None:
+async def test_campaigns_are_listed_by_page_token_and_by_page_number() -> None:
     async with Sandbox(campaigns=5) as market, seller_of(market) as seller:
         every = (await seller.call("GET", "/v2/campaigns")).json["campaigns"]
         assert len({row["id"] for row in every}) == 5
@@ -307,7 +307,7 @@ async def test_campaigns_by_page_token_and_by_page_number() -> None:
             assert (await seller.call("GET", f"/v2/campaigns?{query}")).error[0] == 400
 
 
-async def test_a_seller_without_shops() -> None:
+async def test_seller_without_shops_gets_an_empty_list() -> None:
     async with Sandbox(campaigns=0) as market, seller_of(market) as seller:
         page = (await seller.call("GET", "/v2/campaigns")).json
         assert (page["campaigns"], page["pager"]["total"]) == ([], 0)

@@ -1,11 +1,10 @@
-"""Schemathesis, driven by the description of the Market's API, looks for faults of the sandbox.
+"""Schemathesis looks for faults of the sandbox, based on the description of the Market's API.
 
-It runs as a program of its own, with a fixed budget and seed, against a sandbox on the real clock:
-what the description allows and what it forbids, in every field, and requests that follow from the
-answers to others. It asks that no answer be a 5xx or be another than the description documents,
-and that what the description forbids be refused.
+It runs as a separate program, with a fixed budget and seed, against a sandbox on the real clock. It
+sends allowed and forbidden values in every field, and requests built from earlier answers. It
+checks that no answer is a 5xx or undocumented, and that forbidden requests are refused.
 
-What a run learns about its seed is in its own folder: nothing is left in the repository.
+Each run keeps its database in a folder of its own, so nothing is left in the repository.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ pytestmark = [pytest.mark.real_time, pytest.mark.timeout(60 + 4 * EXAMPLES)]
 
 @pytest.fixture
 async def market() -> AsyncIterator[Sandbox]:
-    """A sandbox whose limits let all of it through."""
+    """A sandbox whose limits admit all requests."""
     limits = dict.fromkeys(OPERATIONS, Rate(1_000_000, per=3600))
     async with Sandbox(limits=limits, parallel=100, campaigns=3) as market:
         market.add_chat(17, order_id=55)
@@ -46,7 +45,7 @@ async def market() -> AsyncIterator[Sandbox]:
 async def look_for_faults(
     market: Sandbox, folder: Path, *options: str, examples: int = EXAMPLES
 ) -> tuple[int, str]:
-    """Run Schemathesis; its exit status, 0 where it found nothing, and what it said."""
+    """Run Schemathesis. Return its exit status (0 if it found nothing) and its output."""
     description = market_api.ours()
     # A chat and a message that are there, to begin with.
     parameters = description["components"]["parameters"]
@@ -74,7 +73,7 @@ async def look_for_faults(
     return process.returncode, output.decode()
 
 
-async def test_nothing_is_found(market: Sandbox, tmp_path: Path) -> None:
+async def test_schemathesis_finds_no_fault_in_the_sandbox(market: Sandbox, tmp_path: Path) -> None:
     status, output = await look_for_faults(market, tmp_path)
     assert status == 0, output
     assert " passed" in output
@@ -90,7 +89,7 @@ async def test_nothing_is_found(market: Sandbox, tmp_path: Path) -> None:
     assert len(market.arrivals) > 300
 
 
-async def test_faults_would_be_found(
+async def test_schemathesis_finds_injected_faults(
     market: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = {

@@ -1,4 +1,4 @@
-"""An unknown outcome is looked up: what the history proves, and what it cannot."""
+"""Settling an unknown outcome: what the history proves, and what it cannot prove."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests import virtual
-from tests.helpers import KEY, error_of, http_server, now, session_of, texts
+from tests.helpers import HOUR, KEY, error_of, http_server, now, session_of, texts
 from yamarket_chat import (
     ChatError,
     ChatSession,
@@ -100,7 +100,7 @@ def rows_of(stored: list[Row], *, whole_seconds: bool = True) -> list[Message]:
 
 
 class Sent(NamedTuple):
-    """What was sent to a chat one after the other; the last is the one that is looked up."""
+    """The messages sent to a chat, one by one. The last one is the message to find."""
 
     items: list[Stored]
     stored: list[Row]
@@ -110,7 +110,7 @@ class Sent(NamedTuple):
 
 @st.composite
 def what_was_sent(draw: st.DrawFn, words: str = "ab", *, tight: bool = False) -> Sent:
-    """Attempts within what the scheduler allows, on a Market's clock that is known to a second."""
+    """Attempts that the scheduler allows, on a Market's clock that is known to a second."""
     error = draw(st.floats(0.0, 0.999))  # how far the clock is from its lower bound
     width = draw(st.floats(1.0, 1.2 if tight else 4.0))
     at = T + draw(st.floats(0.0, 1.0))
@@ -155,7 +155,7 @@ def what_was_sent(draw: st.DrawFn, words: str = "ab", *, tight: bool = False) ->
     whole_seconds=st.booleans(),
     data=st.data(),
 )
-def test_what_is_told_is_never_wrong(
+def test_find_is_never_wrong(
     sent: Sent,
     old: list[tuple[float, str]],
     others: list[tuple[float, str, Sender]],
@@ -178,7 +178,7 @@ def test_what_is_told_is_never_wrong(
 
 @settings(derandomize=True, max_examples=200, deadline=None)
 @given(sent=what_was_sent("abcdefghij", tight=True), data=st.data())
-def test_texts_that_differ_can_always_be_told(sent: Sent, data: st.DataObject) -> None:
+def test_find_is_clear_for_different_texts(sent: Sent, data: st.DataObject) -> None:
     contents = [item.content for item in sent.items]
     assume(len(set(contents)) == len(contents))
     rows = data.draw(st.permutations(rows_of(sent.stored)))
@@ -193,7 +193,7 @@ def test_texts_that_differ_can_always_be_told(sent: Sent, data: st.DataObject) -
     pause=st.floats(2.5, 5.0) | st.floats(35.0, 60.0),
     fraction=st.floats(0.0, 0.999),
 )
-def test_equal_texts_with_seconds_between_them_can_always_be_told(
+def test_find_is_clear_for_equal_texts_seconds_apart(
     number: int, arrived: bool, pause: float, fraction: float
 ) -> None:
     start = T + fraction
@@ -207,7 +207,7 @@ def test_equal_texts_with_seconds_between_them_can_always_be_told(
 
 
 @pytest.mark.parametrize("at", [-1.0, 0.0, 0.4, 3.0, 15.9, 17.0, 3600.0])
-def test_a_row_of_the_shop_that_nobody_here_sent_is_not_explained_away(at: float) -> None:
+def test_unexplained_shop_row_makes_the_outcome_unclear(at: float) -> None:
     wanted = Stored(content_of_text("hi"), T + 0.5, T + 16.0)
     for stored in ([], [Row(T + 1, "hi")]):
         found = find(rows_of([*stored, Row(T + at, "by hand")]), wanted, [])
@@ -220,15 +220,13 @@ def test_a_row_of_the_shop_that_nobody_here_sent_is_not_explained_away(at: float
     ("at", "found"),
     [(-31.5, Found.NO), (-0.6, Found.UNCLEAR), (0.0, Found.YES), (15.9, Found.YES)],
 )
-def test_a_row_counts_from_the_second_of_the_attempt_to_the_cut_off(
-    at: float, found: Found
-) -> None:
+def test_row_matches_from_the_start_of_the_attempt_to_the_cut_off(at: float, found: Found) -> None:
     wanted = Stored(content_of_text("hi"), T + 0.5, T + 16.0)
     assert find(rows_of([Row(T + at, "hi")]), wanted, []) is found
 
 
-def test_a_run_of_equal_texts_is_told_in_little_time() -> None:
-    """The loop stands still meanwhile."""
+def test_find_is_fast_for_many_equal_texts() -> None:
+    """`find` blocks the event loop, so it must be fast."""
     calls = 0
 
     class Counted(str):
@@ -250,11 +248,11 @@ def test_a_run_of_equal_texts_is_told_in_little_time() -> None:
 
 
 @pytest.mark.parametrize("space", [" ", "\n", "\t", "\r\n", "\u00a0", "\u2003", "\x00", "\x1f"])
-def test_outer_spaces_say_nothing(space: str) -> None:
+def test_outer_spaces_are_ignored_when_texts_are_compared(space: str) -> None:
     assert content_of_text(f"{space}a{space}b{space}") == Content(text=f"a{space}b")
 
 
-def test_a_file_is_told_by_name_and_size_and_is_no_text() -> None:
+def test_file_is_compared_by_name_and_size_and_differs_from_a_text() -> None:
     file = File(name="label.pdf", url="https://files.example/1", size=5)
     row = Message(message_id=1, created_at=datetime.now(UTC), sender=Sender.PARTNER)
     [as_file, with_text, two, empty] = [
@@ -386,7 +384,7 @@ def test_each_message_arrives_once_and_in_order(
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.74, 0.76, 0.99])
 @pytest.mark.parametrize("fault", [AFTER, Fault("no_answer", when="after")])
-async def test_many_equal_texts_in_a_row_of_which_each_is_unknown(
+async def test_many_equal_texts_with_unknown_outcomes_arrive_once_each(
     fault: Fault, fraction: float
 ) -> None:
     async with (
@@ -399,7 +397,7 @@ async def test_many_equal_texts_in_a_row_of_which_each_is_unknown(
 
 
 @pytest.mark.parametrize("latency", [0.1, 0.3])
-async def test_the_last_of_a_minute_of_equal_texts_is_unknown(latency: float) -> None:
+async def test_last_of_a_minute_of_equal_texts_is_delivered_or_unknown(latency: float) -> None:
     number = int(60 / latency)
     faults = sends_fail(*[None] * (number - 1), AFTER)
     async with Sandbox(faults=faults, latency=latency) as market, session_of(market) as session:
@@ -416,7 +414,7 @@ async def test_the_last_of_a_minute_of_equal_texts_is_unknown(latency: float) ->
 
 @pytest.mark.parametrize("arrives", [True, False])
 @pytest.mark.parametrize("says", ["buyer_says", "market_says", "support_says"])
-async def test_others_than_the_shop_may_say_what_they_like(says: str, arrives: bool) -> None:
+async def test_messages_of_other_senders_do_not_affect_settling(says: str, arrives: bool) -> None:
     fault = AFTER if arrives else BEFORE
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
         sending = asyncio.create_task(session.send_message(CHAT, "hi"))
@@ -429,7 +427,9 @@ async def test_others_than_the_shop_may_say_what_they_like(says: str, arrives: b
 
 
 @pytest.mark.parametrize("fault", [BEFORE, AFTER])
-async def test_a_colleague_in_between_makes_it_unknown(fault: Fault) -> None:
+async def test_message_of_a_colleague_during_the_attempt_makes_the_outcome_unknown(
+    fault: Fault,
+) -> None:
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
         await asyncio.sleep(3.0)
         sending = asyncio.create_task(error_of(session.send_message(CHAT, "where is it?")))
@@ -450,7 +450,7 @@ async def test_a_colleague_in_between_makes_it_unknown(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("when", [-3.0, 20.0])
-async def test_a_colleague_who_wrote_before_or_long_after_makes_nothing_unknown(
+async def test_message_of_a_colleague_before_or_long_after_does_not_matter(
     when: float,
 ) -> None:
     async with Sandbox(faults=sends_fail(BEFORE)) as market, session_of(market) as session:
@@ -463,7 +463,7 @@ async def test_a_colleague_who_wrote_before_or_long_after_makes_nothing_unknown(
         assert (await session.send_message(CHAT, "hi")).requests == 2
 
 
-async def test_a_colleague_who_wrote_after_it_arrived_does_not_hide_the_next_one() -> None:
+async def test_message_of_a_colleague_after_delivery_does_not_affect_the_next() -> None:
     async with Sandbox(faults=sends_fail(None, AFTER)) as market, session_of(market) as session:
         await session.send_message(CHAT, "first")
         await asyncio.sleep(3.0)
@@ -476,7 +476,7 @@ async def test_a_colleague_who_wrote_after_it_arrived_does_not_hide_the_next_one
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 423])
-async def test_a_history_that_is_refused_makes_it_unknown_at_once(status: int) -> None:
+async def test_refused_history_makes_the_outcome_unknown_at_once(status: int) -> None:
     def plan(request: RequestInfo) -> Fault | None:
         if request.operation == "history":
             return Fault("status", status=status)
@@ -490,7 +490,7 @@ async def test_a_history_that_is_refused_makes_it_unknown_at_once(status: int) -
         assert (market.requests("send_message"), market.requests("history")) == (1, 1)
 
 
-async def test_a_history_that_fails_for_long_makes_it_unknown_within_the_bounds() -> None:
+async def test_failing_history_makes_the_outcome_unknown_within_the_retry_bounds() -> None:
     def plan(request: RequestInfo) -> Fault | None:
         if request.operation == "history":
             return Fault("status", status=500)
@@ -505,8 +505,8 @@ async def test_a_history_that_fails_for_long_makes_it_unknown_within_the_bounds(
         assert market.requests("history") > 3
 
 
-async def test_a_history_without_an_end_makes_it_unknown() -> None:
-    """The same page token again and again."""
+async def test_endless_history_makes_the_outcome_unknown() -> None:
+    """The Market returns the same page token again and again."""
 
     async def read(*_: Any, **__: Any) -> Any:
         raise ChatError("page token twice")
@@ -522,13 +522,13 @@ async def test_a_history_without_an_end_makes_it_unknown() -> None:
 # It costs only those who need it
 
 
-async def test_outcomes_that_are_known_cost_no_request_more() -> None:
+async def test_known_outcomes_cost_no_extra_request() -> None:
     async with Sandbox(latency=0.1) as market, session_of(market) as session:
         await asyncio.gather(*(session.send_message(i % 5 + 1, str(i)) for i in range(100)))
         assert len(market.arrivals) == 100
 
 
-async def test_only_the_chat_that_it_is_about_waits() -> None:
+async def test_settling_delays_only_its_own_chat() -> None:
     async with (
         Sandbox(latency=0.1, faults=sends_fail(BEFORE)) as market,
         session_of(market) as session,
@@ -542,7 +542,7 @@ async def test_only_the_chat_that_it_is_about_waits() -> None:
         await unknown
 
 
-async def test_a_place_for_a_request_is_not_held_while_it_waits() -> None:
+async def test_settling_holds_no_parallel_slot_while_it_waits() -> None:
     faults = sends_fail(*[Fault("status", status=500)] * 4)
     async with Sandbox(latency=0.1, faults=faults) as market, session_of(market) as session:
         unknown = [asyncio.create_task(session.send_message(i, "hi")) for i in range(1, 5)]
@@ -556,7 +556,7 @@ LONG = 2500
 
 
 @pytest.mark.parametrize("fault", [BEFORE, AFTER])
-async def test_a_long_chat_is_read_no_further_back_than_needed(fault: Fault) -> None:
+async def test_long_history_is_read_no_further_back_than_needed(fault: Fault) -> None:
     async with (
         Sandbox(faults=sends_fail(fault), history_order="descending") as market,
         session_of(market) as session,
@@ -570,7 +570,7 @@ async def test_a_long_chat_is_read_no_further_back_than_needed(fault: Fault) -> 
         assert market.requests("history") == 1
 
 
-async def test_a_long_ascending_chat_is_read_to_its_end_each_time() -> None:
+async def test_long_ascending_history_is_read_to_its_end() -> None:
     async with (
         Sandbox(faults=sends_fail(*[BEFORE] * 3), history_includes_from=False) as market,
         session_of(market) as session,
@@ -587,7 +587,7 @@ async def test_a_long_ascending_chat_is_read_to_its_end_each_time() -> None:
 
 
 @pytest.mark.parametrize("where", ["session", "call"])
-async def test_an_unknown_outcome_may_be_raised_at_once(where: str) -> None:
+async def test_on_unknown_raise_raises_at_once(where: str) -> None:
     retry = Retry(on_unknown="raise" if where == "session" else "settle")
     per_call: Any = {"on_unknown": "raise"} if where == "call" else {}
     async with (
@@ -605,7 +605,7 @@ async def test_an_unknown_outcome_may_be_raised_at_once(where: str) -> None:
         assert await session.settle(pending) == Receipt(CHAT, 1, "history")
 
 
-async def test_a_call_may_ask_for_settling_where_the_session_raises() -> None:
+async def test_on_unknown_of_a_call_overrides_the_session() -> None:
     async with (
         Sandbox(faults=sends_fail(AFTER)) as market,
         session_of(market, retry=Retry(on_unknown="raise")) as session,
@@ -616,7 +616,7 @@ async def test_a_call_may_ask_for_settling_where_the_session_raises() -> None:
             await session.send_message(CHAT, "hi", on_unknown="guess")  # type: ignore[arg-type]
 
 
-async def test_what_follows_a_raised_one_leaves_when_the_market_must_have_ended_it() -> None:
+async def test_next_message_waits_until_a_raised_one_can_no_longer_be_stored() -> None:
     fault = Fault("reset", when="later", delay=9.9)
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
         await unknown_of(session)
@@ -630,8 +630,10 @@ FAULTS = (BEFORE, AFTER, Fault("reset", when="later", delay=9.9), Fault("no_answ
 @pytest.mark.parametrize("file", [False, True])
 @pytest.mark.parametrize("asked_after", [0.0, 5.0, 86_400.0])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.kind}-{fault.when}")
-def test_it_is_settled_in_another_process(fault: Fault, asked_after: float, file: bool) -> None:
-    """From JSON, on another loop with another clock, while the Market's runs on."""
+def test_stored_pending_is_settled_in_another_process(
+    fault: Fault, asked_after: float, file: bool
+) -> None:
+    """The pending message is read from JSON, on another loop with another clock."""
 
     async def send() -> tuple[bytes, float, list[StoredMessage]]:
         async with Sandbox(faults=sends_fail(None, fault)) as market:
@@ -665,8 +667,42 @@ def test_it_is_settled_in_another_process(fault: Fault, asked_after: float, file
     assert receipt == (None if fault.when == "before" else Receipt(CHAT, 1, "history"))
 
 
+async def in_another_process(market: Sandbox, pending: Pending) -> Receipt | None:
+    """Settle it from JSON by a session that shares nothing with the one that sent."""
+    pending = msgspec.json.decode(msgspec.json.encode(pending), type=Pending)
+    elsewhere = market.url.replace("127.0.0.1", "localhost")
+    async with session_of(market, base_url=elsewhere) as session:
+        return await session.settle(pending)
+
+
+@pytest.mark.parametrize("fault", [BEFORE, AFTER])
+@pytest.mark.parametrize("same_chat", [True, False])
+async def test_what_was_learnt_of_the_clocks_is_stored_as_well(
+    fault: Fault, same_chat: bool
+) -> None:
+    """An equal text of ten seconds ago is told from it by another process, too."""
+    faults = [None, fault] if same_chat else [None, AFTER, fault]
+    async with Sandbox(faults=sends_fail(*faults)) as market, session_of(market) as session:
+        if not same_chat:
+            for text in ("one", "two"):  # the history that is read for the second has the first
+                await session.send_message(CHAT + 1, text)
+        market.shop_says(CHAT, "hi")
+        await asyncio.sleep(10.0)
+        if same_chat:
+            await session.send_message(CHAT, "one")
+        pending = await unknown_of(session)
+        await asyncio.sleep(60.0)
+        receipt = await in_another_process(market, pending)
+        assert receipt == (Receipt(CHAT, 1, "history") if fault is AFTER else None)
+
+
+def test_a_pending_that_was_stored_before_can_be_read() -> None:
+    stored = b'{"business_id":1,"chat_id":2,"text":"hi","requests":1,"seen":"nothing","later":[1]}'
+    assert msgspec.json.decode(stored, type=Pending).skew is None
+
+
 def history_answer(rows: Sequence[StoredMessage | Message], *, date: float | None) -> web.Response:
-    """An answer to getChatHistory; `date` is what its Date says."""
+    """An answer to getChatHistory with `date` as its Date header."""
     messages = [
         {
             "messageId": row.message_id,
@@ -697,7 +733,7 @@ async def test_settling_waits_for_what_the_market_may_yet_carry_out() -> None:
 
 
 @pytest.mark.parametrize("fault", [BEFORE, AFTER])
-async def test_what_came_later_makes_nothing_unknown(fault: Fault) -> None:
+async def test_later_messages_do_not_affect_settle(fault: Fault) -> None:
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
         pending = await unknown_of(session)
         await session.send_message(CHAT, "hi")
@@ -708,7 +744,7 @@ async def test_what_came_later_makes_nothing_unknown(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("fault", [BEFORE, AFTER])
-async def test_a_settled_one_may_be_sent_again_where_it_never_arrived(fault: Fault) -> None:
+async def test_message_that_never_arrived_can_be_sent_again_after_settle(fault: Fault) -> None:
     async with Sandbox(faults=sends_fail(fault, AFTER)) as market, session_of(market) as session:
         receipt = await session.settle(await unknown_of(session))
         assert (receipt is None) is (fault is BEFORE)
@@ -717,7 +753,7 @@ async def test_a_settled_one_may_be_sent_again_where_it_never_arrived(fault: Fau
         assert texts(market, CHAT) == ["hi"]
 
 
-async def test_settling_does_not_guess() -> None:
+async def test_settle_raises_if_the_history_is_unclear() -> None:
     async with Sandbox(faults=sends_fail(AFTER)) as market, session_of(market) as session:
         pending = await unknown_of(session)
         await asyncio.sleep(1.0)
@@ -739,10 +775,10 @@ async def test_settling_does_not_guess() -> None:
 
 @pytest.mark.parametrize("fault", [BEFORE, AFTER])
 @pytest.mark.parametrize("old", [False, True])
-async def test_one_that_was_sent_before_the_market_had_told_its_time(
+async def test_message_sent_before_the_first_date_header_is_not_guessed(
     fault: Fault, old: bool
 ) -> None:
-    """Where the same stands there, nobody can tell whether that is an older one."""
+    """If the history has the same text, it may be an older message."""
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
         if old:
             market.shop_says(CHAT, "hi")
@@ -764,7 +800,7 @@ async def test_one_that_was_sent_before_the_market_had_told_its_time(
 
 
 class Market:
-    """A Market of our own: one chat, and a clock that is whatever a test says.
+    """A fake Market with one chat, and a clock that the test sets.
 
     Each message fails in turn as told: "ok", "lost" (stored nowhere) or "stored" (no answer).
     """
@@ -773,6 +809,7 @@ class Market:
         self.fates = iter(fates)
         self.rows: list[Message] = []
         self.ahead = T
+        self.behind = 0.0  # the clock of its storage
         self.dates = True
         self.latency = 0.0
 
@@ -791,7 +828,8 @@ class Market:
             return history_answer(self.rows, date=asked if self.dates else None)
         fate = next(self.fates, "ok")
         if fate != "lost":
-            row = rows_of([Row(self.time(), msgspec.json.decode(body)["message"])])[0]
+            stored_at = self.time() - self.behind
+            row = rows_of([Row(stored_at, msgspec.json.decode(body)["message"])])[0]
             self.rows.append(msgspec.structs.replace(row, message_id=len(self.rows) + 1))
         if fate != "ok":
             await asyncio.sleep(self.latency)
@@ -817,8 +855,8 @@ async def market_of_our_own(*fates: str) -> AsyncIterator[tuple[Market, ChatSess
 @pytest.mark.parametrize("fate", ["lost", "stored"])
 @pytest.mark.parametrize("under_way", [False, True])
 @pytest.mark.parametrize("step", [-7200.0, -30.0, 30.0, 7200.0])
-async def test_the_clocks_may_step(fate: str, under_way: bool, step: float) -> None:
-    """A notebook that slept, a virtual machine that was moved: the loop's time stood still."""
+async def test_clock_steps_give_no_wrong_outcome(fate: str, under_way: bool, step: float) -> None:
+    """The loop's time stood still, as on a laptop that slept or a moved virtual machine."""
     async with market_of_our_own("ok", fate) as (market, session):
         await session.send_message(CHAT, "before")
         market.latency = 0.2  # no later answer is as quick as the first one was
@@ -837,8 +875,21 @@ async def test_the_clocks_may_step(fate: str, under_way: bool, step: float) -> N
         assert market.texts().count("hi") <= 1
 
 
+async def test_clocks_that_are_set_later_do_not_mislead_what_was_stored() -> None:
+    """What a process learns of the clocks now says nothing about those of an hour ago."""
+    async with market_of_our_own("stored") as (market, session):
+        market.behind = 20.0
+        assert [row async for row in session.history(CHAT)] == []  # its Date is needed
+        error = await error_of(session.send_message(CHAT, "hi", on_unknown="raise"))
+        assert isinstance(error, DeliveryUnknownError)
+        await asyncio.sleep(HOUR)
+        market.behind = 0.0
+        await session.send_message(CHAT, "of today")
+        assert isinstance(await error_of(session.settle(error.pending)), DeliveryUnknownError)
+
+
 @pytest.mark.parametrize("fate", ["lost", "stored"])
-async def test_without_a_date_that_can_be_read_nothing_is_guessed(fate: str) -> None:
+async def test_outcome_is_not_guessed_without_a_readable_date(fate: str) -> None:
     async with market_of_our_own(fate) as (market, session):
         market.dates = False
         error = await error_of(session.send_message(CHAT, "hi"))
@@ -847,7 +898,7 @@ async def test_without_a_date_that_can_be_read_nothing_is_guessed(fate: str) -> 
 
 
 @pytest.mark.parametrize("fates", [["stored"], ["lost", "stored"], ["ok", "stored"]])
-async def test_answers_may_all_be_slow(fates: list[str]) -> None:
+async def test_slow_answers_give_no_wrong_outcome(fates: list[str]) -> None:
     async with market_of_our_own(*fates) as (market, session):
         market.latency = 9.0
         await session.send_message(CHAT, "hi")

@@ -1,7 +1,7 @@
-"""Whatever comes between: what the Market stored is what was handed over, less what was not sent.
+"""Whatever happens, the Market has stored the submitted messages, except those not sent.
 
-Hypothesis makes up the interleaving of messages, failures, cancellations, closings and other
-people's messages, and looks for one after which that does not hold.
+Hypothesis generates interleavings of messages, failures, cancellations, closings and other people's
+messages, and looks for one that breaks this rule.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ READS_FAIL = (
 
 
 class Message:
-    """A message that was handed over, and what became of it."""
+    """A submitted message and its outcome."""
 
     def __init__(self, chat_id: int, text: str, handed_over: float, *, raises: bool) -> None:
         self.chat_id = chat_id
@@ -87,7 +87,7 @@ class Message:
 
 
 def can_have_become(messages: Sequence[Message], stored: Sequence[str | None]) -> bool:
-    """Whether these rows are these messages, in order: each that arrived, none not sent."""
+    """Whether the rows are the messages in order: all that arrived, and none that was not sent."""
     explained = {0}
     for message in messages:
         following = set() if message.fate == "arrived" else set(explained)
@@ -189,7 +189,8 @@ class Delivery(RuleBasedStateMachine):
             message.fate = "arrived"
 
     def may_be_unknown(self, message: Message) -> bool:
-        """Whether the design allows it: as asked, by closing, or for a colleague's message."""
+        """Whether the outcome may be unknown: on request, by closing, or by a colleague's
+        message."""
         return message.may_be_unknown or any(
             chat_id == message.chat_id
             and message.handed_over - CLOCKS_MAY_BE_OFF <= at <= message.ended + CLOCKS_MAY_BE_OFF
@@ -325,7 +326,7 @@ class Delivery(RuleBasedStateMachine):
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def test_what_was_stored_is_what_was_handed_over_less_what_was_not_sent() -> None:
+def test_stored_messages_are_the_submitted_ones_except_those_not_sent() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: 1_790_000_000.25)
         run_state_machine_as_test(
@@ -343,8 +344,8 @@ def test_what_was_stored_is_what_was_handed_over_less_what_was_not_sent() -> Non
 MAX_EXAMPLES = 120
 
 
-def test_the_check_itself_tells_right_from_wrong() -> None:
-    """What the machine asserts in the end would see a loss, a doubling and a wrong order."""
+def test_final_check_finds_loss_doubling_and_wrong_order() -> None:
+    """The counter-test of the machine's final check."""
     a, b = (Message(1, text, 0.0, raises=False) for text in "ab")
     a.fate = b.fate = "arrived"
     assert can_have_become([a, b], ["a", "b"])

@@ -1,7 +1,7 @@
 """An event loop whose clock jumps to the next timer when nobody has anything to do.
 
-Hours pass in seconds, with real loopback sockets: client and server live in one process and on
-one loop, so a selector that has nothing to report means that everybody waits for a timer.
+Hours pass in seconds, with real loopback sockets. Client and server run in one process and on one
+loop. So if the selector has no event, all of them wait for a timer.
 
 The public loop, `yamarket_chat.sandbox.VirtualLoop`, has a network in memory instead, where every
 run is the same. `--loop memory` runs the tests on it. This one stays, because what the real kernel,
@@ -25,8 +25,8 @@ Args = TypeVarTuple("Args")
 # What one pass of the loop costs on the virtual clock. Above 0, or a timer that was rounded to
 # "now" would spin for ever.
 PASS = 3e-6
-# Before a jump of this length the selector is asked once more for real: the kernel may still be
-# carrying a packet from one socket to the other, and a long jump would make a timeout of it.
+# Before a jump of this length, the selector really waits for a moment: the kernel may still be
+# moving a packet from one socket to the other, and a long jump would turn this into a timeout.
 LONG_JUMP = 0.3
 REAL_PATIENCE = 0.001
 
@@ -67,8 +67,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._virtual.now
 
     def stood_still(self) -> float:
-        """For how many seconds the machine has slept: `yamarket_chat` asks for it."""
+        """Return for how many seconds the machine has slept. `yamarket_chat` calls this."""
         return self.slept
+
+    def block(self, seconds: float) -> None:
+        """Let time pass in which the loop does nothing, as if its program blocked it."""
+        self._virtual.now += seconds
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Args], T], *args: *Args
@@ -79,7 +83,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        # It waits for a thread that joins the others: its time is real, too.
+        # The loop waits for a thread that joins the other threads. Its time is real, too.
         self._virtual.busy_threads += 1
         try:
             await super().shutdown_default_executor()
@@ -97,7 +101,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 class CreepingLoop(VirtualLoop):
-    """Time passes with each look at the clock, as it does for real, only more of it."""
+    """A loop on which time passes with each look at the clock, as in reality, but more of it."""
 
     LOOK = 1e-4
 

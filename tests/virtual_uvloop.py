@@ -1,9 +1,9 @@
-"""uvloop with a virtual clock, as `VirtualLoop` is asyncio's loop with one.
+"""uvloop with a virtual clock, like `VirtualLoop` for asyncio's loop.
 
-uvloop lets nobody see when it is about to sleep. So a callback of ours runs in every pass of the
-loop, and when nothing else has happened for some passes, it moves the clock to the next timer. The
-oddities of uvloop's timers are kept: the clock counts whole milliseconds, a delay of less than half
-of one is `call_soon`, and what that returns cannot say `when()` it is due.
+uvloop does not show when it is about to sleep. So a callback runs in every loop pass. If nothing
+else has happened for some passes, it moves the clock to the next timer. The quirks of uvloop's
+timers remain: the clock counts whole milliseconds, and a delay of less than half a millisecond is
+`call_soon`, whose handle has no `when()`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUIET_PASSES = 5
 
 
 class _Timer:
-    """What uvloop's TimerHandle can do."""
+    """The methods of uvloop's TimerHandle."""
 
     def __init__(
         self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Any
@@ -58,6 +58,7 @@ class VirtualUvloop(uvloop.Loop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self.slept = 0.0
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = itertools.count()
         self._quiet = 0
@@ -68,8 +69,12 @@ class VirtualUvloop(uvloop.Loop):
         return int(self._now * 1000) / 1000
 
     def stood_still(self) -> float:
-        """As `VirtualLoop` has it."""
-        return 0.0
+        """For how many seconds the machine has slept: `yamarket_chat` asks for it."""
+        return self.slept
+
+    def block(self, seconds: float) -> None:
+        """Let time pass in which the loop does nothing, as if its program blocked it."""
+        self._now += seconds
 
     # typeshed has a TypeVarTuple there, which says the same.
     def call_soon(  # type: ignore[override]
@@ -111,7 +116,7 @@ class VirtualUvloop(uvloop.Loop):
 
     @property
     def _scheduled(self) -> list[_Timer]:
-        """As asyncio's loop has it, for tests that look for timers that were left."""
+        """Like asyncio's loop, for tests that look for remaining timers."""
         return [timer for _, _, timer in self._timers]
 
     def _pass(self) -> None:

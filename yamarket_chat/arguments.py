@@ -30,7 +30,7 @@ LONGEST_TEXT = 4096
 LONGEST_INTEGRATION = 100
 """The most characters of X-Market-Integration, as documented."""
 LARGEST_DOWNLOAD = 64 * 2**20
-"""The most bytes of a download, unless the caller names another bound."""
+"""The most bytes of a download, unless the caller passes another maximum."""
 LARGEST_BODY = 512 * 1024
 """The most bytes of a request without a file, as documented."""
 LONGEST_ID = 19
@@ -40,11 +40,11 @@ INTEGRATION = f"yamarket-chat/{__version__}"
 
 OnUnknown = Literal["settle", "raise"]
 Wait = float | UnsetType | None
-"""How a `max_wait` is passed: seconds, None for as long as needed, or nothing at all."""
+"""A `max_wait`: seconds, None for as long as needed, or "default" if the caller passed none."""
 
 
 def check_on_unknown(on_unknown: object) -> OnUnknown | None:
-    """Check what is to be done about an unknown outcome; None if that is not said."""
+    """Check what to do about an unknown outcome; None if the caller passed nothing."""
     if on_unknown is None or on_unknown == "settle" or on_unknown == "raise":
         return on_unknown
     raise InvalidArgumentError('on_unknown is "settle" or "raise"')
@@ -57,7 +57,7 @@ def check_id(name: str, value: object) -> int:
     elif isinstance(value, str) and value.isascii() and value.isdecimal():
         number = int(value) if len(value) <= LONGEST_ID else 0
     else:
-        # The texts do not show the value: it is the key if the arguments were swapped.
+        # The texts do not show the value, because it is the key if the arguments were swapped.
         raise InvalidArgumentError(
             f"{name} is an int or a decimal string, not "
             + ("another string" if isinstance(value, str) else type(value).__name__)
@@ -79,17 +79,28 @@ def check_text(text: object) -> str:
     if not text or text.isspace():
         raise InvalidArgumentError("the text is empty: the Market needs at least one character")
     if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidArgumentError(
-                "the text has half of a surrogate pair, which cannot be encoded"
-            ) from None
+        check_encodable("the text", text)
     return text if type(text) is str else exact(text)
 
 
+def check_encodable(what: str, text: str) -> None:
+    """Check that a text can be encoded: it has no surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # So Python marks a byte of an argument or a variable that it cannot decode.
+        if "\udc80" <= text[error.start] <= "\udcff":
+            problem = (
+                f"{what} has bytes that could not be decoded, or half of a surrogate pair: if it is"
+                " from the command line or the environment, set LC_ALL=C.UTF-8"
+            )
+        else:
+            problem = f"{what} has half of a surrogate pair, which cannot be encoded"
+        raise InvalidArgumentError(problem) from None
+
+
 def exact(text: str) -> str:
-    """Return a text as a `str`. Subclasses of templates and arrays cannot be encoded as JSON."""
+    """Return a text as a plain `str`. Subclasses, as of template engines, cannot become JSON."""
     return str.__str__(text)
 
 
@@ -104,11 +115,15 @@ def check_key(key: object) -> str:
             "api_key cannot be sent in a header: it has spaces, line breaks or letters that are not"
             " ASCII. A key looks like ACMA:…:…, without Bearer before it"
         )
+    if "'" in key or '"' in key:
+        raise InvalidArgumentError(
+            "api_key has a quote in it: remove the quotes, which docker --env-file keeps"
+        )
     return key
 
 
 def check_business(business_id: object) -> int | None:
-    """Check a business id; by default it is taken from the environment, if it is there."""
+    """Check a business id. The default is that of the environment, if there is one."""
     if business_id is not None:
         return check_id("business_id", business_id)
     text = os.environ.get("YAMARKET_BUSINESS_ID")
@@ -116,7 +131,7 @@ def check_business(business_id: object) -> int | None:
 
 
 def check_base_url(base_url: object, *, insecure_http: bool) -> str:
-    """Check the address of the Market; by default it is taken from the environment."""
+    """Check the base URL of the Market. The default is that of the environment."""
     name = "base_url"
     if base_url is None:
         name = "YAMARKET_BASE_URL"
@@ -222,7 +237,7 @@ def chat_filters(
     ):
         if values is not None:
             listed = _listed(name, values)
-            # Each once, as the Market's description demands.
+            # Without duplicates, as the Market's description demands.
             filters[field] = list(
                 dict.fromkeys(exact(check_type(f"each of {name}", value, str)) for value in listed)
             )
@@ -244,7 +259,7 @@ def _listed(name: str, values: object) -> Iterable[Any]:
 
 
 def chat_context(order_id: object, return_id: object) -> dict[str, Any]:
-    """Check what a chat is to be about; return it as the Market wants it."""
+    """Check what a new chat is about; return it in the form of the API."""
     if (order_id is None) is (return_id is None):
         raise InvalidArgumentError("create_chat takes order_id or return_id: pass one of them")
     if order_id is not None:
@@ -272,7 +287,7 @@ def check_download(
 def check_request(
     method: object, path: object, params: Any, json: object
 ) -> tuple[str, URL, bytes]:
-    """Check any request; return its method, its target and its body."""
+    """Check a request to another method; return its HTTP method, its target and its body."""
     method = check_type("method", method, str).upper()
     if not method.isascii() or not method.isalpha():
         raise InvalidArgumentError("method is one of HTTP, such as GET")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 import sys
@@ -43,12 +44,28 @@ def connector(**settings: Any) -> aiohttp.TCPConnector:
             async with ChatSession(api_key, business_id, http=http) as session:
                 await session.send_message(chat_id, "Ваш заказ в пути")
     """
-    return aiohttp.TCPConnector(**settings, socket_factory=_make_socket)
+    return _Connector(**settings, socket_factory=_make_socket)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A connector that a forked child may collect.
+
+    Parent and child share one epoll. If the child closed the connections, the parent would wait for
+    ever for what comes on them.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._process = os.getpid()
+
+    def __del__(self, *warnings: Any) -> None:
+        if os.getpid() == getattr(self, "_process", None):
+            super().__del__(*warnings)
 
 
 def _make_socket(address: tuple[Any, ...]) -> socket.socket:
     made = make_socket(*address[:3])
-    with suppress(OSError):  # what a system does not know is done without
+    with suppress(OSError):  # not every system knows each option
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GIVEN_UP_AFTER * 1000)
@@ -63,7 +80,7 @@ def discard(transport: asyncio.Transport) -> None:
     """
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        # Closed already (uvloop raises ValueError then), or no socket of TCP.
+        # Already closed (uvloop then raises ValueError), or not a TCP socket.
         with suppress(OSError, ValueError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
     transport.abort()

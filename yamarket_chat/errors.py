@@ -53,7 +53,7 @@ class ChatError(Exception):
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default calls the class with the text alone, and ours take more arguments.
+        # By default, pickle calls the class with the text alone, but our classes take more.
         return _unpickle, (type(self), self.args, self.__dict__)
 
 
@@ -188,7 +188,7 @@ class NotFoundError(ApiError):
 
 
 class LimitExceededError(ApiError):
-    """420: a rate limit of the Market was exceeded. 429: that of a server before it."""
+    """420: a rate limit of the Market was exceeded. 429: one of a server in front of it."""
 
 
 class LockedError(ApiError):
@@ -205,8 +205,8 @@ NOT_THE_API = "NOT_THE_API"
 SERVER_TROUBLE = 60.0
 MIGRATION = 3600.0
 
-# By status: the class, what the caller can do, and after how many seconds the trouble may have
-# passed by itself (guesses: the Market does not say). The causes are those that it documents.
+# By status: the class, what the caller can do, and after how many seconds the problem may have
+# passed by itself (guesses, because the Market does not say). The causes are the documented ones.
 _STATUSES: dict[int, tuple[type[ApiError], str, float | None]] = {
     400: (BadRequestError, "check what was passed: ids, text, filters", None),
     401: (

@@ -25,7 +25,7 @@ class OpenEnum(StrEnum):
         return member
 
     def __reduce_ex__(self, proto: object) -> tuple[type[Self], tuple[str]]:
-        # Debian 12's Python 3.11.2 copies an enum's member by its name, and a new one has none.
+        # Python 3.11.2 (Debian 12) copies an enum member by its name, and a new member has no name.
         return self.__class__, (self.value,)
 
 

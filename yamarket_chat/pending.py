@@ -54,6 +54,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             stored. None if the Market had not answered anything before.
         until: The latest such moment.
         before: What was sent to the chat shortly before.
+        skew: How many seconds the clock of the histories was ahead of the Market's clock, at least
+            and at most. None if that was not known.
         requests: How many requests were sent for the message until now.
         seen: What became of the last request.
 
@@ -71,5 +73,6 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: datetime | None = None
     until: datetime | None = None
     before: tuple[Stored, ...] = ()
+    skew: tuple[float, float] | None = None
     requests: int
     seen: str

@@ -1,4 +1,4 @@
-"""What is sent by `send_many`, and what became of it."""
+"""The messages and outcomes of `send_many`, and the receipt of a message."""
 
 from __future__ import annotations
 

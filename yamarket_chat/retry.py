@@ -58,7 +58,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Budget(msgspec.Struct, eq=False):
-    """What a call has used up of its `Retry`."""
+    """How much of its `Retry` a call has used up."""
 
     retry: Retry
     requests: int = 0  # that were sent
@@ -67,7 +67,7 @@ class Budget(msgspec.Struct, eq=False):
 
     def next_pause(self, at_least: float = 0.0) -> float | None:
         """Return the seconds to wait before the next attempt; None if there is none."""
-        # 2 to the power of thousands of attempts is no float.
+        # 2 to the power of thousands of attempts is too large for a float.
         longest = min(FIRST_PAUSE * 2.0 ** min(self.attempts - 1, 30), LONGEST_PAUSE)
         pause = max(longest * randomness("retry pauses").uniform(0.5, 1.0), at_least)
         if self.attempts >= self.retry.attempts or self.spent + pause > self.retry.give_up_after:

@@ -1,7 +1,7 @@
-"""The key, in a form that shows itself to nobody who does not ask.
+"""The key, in a form that no repr, log or traceback shows.
 
-Sentry, rich and others show the variables of each frame of a traceback. So the key is in no
-variable as a text, and nothing that raises an error has it.
+Sentry, rich and others show the variables of each frame of a traceback. So no variable holds the
+key as a text, and nothing that raises an error has it.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ class Secret:
         return "Secret(***)"
 
     def reveal(self) -> str:
-        """Return it. Keep it in no variable."""
+        """Return the text. Do not store it in a variable."""
         return self._text

@@ -1,4 +1,4 @@
-"""ChatSession: one method an operation. It checks arguments; all decisions are made below."""
+"""ChatSession: one method for each operation. It checks arguments; the modules below decide."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class ChatSession:
             self._integration = check_integration(integration)
         except InvalidArgumentError as error:
             problem = str(error)
-        # No frame of a traceback shows the key, also if it was passed in a wrong place.
+        # No frame of a traceback shows the key, even if it was passed as another argument.
         del api_key, business_id, base_url, integration, proxy
         if problem is not None:
             raise InvalidArgumentError(problem)
@@ -131,7 +131,8 @@ class ChatSession:
         """End all calls and close the connections. Leaving `async with` does this as well.
 
         Calls that wait fail at once with SessionClosedError. After the grace, messages under way
-        fail with DeliveryUnknownError, and all other calls with SessionClosedError.
+        fail with DeliveryUnknownError, and all other calls with SessionClosedError. A second call
+        may shorten the grace of the first one; cancelling `close` ends it.
 
         Args:
             grace: Seconds for calls under way to end, 0 or more.
@@ -571,7 +572,7 @@ class ChatSession:
                 "this session is closed: make a new one, or call it inside its `async with`"
             )
         if self._engine is None:
-            # Imported late: it is two thirds of what `import yamarket_chat` would cost.
+            # Imported late, because it is two thirds of the time of `import yamarket_chat`.
             from ._delivery.engine import Engine
 
             self._engine = Engine(
@@ -590,4 +591,4 @@ class ChatSession:
         return self._engine
 
     def _sending(self) -> Sending:
-        return self._open().sending()
+        return self._open().sending

@@ -1,7 +1,7 @@
 """python batch.py messages.csv report.jsonl
 
-One session for the whole run. SIGTERM and Ctrl-C end what is under way and report it. A row is in
-the report before it is sent, so a run after a kill sends nothing twice.
+One session for the whole run. After SIGTERM or Ctrl-C, the script finishes and reports the messages
+in progress. A row is in the report before it is sent, so a run after a kill sends nothing twice.
 """
 
 import asyncio

@@ -35,7 +35,7 @@ _outgoing: list[Outgoing] = []
 
 
 def outgoing() -> Outgoing:
-    """The one of this process. Call it from async views."""
+    """Return the Outgoing of this process. Call it from async views."""
     return _outgoing[0]
 
 

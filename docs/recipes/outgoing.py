@@ -71,7 +71,7 @@ class Outgoing:
             raise
 
     async def close(self, grace: float) -> None:
-        """Give what is under way `grace` seconds. What does not end is left to the next start."""
+        """Close after at most `grace` seconds. The next start handles the open messages."""
         self._closing.set()
         await self._session.close(grace)
         await asyncio.wait({*self._running, self._again})
@@ -109,8 +109,8 @@ class Outgoing:
             left.unclear = True
             self._write()
             return
-        # Out of the file before it is sent: a kill between these lines loses the message. The other
-        # way round, the next start would send it twice.
+        # Removed from the file before it is sent: a kill between these lines loses the message. In
+        # the other order, the next start would send it twice.
         self._left.remove(left)
         self._write()
         if not arrived:

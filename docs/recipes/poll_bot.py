@@ -39,10 +39,10 @@ class Inbox:
         self._looks[chat_id] = LOOKS_AFTER_ANSWER
 
     async def run(self, stop: asyncio.Event) -> None:
-        # A message of the run before that was killed may still be carried out, up to 15 s after.
-        # Only then does the history tell what it has answered.
+        # The Market may still carry out an answer of a killed run, up to 15 s later. Only then does
+        # the history show which messages that run has answered.
         await _wait(stop, 20)
-        async with asyncio.TaskGroup() as tasks:  # when stopped, it lets the looks under way end
+        async with asyncio.TaskGroup() as tasks:  # when stopped, it waits for the running looks
             while not stop.is_set():
                 try:
                     chats = {chat.chat_id async for chat in self._session.chats(statuses=WAITING)}
@@ -76,7 +76,7 @@ class Inbox:
         rows = {row.message_id: row async for row in self._session.history(chat_id)}
         messages = sorted(rows.values(), key=lambda row: (row.created_at, row.message_id))
         if chat_id not in self._handled:
-            # Seen for the first time: all that stands before the shop's last message is answered.
+            # Seen for the first time: all messages before the shop's last one count as answered.
             shop = [i for i, row in enumerate(messages) if row.sender is Sender.PARTNER]
             answered = messages[: shop[-1]] if shop else []
             self._handled[chat_id] = {row.message_id for row in answered}

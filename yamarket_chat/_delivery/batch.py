@@ -1,12 +1,12 @@
-"""Many messages: read as fast as they can be sent, and their outcomes told as they end.
+"""Sends many messages: reads them only as fast as they can be sent, and yields their outcomes.
 
-Workers send the messages: each takes one, sends it, and goes on with the next. At most one worker
-is *in front*: it takes a message, or waits for a place in the limits. When its message was sent, or
-waits for something else (its chat, a pause, an unknown outcome), another worker steps in front, if
-one more message could be sent. A worker whose message has ended steps in front itself, or ends if
-another one is there. So there are as many workers as there is work for. If the limits admit the
-worker's next message at once, that message needs neither a new task nor a wait: 5 % of a send
-instead of 31 %.
+Workers send the messages: each takes a message, sends it, and goes on with the next. At most one
+worker is *in front*: it takes a message, or waits for the limits. When its message has been sent,
+or waits for something else (its chat, a pause, an unknown outcome), another worker steps in front,
+if one more message could be sent. A worker whose message has ended steps in front itself, or ends
+if another worker is in front. So there are as many workers as there is work for. If the limits
+admit the worker's next message at once, that message needs neither a new task nor a wait: 5 % of a
+send instead of 31 %.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .failures import closed_error
 from .source import END, AsyncSource, Messages, Source
 
 READ_AHEAD = 256
-"""The most messages that `send_many` has in hand: read, and their outcome not taken yet. Enough to
-keep all parallel places busy while some chats wait for their turn or for an unknown outcome."""
+"""The most messages that `send_many` has in hand: read, and their outcomes not taken yet. Enough to
+keep all parallel slots busy while some chats wait for their turn or for an unknown outcome."""
 
 
 class Batch(CallGroup):
@@ -72,7 +72,7 @@ class Batch(CallGroup):
             await self._outcome_ready
 
     def take(self) -> Outcome | None:
-        """Return what became of the message that ended next; None after the last one."""
+        """Return the outcome of the next message that has ended; None after the last one."""
         ended = self._outcomes.popleft()
         if isinstance(ended, BaseException):
             raise ended
@@ -99,12 +99,12 @@ class Batch(CallGroup):
         return self._stopped and not self._workers
 
     async def stop(self) -> None:
-        """Read and send nothing more, and wait until what is under way has ended."""
+        """Read and send nothing more, and wait until the requests in progress have ended."""
         self.end_waiting()
         if self._workers:
             await asyncio.wait(self._workers)
         await self._source.closed()
-        # Whoever still takes outcomes must not mistake this for the end of the messages.
+        # The consumer of the outcomes must not mistake this for the end of the messages.
         self._put(closed_error())
 
     def make_way(self) -> None:
@@ -115,7 +115,7 @@ class Batch(CallGroup):
 
     def place_freed(self) -> None:
         """Put a worker in front if one more message could be sent."""
-        # If all places are taken, and one of them by this batch, its worker steps in front later.
+        # If all slots are taken, and one of them by this batch, its worker steps in front later.
         if (
             self._front is None
             and self._starting is None
@@ -130,7 +130,7 @@ class Batch(CallGroup):
         return not (self._all_read or self._stopped) and self._in_hand < READ_AHEAD
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        # In the context of the sender, not of whoever freed a place; and never eagerly.
+        # In the context of the sender, not of the call that freed a slot; and never eagerly.
         return asyncio.Task(work, loop=self._loop, context=self._context)
 
     async def _work(self) -> None:
@@ -151,10 +151,10 @@ class Batch(CallGroup):
                     self._put(Unknown(message, error))
                 except ChatError as error:
                     if isinstance(error, UnauthorizedError):
-                        # The key is wrong for all of them.
+                        # The key is wrong for all other messages, too.
                         self.fail_waiting(error)
                     self._put(Refused(message, error))
-                except Exception as error:  # noqa: BLE001 - a defect: or the message would be lost
+                except Exception as error:  # noqa: BLE001 - a defect; without this, the message would be lost
                     self._put(error)
                 else:
                     self._put(Delivered(message, receipt))
@@ -163,12 +163,12 @@ class Batch(CallGroup):
                 self._front = None
 
     def _on_worker_ended(self, worker: asyncio.Task[None]) -> None:
-        # Not a part of `_work`, of which nothing runs if the worker is cancelled before it starts.
+        # Not in `_work`: nothing of `_work` runs if the worker is cancelled before it starts.
         self._workers.discard(worker)
         if self._stopped:
             return
         if worker.cancelled():
-            # All tasks are cancelled: whoever takes outcomes must not wait for this one for ever.
+            # All tasks are being cancelled: the consumer must not wait for this outcome for ever.
             self._put(closed_error())
         elif self._all_read and not self._workers:
             self._put(self._source.failure)

@@ -47,14 +47,14 @@ _NO_HEADERS: dict[str, str] = {}
 
 
 class Doubt(msgspec.Struct, frozen=True):
-    """A call came to this if nothing tells whether its last attempt was carried out."""
+    """The result of a call if it is unknown whether its last attempt was carried out."""
 
     seen: Answer | NoAnswer
     attempt: Attempt
 
 
 class Request(Protocol):
-    """What a call sends. Query and body are made for an attempt, not while the call waits."""
+    """What a call sends. Query and body are created for each attempt, not while the call waits."""
 
     operation: Operation
     path: str  # escaped
@@ -87,7 +87,7 @@ _of_this_process: weakref.WeakSet[Calls] = weakref.WeakSet()
 
 
 def _forked() -> None:
-    """Note in a child process that all sessions are its parent's."""
+    """Note in a forked child process that all sessions belong to its parent."""
     for calls in _of_this_process:
         calls.disown()
 
@@ -114,17 +114,17 @@ class Calls:
         _of_this_process.add(self)
 
     def disown(self) -> None:
-        """Note that this process was forked: the connections are those of its parent."""
+        """Note that this process was forked: the connections belong to its parent."""
         self._is_parents = True
-        self._thread = 0  # that of nobody, so `check_loop` looks
+        self._thread = 0  # no thread's id, so `check_loop` checks again
 
     def check_loop(self) -> None:
         """Raise InvalidArgumentError on another event loop or in a child process.
 
         Nothing was sent then.
         """
-        # A thread runs one loop at a time. To ask for the running one costs 1 % of a send, because
-        # CPython 3.11 asks the system for the process id.
+        # A thread runs one loop at a time. Comparing threads is cheaper: getting the running loop
+        # costs 1 % of a send, because CPython 3.11 asks the system for the process id.
         if get_ident() == self._thread and self._loop.is_running():
             return
         if self._is_parents:
@@ -137,7 +137,7 @@ class Calls:
         except RuntimeError:
             running = None
         if running is not self._loop:
-            # Its connections would carry a message out, and the answer would reach nobody.
+            # The connections would still send a message, but nobody would get the answer.
             raise InvalidArgumentError(
                 "this session belongs to another event loop: make one inside each asyncio.run(),"
                 " or keep one loop running and pass calls to it by run_coroutine_threadsafe"
@@ -145,11 +145,15 @@ class Calls:
         self._thread = get_ident()  # the loop runs in another thread now
 
     async def close(self, grace: float) -> None:
-        """End all calls: those that wait at once, those under way after `grace` seconds."""
+        """End all calls: those that wait at once, those in progress after `grace` seconds."""
         self.group.fail_waiting(closed_error())
         await self.group.end_under_way(grace)
         while self.group.waiting:  # noqa: ASYNC110 - closed above, each needs one pass
             await asyncio.sleep(0)
+
+    def cut_short(self) -> None:
+        """End the grace of a closing that is under way."""
+        self.group.cut_short()
 
     async def ask(
         self,
@@ -176,7 +180,7 @@ class Calls:
         result = answer.decoded if operation.answer is Any else answer.decoded.result
         if result is None:
             error = self._failures.error(operation.name, answer)
-            error.sent = None  # the Market said that it was done
+            error.sent = None  # the Market said that it carried the call out
             raise error
         return result
 
@@ -185,8 +189,8 @@ class Calls:
     ) -> Answer | Doubt:
         """Try until the call is done, or until its outcome is unknown and it may not be repeated.
 
-        Raises the ChatError of an attempt that was refused for good, and that of the last one if
-        the budget is used up.
+        Raises the ChatError of an attempt that was refused for good, or the error of the last
+        attempt if the budget is used up.
         """
         operation = request.operation
         doubtful = False  # an earlier attempt may have been carried out
@@ -244,7 +248,7 @@ class Calls:
                 at_least = retry_after(seen.headers) if isinstance(seen, Answer) else None
                 await self.pause(ticket, budget, error, at_least or 0.0)
         except BaseException as error:
-            # Whatever failed, and at whichever line: nobody else gives back what the call holds.
+            # Whatever failed, and at whichever line: only this code gives back what the call holds.
             self._scheduler.drop(ticket, sent=body is not None and body.sent)
             if doubtful and isinstance(error, ChatError):
                 error.sent = None
@@ -261,8 +265,8 @@ class Calls:
             raise error
         level = logging.INFO
         now = self._loop.time()
-        # A warning if it lasts, and one a minute for all calls of the business: there may be
-        # thousands.
+        # A warning only if the failures last, and at most one a minute for all calls of the
+        # business, because there may be thousands.
         if budget.attempts > 1 and now >= self._shared.warn_from:
             self._shared.warn_from = now + WARN_EVERY
             level = logging.WARNING
@@ -276,7 +280,7 @@ class Calls:
         operation: Operation,
         answer: Answer,
     ) -> float | None:
-        """Note a 420. Returns for how many seconds the call itself pauses, if it does."""
+        """Note a 420. Returns the seconds for which the call itself pauses, or None."""
         parallel = refused_in_parallel(_text(answer))
         if parallel is not None:
             pause = self._scheduler.refused_in_parallel(
@@ -287,7 +291,7 @@ class Calls:
             )
             return pause
         if not operation.limited:
-            # The limit of that method alone, which the caller knows.
+            # The 420 is about the limit of that method alone, which only the caller knows.
             self._scheduler.answered(ticket, attempt, _NO_HEADERS)
             error = self._failures.error(operation.name, answer)
             error.retry_after = seconds_until(answer.headers)
@@ -304,11 +308,11 @@ class Calls:
         return None
 
 
-# An answer may echo the key, and tracebacks show variables: so no caller keeps these in one.
+# An answer may echo the key, and tracebacks show variables. So no caller stores these.
 
 
 def _limit_headers(operation: Operation, answer: Answer) -> Mapping[str, str]:
-    """Return the headers that bound other calls: the limit of an unknown method does not."""
+    """Return the headers that also limit other calls. Those of an unknown method do not."""
     return answer.headers if operation.limited else _NO_HEADERS
 
 

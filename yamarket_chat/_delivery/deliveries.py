@@ -1,4 +1,4 @@
-"""What was lately delivered to each chat: needed to tell equal texts of a history apart."""
+"""The recent deliveries to each chat, which are needed to tell equal texts in a history apart."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from ..pending import Content, Stored
 from .settling import KNOWN_FOR, SKEW, content_of_text
 
 REMEMBERED = KNOWN_FOR + SKEW + 15.0
-"""Seconds for which a delivered message is remembered. `note_timeout` adds the time of an attempt,
-which may begin so much later."""
+"""Seconds for which a delivered message is remembered, besides the longest time of an attempt."""
 
 
 SAME = 3.0
-"""Seconds by which the beginnings of a delivery and of its stored Pending may differ: less than
-lies between two messages of unknown outcome."""
+"""Seconds by which the start times of a delivery and of its stored Pending may differ: less than
+the time between two messages of unknown outcome."""
 
 
 class Delivery(msgspec.Struct, frozen=True, gc=False):
-    """A message that was delivered, or may have been: when, on the loop's clock."""
+    """A message that was or may have been delivered, with times on the loop's clock."""
 
     chat_id: int
     content: str | Content
@@ -32,7 +31,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     row_id: int | None = None  # of its row in the history, if it was found there
 
     def on(self, clock: MarketClock) -> Stored | None:
-        """Return the same on the Market's clock; None if that is not known."""
+        """Return the delivery on the Market's clock; None if that clock is not known."""
         began, ended = clock.at(self.began), clock.at(self.ended)
         if began is None or ended is None:
             return None
@@ -44,7 +43,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 
 
 class Deliveries:
-    """The deliveries of the last minute, in order."""
+    """The recent deliveries, in order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -52,7 +51,7 @@ class Deliveries:
         self._deliveries: deque[Delivery] = deque()
 
     def note_timeout(self, seconds: float) -> None:
-        """Note the timeout of a session: an attempt takes so many seconds at most."""
+        """Note the timeout of a session: an attempt takes at most this many seconds."""
         self._remembered = max(self._remembered, REMEMBERED + seconds)
 
     def remember(self, delivery: Delivery, now: float) -> None:
@@ -64,11 +63,11 @@ class Deliveries:
             deliveries.popleft()
 
     def to_chat(self, chat_id: int) -> list[Delivery]:
-        """Return what was lately delivered to a chat, or may have been, in order."""
+        """Return the messages that were or may have been delivered to a chat recently, in order."""
         return [delivery for delivery in self._deliveries if delivery.chat_id == chat_id]
 
     def forget(self, chat_id: int, lost: Stored, clock: MarketClock) -> None:
-        """Forget a delivery of unknown outcome that was settled since: it never arrived."""
+        """Forget a delivery of unknown outcome, because settling found that it never arrived."""
         for delivery in self.to_chat(chat_id):
             stored = None if delivery.surely else delivery.on(clock)
             if (

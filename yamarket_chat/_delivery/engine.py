@@ -1,10 +1,11 @@
-"""What a session has from its first call on: connections, calls, sending and downloads."""
+"""The parts of a session that its first call creates: connections, calls, sending and downloads."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ from . import reading
 from .calls import Calls, Query
 from .failures import Failures
 from .sending import Sending
-from .shared import attach
+from .shared import shared_by
 
 
 class Engine:
-    """Puts the rooms together for one session, on the event loop of its first call."""
+    """Connects the modules for one session, on the event loop of its first call."""
 
     def __init__(
         self,
@@ -48,8 +49,8 @@ class Engine:
         integration: str,
     ) -> None:
         proxies = Proxies(proxy, environment=http is None)
-        proxies.of(URL(base_url))  # what raises comes before there is anything to undo
-        self._shared = attach(str(URL(base_url).origin()), business_id, limits)
+        proxies.of(URL(base_url))  # this may raise, so it comes before there is anything to undo
+        self._shared = shared_by(str(URL(base_url).origin()), business_id, limits)
         self._shared.deliveries.note_timeout(timeout)
         self._exchange = Exchange(
             base_url,
@@ -63,18 +64,19 @@ class Engine:
         self._retry = retry
         self._failures = Failures(api_key)
         self._closed: asyncio.Event | None = None
-        self._sending: Sending | None = None
         self._calls = Calls(self._exchange, self._shared, self._failures, retry)
+        self._calls_to_close: Calls | Sending = self._calls
         self.check_loop = self._calls.check_loop
         self.status = self._shared.scheduler.status
+        self._shared.sessions += 1  # last: what has raised holds nobody up
 
+    @cached_property
     def sending(self) -> Sending:
-        """Return what sends messages; it is made when the first one is sent."""
-        if self._sending is None:
-            self._sending = Sending(
-                self._calls, self._shared, self._failures, self._business(), self._retry
-            )
-        return self._sending
+        """The sender of messages, which is created when the first message is sent."""
+        self._calls_to_close = sending = Sending(
+            self._calls, self._shared, self._failures, self._business(), self._retry
+        )
+        return sending
 
     async def ask(
         self, name: str, max_wait: float | None, *, query: str = "", content: object = None
@@ -132,7 +134,7 @@ class Engine:
 
     async def download(self, file: File, path: Path | None, max_bytes: int) -> bytes | Path:
         """Download a file; see `ChatSession.download`."""
-        # It needs no place, but it is under way like a call: closing waits for it, or cancels it.
+        # It needs no slot, but it is in progress like a call: closing waits for it or cancels it.
         group = self._calls.group
         attempt = unlimited_attempt(running_task(), asyncio.get_running_loop().time())
         group.under_way[attempt] = None
@@ -157,10 +159,13 @@ class Engine:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._closed.wait()
+            if not self._closed.is_set():
+                self._calls_to_close.cut_short()
+                await self._closed.wait()
             return
         self._closed = asyncio.Event()
         try:
-            await (self._sending or self._calls).close(grace)
+            await self._calls_to_close.close(grace)
         finally:
             self._shared.sessions -= 1
             try:

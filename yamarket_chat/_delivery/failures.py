@@ -1,4 +1,4 @@
-"""The errors that tell of what was seen. No text of them shows the key."""
+"""Creates the errors of failed attempts. No error text shows the key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXCERPT = 200
 
 
 class Failures:
-    """Makes the errors of one session, and keeps its key out of them."""
+    """Creates the errors of one session, and keeps the session's key out of them."""
 
     def __init__(self, api_key: Secret) -> None:
         self._api_key = api_key
@@ -39,7 +39,7 @@ class Failures:
     ) -> ChatError:
         """Return the error of an attempt that was not done.
 
-        `arrived` is False if the chat's history has told that the message did not arrive.
+        `arrived` is False if the chat's history has shown that the message did not arrive.
         """
         sent = arrived if judge(seen) is Verdict.UNKNOWN else False
         if isinstance(seen, NoAnswer) and seen.garbled:
@@ -82,7 +82,7 @@ class Failures:
         return unexpected
 
     def reason(self, operation: str, seen: Answer | NoAnswer) -> str:
-        """Say why nothing tells whether an attempt was carried out."""
+        """Say why it is unknown whether an attempt was carried out."""
         if isinstance(seen, NoAnswer) and (seen.cut_short or seen.cancelled is not None):
             return seen.reason
         return str(self.error(operation, seen))
@@ -111,7 +111,7 @@ def closed_error() -> SessionClosedError:
 
 
 def cut_short_error(operation: str) -> SessionClosedError:
-    """Return the error of a read that is under way when the grace of a closing session is over."""
+    """Return the error of a read that is cut short because the grace of a closing is over."""
     return SessionClosedError(
         f"{operation}: the session was closed before its answer came: repeat the call in a new one",
         sent=None,

@@ -1,4 +1,4 @@
-"""Reads a chat's history as far as it is needed, and says how far it can be relied on."""
+"""Reads as much of a chat's history as is needed, and says how reliable that part is."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..pending import Stored
 from .settling import Found, Offset, content_of_row, find
 
 PROVEN = 12
-"""Rows that must each be older than the one before until a history is taken to descend. A few may
-be so by chance, and then a later page could still have a newer row."""
+"""The number of rows in a row that must descend in time before the history counts as descending. A
+few rows may descend by chance, and then a later page could still have a newer row."""
 
 UNREADABLE = "a row of its chat's history cannot be read"
 
@@ -28,9 +28,9 @@ class History(msgspec.Struct, frozen=True):
 
     rows: Sequence[Message]
     unreadable: Sequence[Unreadable] = ()
-    complete_since: float = -math.inf  # later rows are all there, by the storage's clock
+    complete_since: float = -math.inf  # all rows after this moment of the storage's clock are here
     in_order: bool = True  # the pages were in one order, and no row stood on two of them
-    changed: bool = False  # two readings that were not in order did not agree
+    changed: bool = False  # there were two readings, and they did not agree
 
     def find(
         self,
@@ -39,7 +39,7 @@ class History(msgspec.Struct, frozen=True):
         offset: Offset,
         after: Sequence[Stored] = (),
     ) -> tuple[Found, str]:
-        """Look for a message. Returns whether it is there, and why that is unclear."""
+        """Look for a message. Returns whether it is there, and if that is unclear, why."""
         if self.changed:
             return Found.UNCLEAR, "its chat's history was read twice, and did not agree with itself"
         since, until = wanted.earliest + offset.least - 1, wanted.latest + offset.most + 1
@@ -49,7 +49,7 @@ class History(msgspec.Struct, frozen=True):
         return found, Found.UNCLEAR.value
 
     def find_ever(self, wanted: Stored) -> tuple[Found, str]:
-        """Look for a message of which nobody knows when it was sent."""
+        """Look for a message whose time of sending is not known."""
         says_the_same = any(
             row.sender == Sender.PARTNER and content_of_row(row) == wanted.content
             for row in self.rows
@@ -62,7 +62,7 @@ class History(msgspec.Struct, frozen=True):
 
 
 def may_be_of_shop(row: Unreadable, since: float, until: float) -> bool:
-    """Whether an unreadable row may be one of the shop's between two moments."""
+    """Whether an unreadable row may be a message of the shop between two moments."""
     try:
         fields = msgspec.json.decode(row.raw)
         if fields["sender"] in {Sender.CUSTOMER, Sender.MARKET, Sender.SUPPORT}:
@@ -74,10 +74,10 @@ def may_be_of_shop(row: Unreadable, since: float, until: float) -> bool:
 
 
 async def read_history(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:
-    """Read the rows of a chat, back to a moment of the storage if their order allows it.
+    """Read the rows of a chat back to a moment of the storage's clock, if their order allows it.
 
-    If the order cannot be relied on, rows may move from page to page meanwhile. Then the history is
-    read twice, and both readings must agree on the rows of the shop that are needed.
+    If the order is not reliable, rows may move from page to page during the reading. Then the
+    history is read twice, and both readings must agree on the rows of the shop that are needed.
     """
     first = await _read(read, oldest_needed)
     if first.in_order:

@@ -45,10 +45,10 @@ _LOST = NoAnswer("the call failed while its request was under way", sent=True)
 
 
 class _Turn(Budget, kw_only=True, eq=False):
-    """A message, and its turn in the chat. It is the request and the budget of its calls as well.
+    """A message and its turn in the chat. It is also the request and the budget of its calls.
 
-    Leaving the context ends the turn: the next message of the chat may go, after a rest if this one
-    may still arrive.
+    Leaving the context ends the turn: the next message of the chat may be sent. If this message may
+    still arrive, the next one waits for a rest first.
     """
 
     sending: Sending
@@ -71,7 +71,7 @@ class _Turn(Budget, kw_only=True, eq=False):
         return carries.body()
 
     def content(self) -> str | Content:
-        """Return what the message says, as it is remembered."""
+        """Return the content of the message, in the form that is remembered."""
         carries = self.carries
         if isinstance(carries, str):
             return carries
@@ -88,18 +88,18 @@ class _Turn(Budget, kw_only=True, eq=False):
         traceback: TracebackType | None,
     ) -> bool:
         if kind is not None:
-            self.sending.scheduler.drop(self.ticket, sent=True)  # if the call itself could not
+            self.sending.scheduler.drop(self.ticket, sent=True)  # unless the call itself did
         suspect, attempt = self.suspect, self.ticket.attempt
         if suspect is None:
             if attempt is not None:
-                # It failed between its body and its verdict, so nothing tells what came of it.
+                # It failed between its body and its verdict, so its outcome is unknown.
                 suspect = self.sending.suspect(self, Doubt(_LOST, attempt))
                 self.sending.leave_suspect(self.ticket, suspect)
             else:
                 self.sending.scheduler.leave(self.ticket)
             return False
         self.sending.leave_suspect(self.ticket, suspect)
-        # A closing session cancels what is being settled: then `send` raises the error.
+        # A closing session cancels settling: then `send` raises the error.
         return (
             kind is asyncio.CancelledError
             and suspect.doubt.attempt.take_back_cancels() == "closing"
@@ -121,7 +121,7 @@ class Sending:
         self._settler = Settler(shared.clock, shared.skew, shared.deliveries, retry.settle_after)
         self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
         self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
-        # Look-ups have a group of their own: closing the session must not fail those that wait.
+        # History requests have their own group: closing the session must not fail waiting ones.
         self._look_ups = CallGroup()
         self._batches: dict[Batch, None] = {}
         self.scheduler = shared.scheduler
@@ -195,7 +195,7 @@ class Sending:
             raise self._unknown(turn)
 
     async def _arrived(self, turn: _Turn, suspect: Suspect) -> bool:
-        """Settle an unknown outcome. Raises DeliveryUnknownError if the history does not tell."""
+        """Settle an unknown outcome. Raises DeliveryUnknownError if the history is unclear."""
         settle_after = self._retry.settle_after
         logger.info(
             "chat %d: %s; its history will be read in %.0f s to see whether the message arrived",
@@ -224,14 +224,14 @@ class Sending:
         return self._settler.suspect(turn.chat_id, turn.content(), doubt, why)
 
     def leave_suspect(self, ticket: Ticket, suspect: Suspect) -> None:
-        """End the turn of a message that may still arrive: its chat rests until it cannot."""
+        """End the turn of a message that may still arrive. Its chat rests until it cannot."""
         now = self._loop.time()
         self._deliveries.remember(suspect.delivery(surely=False), now)
         self.scheduler.release(ticket, suspect.doubt.attempt)
         self.scheduler.leave(ticket, suspect.rest(now))
 
     def _unknown(self, turn: _Turn) -> DeliveryUnknownError:
-        assert turn.suspect is not None  # noqa: S101 - or the outcome would be known
+        assert turn.suspect is not None  # noqa: S101 - without it, the outcome would be known
         return self._settler.unknown(turn.suspect, self._business_id, turn.requests)
 
     async def settle(self, pending: Pending, max_wait: float | None) -> Receipt | None:
@@ -244,7 +244,7 @@ class Sending:
         group = self._calls.group
 
         async def wait(seconds: float) -> None:
-            # Not by a sleep: closing the session ends a pause.
+            # A pause and not a sleep, because closing the session ends a pause.
             await self.scheduler.pause(
                 self.scheduler.ticket(operations.HISTORY.name, group), seconds
             )
@@ -291,7 +291,7 @@ class Sending:
             return self.send(chat_id, text, group=group, reserve=reserve)
 
         for ended in [batch for batch in self._batches if batch.has_stopped()]:
-            del self._batches[ended]  # its generator was cancelled while it stopped
+            del self._batches[ended]  # its generator was cancelled while the batch stopped
         batch = Batch(self.scheduler, send, messages)
         self._batches[batch] = None
         try:
@@ -303,13 +303,13 @@ class Sending:
                     break
                 yield outcome
         finally:
-            # If this is cancelled as well, closing the session waits for what is under way.
+            # If this is cancelled as well, closing the session waits for the requests in progress.
             await batch.stop()
             self._batches.pop(batch, None)
 
     async def close(self, grace: float) -> None:
         """End all calls: those that wait at once, those under way after `grace` seconds."""
-        # At once: `gather` begins a pass later, and until then another batch could begin.
+        # At once: `gather` starts a loop pass later, and another batch could start until then.
         self._calls.group.fail_waiting(closed_error())
         for batch in self._batches:
             batch.end_waiting()
@@ -318,3 +318,9 @@ class Sending:
         )
         for batch in list(self._batches):
             await batch.stop()
+
+    def cut_short(self) -> None:
+        """End the grace of a closing that is under way."""
+        self._calls.cut_short()
+        for batch in self._batches:
+            batch.cut_short()

@@ -1,6 +1,6 @@
-"""Finds out from a chat's history what became of a message of unknown outcome.
+"""Finds out from a chat's history whether a message of unknown outcome arrived.
 
-The history is read by a function that is passed in, so this room does not know who sends.
+The caller passes the function that reads the history, so this module does not depend on the sender.
 """
 
 from __future__ import annotations
@@ -19,43 +19,46 @@ from .calls import Doubt
 from .deliveries import Deliveries, Delivery
 from .failures import unknown_error
 from .histories import ReadHistory, read_history
-from .settling import KNOWN_FOR, SKEW, Found, content_of_text, last_equal, rows_of_shop
-from .skew import Skew
+from .settling import KNOWN_FOR, SKEW, Found, Offset, content_of_text, last_equal, rows_of_shop
+from .skew import LEARNT_FOR, Skew
 
 APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
-have been carried out. Rows and Dates have whole seconds, and what follows must be told apart."""
+have been carried out. Rows and Dates have whole seconds, and the next message must have a later
+second."""
 
 
 class Suspect(msgspec.Struct, frozen=True):
-    """A message of unknown outcome in this process. Times are the loop's."""
+    """A message of unknown outcome in this process. Times are on the loop's clock."""
 
     chat_id: int
     content: str | Content
     doubt: Doubt
-    why: str  # it is unknown
+    why: str  # why the outcome is unknown
     until: float  # the last moment at which it can have been stored
     before: Sequence[Delivery]  # what was sent to its chat shortly before
 
     def delivery(self, *, surely: bool, row_id: int | None = None) -> Delivery:
-        """Return it as a delivery."""
+        """Return the message as a delivery."""
         began = self.doubt.attempt.began
         return Delivery(self.chat_id, self.content, began, self.until, surely, row_id)
 
     def rest(self, now: float) -> float:
-        """Return for how many seconds its chat rests, so that nothing gets before it."""
+        """Return the seconds for which its chat rests, so that nothing is stored before it."""
         return max(self.until + APART - now, 0.0)
 
     def on(self, clock: MarketClock) -> tuple[Stored | None, tuple[Stored, ...]]:
-        """Return it on the Market's clock, if that is known, and what was sent before it."""
+        """Return it on the Market's clock, if that is known, and the messages sent before it."""
         before = (item.on(clock) for item in self.before)
         return (
             self.delivery(surely=True).on(clock),
             tuple(stored for stored in before if stored is not None),
         )
 
-    def pending(self, business_id: int, requests: int, clock: MarketClock) -> Pending:
-        """Return the same in a form that can be stored."""
+    def pending(
+        self, business_id: int, requests: int, clock: MarketClock, offset: Offset
+    ) -> Pending:
+        """Return the message in a form that can be stored."""
         wanted, before = self.on(clock)
         content = self.content
         if isinstance(content, str):
@@ -69,6 +72,7 @@ class Suspect(msgspec.Struct, frozen=True):
             since=None if wanted is None else datetime.fromtimestamp(wanted.earliest, UTC),
             until=None if wanted is None else datetime.fromtimestamp(wanted.latest, UTC),
             before=before,
+            skew=None if offset == Offset() else (offset.least, offset.most),
             requests=requests,
             seen=self.why,
         )
@@ -94,19 +98,20 @@ class Settler:
             doubt,
             why,
             doubt.attempt.ended + self._settle_after,
-            # Taken now: settling may take longer than deliveries are remembered.
+            # Copied now, because settling may take longer than deliveries are remembered.
             self._deliveries.to_chat(chat_id),
         )
 
     def unknown(self, suspect: Suspect, business_id: int, requests: int) -> DeliveryUnknownError:
         """Return the error of a message that is not settled."""
-        pending = suspect.pending(business_id, requests, self._clock)
+        offset = self._skew.offset(self._loop.time())
+        pending = suspect.pending(business_id, requests, self._clock, offset)
         return unknown_error(pending, suspect.why)
 
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
         """Look for a message in its chat's history, at `suspect.until` at the earliest.
 
-        Returns whether it is there, and why that is unclear.
+        Returns whether it is there, and if that is unclear, why.
         """
 
         def oldest_needed() -> float:
@@ -132,10 +137,10 @@ class Settler:
     async def settle(
         self, pending: Pending, read: ReadHistory, wait: Callable[[float], Awaitable[None]]
     ) -> bool:
-        """Whether a message arrived that was stored as unknown, by this process or another.
+        """Return whether a stored message of unknown outcome, of this process or another, arrived.
 
-        If the Market may still carry it out, this waits by `wait(seconds)` and reads once more.
-        Raises DeliveryUnknownError if the history cannot be read or does not tell.
+        If the Market may still carry it out, this awaits `wait(seconds)` and reads once more.
+        Raises DeliveryUnknownError if the history cannot be read or is unclear.
         """
         wanted = _wanted(pending)
 
@@ -159,21 +164,41 @@ class Settler:
             unknown.retry_after = error.retry_after
             raise unknown from None
         if pending.since is None:
-            # Nobody knows since when: any row that says the same may be an older message.
+            # The time of sending is unknown, so any row with this text may be an older message.
             found, unclear = history.find_ever(wanted)
         else:
             now = self._loop.time()
             known = self._deliveries.to_chat(pending.chat_id)
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, now)
-            offset = self._skew.offset(now)
-            after = [stored for stored in here if stored.earliest > wanted.latest]
+            offset = self._offset_then(pending, now)
+            # What came long after it says nothing of the clocks of its time.
+            near = wanted.latest + LEARNT_FOR
+            after = [
+                stored
+                for stored in here
+                if stored.earliest > wanted.latest
+                and (stored.earliest < near or stored.row_id is not None)
+            ]
             found, unclear = history.find(wanted, pending.before, offset, after)
             if found is Found.NO:
                 self._deliveries.forget(pending.chat_id, wanted, self._clock)
         if found is Found.UNCLEAR:
             raise unknown_error(pending, unclear)
         return found is Found.YES
+
+    def _offset_then(self, pending: Pending, now: float) -> Offset:
+        """Return the offset that the clocks can have had when a message was sent.
+
+        They may have been set since, so what is learnt today says nothing of a message of old.
+        """
+        if pending.skew is not None:
+            return Offset(*pending.skew)
+        clock = self._clock.now()
+        if clock is None or pending.until is None:
+            return Offset()
+        age = now + clock.most - pending.until.timestamp()
+        return self._skew.offset(now) if age < LEARNT_FOR else Offset()
 
 
 def _wanted(pending: Pending) -> Stored:

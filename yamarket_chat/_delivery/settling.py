@@ -1,12 +1,12 @@
 """Decides from a chat's history whether a message arrived.
 
 All functions here are pure. Times are seconds since 1970. The messages of a chat are sent one after
-another, so the shop's rows since an attempt must be what was delivered shortly before it, and then
-the message itself or nothing. If anything else stands there, nobody guesses.
+another, so the shop's rows since an attempt must be the messages delivered shortly before it, and
+then the message itself or nothing. If there is any other row, the verdict is UNCLEAR.
 
-Two clocks are compared: a row has the time of the Market's storage (`createdAt`), and what was sent
-is known on the clock of its answers (`Date`). The two may differ. So a verdict stands only if the
-opposite is impossible under each offset that the clocks may have.
+Two clocks are compared: a row has the time of the Market's storage (`createdAt`), and the time of
+sending is known on the clock of its answers (`Date`). The two may differ. So a verdict stands only
+if the opposite is impossible under every offset that the clocks may have.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ..models import Message, Sender
 from ..pending import Content, Stored
 
 KNOWN_FOR = 60.0
-"""Seconds before an attempt for which each row is to be explained. Messages are remembered for
-longer, because clocks differ and an answer takes a while."""
+"""Seconds before an attempt in which each row must be explained by a known message. Messages are
+remembered for longer, because clocks differ and an answer takes a while."""
 
 SKEW = 30.0
 """Seconds by which the storage's clock may be ahead of the answers' clock or behind it, as long as
-nothing more is known: a guess that is larger than what is seen of real systems."""
+nothing more is known: a guess, larger than in real systems."""
 
 SPACES = "".join(map(chr, range(33))) + (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -36,7 +36,7 @@ SPACES = "".join(map(chr, range(33))) + (
 
 
 def content_of_text(text: str) -> Content:
-    """Return what a text says, whether it was sent or stored.
+    """Return the content of a text, in the same form for sent and stored texts.
 
     Some systems of the Market strip spaces at both ends of a string, as it documents.
     """
@@ -44,7 +44,7 @@ def content_of_text(text: str) -> Content:
 
 
 def content_of_row(row: Message) -> Content:
-    """Return what a row of a history says."""
+    """Return the content of a row of a history."""
     if row.payload and len(row.payload) == 1 and not row.message:
         return Content(file_name=row.payload[0].name, file_size=row.payload[0].size)
     return content_of_text(row.message or "")
@@ -57,7 +57,7 @@ class Offset(msgspec.Struct, frozen=True):
     most: float = SKEW
 
     def likely(self) -> range:
-        """Return the offsets at which a message is looked for, in steps of a second.
+        """Return the likely offsets, in steps of a second.
 
         As long as nothing is learnt, the clocks are taken to be the same.
         """
@@ -80,7 +80,7 @@ class Found(enum.Enum):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A row of the shop, as it is compared."""
+    """A row of the shop, in the form that is compared."""
 
     at: float
     id: int
@@ -107,12 +107,12 @@ def find(
 ) -> Found:
     """Look for `wanted` in the rows of a history.
 
-    `before` is what was sent to the chat in the `KNOWN_FOR` seconds before it or longer, in order.
-    `complete_since` is the time of the storage since when the rows are complete. `after` is what is
-    known to have been sent later.
+    `before` are the messages sent to the chat in the `KNOWN_FOR` seconds before it or longer, in
+    order. `complete_since` is the storage's time since which the rows are complete. `after` are the
+    messages known to have been sent later.
     """
     shop = rows_of_shop(rows)
-    # What an earlier look-up has found is known by its id, whatever the clocks say.
+    # A message that an earlier search found is known by the id of its row, whatever the clocks say.
     known = {item.row_id for item in (*before, *after) if item.row_id is not None}
     shop = [row for row in shop if row.id not in known]
     before = [item for item in before if item.row_id is None]
@@ -136,7 +136,7 @@ def find(
 
 
 def last_equal(rows: Iterable[Message], wanted: Stored, offset: Offset) -> int:
-    """Return the id of the last row that can be a message which was found."""
+    """Return the id of the last row that can be the found message."""
     until = wanted.latest + offset.most
     equal = (row for row in rows_of_shop(rows) if row.content == wanted.content)
     return [row.id for row in equal if row.at <= until][-1]
@@ -146,7 +146,8 @@ def _at_offset(shop: Sequence[Row], wanted: Stored, before: Sequence[Stored], of
     """Return the verdict if the clocks differ by this offset.
 
     Rows may have whole seconds, so the row of the message before may seem to be as late as the
-    attempt. If that message says the same, earlier rows are looked at until their number decides.
+    attempt. If that message has the same text, earlier rows count until their number
+    decides.
     """
     items = [*before, wanted]
     for since in sorted({math.floor(item.earliest) for item in items}, reverse=True):
@@ -169,8 +170,8 @@ def _at_offset(shop: Sequence[Row], wanted: Stored, before: Sequence[Stored], of
 def _explains(
     items: Sequence[Stored], stored: Sequence[tuple[float, Content]], since: float
 ) -> bool:
-    """Whether the rows since a moment are some of these messages in order, and all that must be."""
-    explained = {0}  # the numbers of rows that the messages up to here can account for
+    """Whether the rows since a moment are these messages in order, with all that must be there."""
+    explained = {0}  # possible numbers of rows that the messages up to here explain
     for item in items:
         if item.latest < since:
             continue
@@ -188,22 +189,22 @@ def _explains(
 
 def _can_be(row: Row, item: Stored, offset: int) -> bool:
     """Whether a row can be a message at an offset, or at less than half a second from it."""
-    # A row of whole seconds may be a second older than it says.
+    # A row with whole seconds may be up to a second later than it says.
     return item.earliest - 1.5 < row.at - offset <= item.latest + 0.5
 
 
 def _arrived_fits(
     rows: Mapping[Content, Sequence[Row]], must: Sequence[Stored], wanted: Stored, offset: int
 ) -> bool:
-    """Whether `wanted` can stand in the history beside all that must. Other rows may be anybody's.
+    """Whether `wanted` can be in the history beside all that must. Others may be anybody's.
 
-    The order of the rows says nothing here: a clock that steps back turns it round.
+    The order of the rows proves nothing here: a clock that steps back reverses it.
     """
     position = 0
     for item in must:
         found = rows.get(item.content, ())
-        # Of those that say the same as `wanted`, each row is one message. The first that can be it
-        # leaves the most rows to those that follow.
+        # Each row with the same text as `wanted` is one message. The first row that can be a
+        # message leaves the most rows to the messages that follow.
         start = position if item.content == wanted.content else 0
         start = bisect_right(found, item.earliest - 1.5 + offset, lo=start, key=_time_of)
         if start == len(found) or found[start].at - offset > item.latest + 0.5:
@@ -216,7 +217,7 @@ def _arrived_fits(
 def _missing_fits(
     equal: Sequence[Row], items: Sequence[Stored], wanted: Stored, until: float, offset: int
 ) -> bool:
-    """Whether all rows that say the same, since all is known, can be messages from before."""
+    """Whether all rows with the same text, since all is known, can be earlier messages."""
     since = wanted.earliest - KNOWN_FOR
     near = [row for row in equal if since <= row.at <= until]
     explained = {0}

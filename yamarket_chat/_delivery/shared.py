@@ -1,7 +1,7 @@
 """What all sessions of one business on one event loop share.
 
-It outlives them until nothing that it remembers matters any more. So a web handler that makes a
-session for each request keeps the limits, and the order of the chats, all the same.
+It outlives the sessions until nothing that it remembers matters any more. So the limits and the
+order of the chats hold even if a web handler opens a session for each request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .skew import Skew
 
 
 class Shared:
-    """The scheduler of a business, the Market's clocks, and what was lately delivered."""
+    """The scheduler of a business, the Market's clocks, and the recent deliveries."""
 
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.scheduler = Scheduler(limits, loop)
@@ -29,16 +29,16 @@ class Shared:
         self.skew = Skew()
         self.deliveries = Deliveries(loop)
         self.sessions = 0
-        self.warn_from = NEVER  # when a failing attempt is to be warned of again
+        self.warn_from = NEVER  # the earliest time of the next warning of failing attempts
 
     def idle(self) -> bool:
-        """Whether nothing is left that a later session has to respect."""
+        """Whether there is nothing left that a later session has to respect."""
         return not self.sessions and self.scheduler.idle() and self.deliveries.idle()
 
 
 _Businesses = dict[tuple[str, int | None], Shared]
 _of_loops: dict[asyncio.AbstractEventLoop, _Businesses] = {}
-_lock = threading.Lock()  # each loop has its thread, and all of them open sessions
+_lock = threading.Lock()  # loops in several threads may open sessions
 
 
 def _forget_parent() -> None:
@@ -55,17 +55,17 @@ def _businesses(loop: asyncio.AbstractEventLoop) -> _Businesses:
     """Return what is shared on a loop, by business. Only the thread of the loop touches it."""
     with _lock:
         for other in list(itertools.islice(_of_loops, 2)):
-            # The two that were looked at longest ago: opening a session stays cheap with thousands.
+            # Only the two that were checked longest ago, so that opening a session stays cheap.
             businesses = _of_loops.pop(other)
             if not other.is_closed():
                 _of_loops[other] = businesses
         return _of_loops.setdefault(loop, {})
 
 
-def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
+def shared_by(origin: str, business_id: int | None, limits: Limits) -> Shared:
     """Return what the sessions of a business share on the running loop.
 
-    Raises InvalidArgumentError if they have other limits.
+    Raises InvalidArgumentError if they have other limits. A session that is open counts itself.
     """
     loop = asyncio.get_running_loop()
     businesses = _businesses(loop)
@@ -85,5 +85,4 @@ def attach(origin: str, business_id: int | None, limits: Limits) -> Shared:
                 " Limits to all sessions"
             )
         shared = businesses[key] = Shared(limits, loop)
-    shared.sessions += 1
     return shared

@@ -1,4 +1,4 @@
-"""What is learnt of the offset between the Market's two clocks: its storage's and its answers'."""
+"""Learns the offset between the Market's two clocks: its storage's and its answers'."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from ..pending import Stored
 from .settling import SKEW, Offset, Row
 
 MARGIN = 2.0
-"""Seconds by which a learnt offset may be wrong: clocks drift, and storages have several hosts."""
+"""Seconds by which a learnt offset may be wrong: clocks drift, and a storage has several hosts."""
 
 LEARNT_FOR = 600.0
-"""Seconds for which a learnt offset is believed."""
+"""Seconds for which a learnt offset is used."""
 
 
 class Skew:
-    """The offset, as the shop's own messages in histories show it."""
+    """The offset that the shop's own messages in histories show."""
 
     def __init__(self) -> None:
         self._learnt = Offset()
         self._until = -math.inf
 
     def offset(self, now: float) -> Offset:
-        """Return the offset that the clocks can have at a moment of the loop."""
+        """Return the possible offsets at a moment of the loop."""
         return self._learnt if now < self._until else Offset()
 
     def learn(self, rows: Sequence[Row], delivered: Iterable[Stored], now: float) -> None:
         """Compare rows of the shop with messages that an answer has confirmed.
 
-        Only a text that stands once among both tells. A message that was itself found in a history
-        does not: nobody knows so well when it was stored.
+        Only a text that appears exactly once in both counts. A message that was itself found in a
+        history does not count, because the time of its storing is not known well enough.
         """
         items = [item for item in delivered if item.surely and item.row_id is None]
         offset = self.offset(now)
@@ -46,9 +46,9 @@ class Skew:
                 found[0].at - item.latest - MARGIN, found[0].at + 1 - item.earliest + MARGIN
             )
             if seen.most < -SKEW or seen.least > SKEW:
-                continue  # somebody else's row of another time
+                continue  # a row of somebody else
             least, most = max(offset.least, seen.least), min(offset.most, seen.most)
-            # If they do not agree, a clock was set: all of it is possible.
+            # If they do not agree, a clock was set: every offset in between is possible.
             offset = (
                 Offset(least, most)
                 if least <= most

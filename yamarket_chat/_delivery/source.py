@@ -12,7 +12,7 @@ from ..receipts import OutgoingMessage
 Messages = Iterable[OutgoingMessage] | AsyncIterable[OutgoingMessage]
 
 END = object()
-"""What comes after the last message."""
+"""Marks the end of the messages."""
 
 
 class Source:
@@ -20,15 +20,15 @@ class Source:
 
     def __init__(self, messages: Iterable[OutgoingMessage]) -> None:
         self._iterator = iter(messages)
-        self.failure: BaseException | None = None  # why it ended early, if so
+        self.failure: BaseException | None = None  # the error that ended it early
 
     def take(self) -> Any:
-        """Return the next message, whatever was given as one, or `END`."""
+        """Return the next item of the iterable, unchecked, or `END`."""
         try:
             return next(self._iterator, END)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 - raised once the messages before it have ended
+        except BaseException as error:  # noqa: BLE001 - raised after the messages before it have ended
             self.failure = _failure(error)
             return END
 
@@ -36,7 +36,7 @@ class Source:
         """Read nothing more."""
 
     async def closed(self) -> None:
-        """Return when nothing is read any more."""
+        """Wait until nothing is read any more."""
 
 
 class AsyncSource:
@@ -58,7 +58,7 @@ class AsyncSource:
         self._reader = start(self._run(messages))
 
     async def next(self) -> Any:
-        """Return the next message, whatever was given as one, or `END`. For one task at a time."""
+        """Return the next item of the iterable, unchecked, or `END`. For one task at a time."""
         self._wanted.set()
         return await self._read.get()
 
@@ -66,7 +66,7 @@ class AsyncSource:
         """As of `Source`."""
         self._is_closed = True
         self._read.put_nowait(END)
-        if self._reader is not asyncio.current_task():  # where the iterable closes its session
+        if self._reader is not asyncio.current_task():  # the iterable may close its session
             self._reader.cancel()
 
     async def closed(self) -> None:
@@ -94,12 +94,12 @@ class AsyncSource:
         finally:
             self._read.put_nowait(END)
             if isinstance(iterator, AsyncGenerator):
-                # Otherwise the loop does, in another task, when nothing refers to it any more.
+                # Otherwise the loop closes it, in another task, when nothing refers to it any more.
                 await iterator.aclose()
 
 
 def _failure(error: BaseException) -> BaseException:
     if isinstance(error, asyncio.CancelledError):
-        # Otherwise whoever takes outcomes would seem to be cancelled.
+        # Otherwise the consumer of the outcomes would seem to be cancelled.
         return RuntimeError("the reading of the messages was cancelled")
     return error

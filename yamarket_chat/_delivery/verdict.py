@@ -1,4 +1,4 @@
-"""What an attempt came to. This is decided in one place, from what was seen and nothing else."""
+"""The verdict on an attempt. Only `judge` decides it, and only from what the attempt saw."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STATUSES = {
 
 
 def judge(seen: Answer | NoAnswer) -> Verdict:
-    """Return what an attempt came to of which this was seen.
+    """Return the verdict on an attempt from what was seen of it.
 
     ==============================================  ======================
     seen                                            verdict
@@ -66,18 +66,18 @@ def judge(seen: Answer | NoAnswer) -> Verdict:
 
 
 def is_done(answer: Answer) -> bool:
-    """Whether `judge` returns DONE. To compare with a member of an Enum costs 1 % of a send."""
+    """Whether `judge` returns DONE. Comparing with a member of an Enum would cost 1 % of a send."""
     decoded = answer.decoded
     if answer.status != 200 or decoded is None:
         return False
     if isinstance(decoded, msgspec.Struct):
         return decoded.status == "OK"  # type: ignore[attr-defined, no-any-return]
-    # Methods other than those of the chats are decoded without a form of ours.
+    # Methods of `session.request` are decoded without a form.
     return not isinstance(decoded, dict) or decoded.get("status", "OK") == "OK"
 
 
 def is_unknown_form_of_ok(seen: Answer | NoAnswer) -> bool:
-    """Whether the Market said OK to a read in a form that is not known. It will say so again."""
+    """Whether the Market answered OK to a read in an unknown form. A retry would change nothing."""
     if not isinstance(seen, Answer) or seen.status != 200 or seen.decoded or seen.fault:
         return False
     envelope = decode_envelope(seen.body)

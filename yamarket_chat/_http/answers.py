@@ -1,7 +1,7 @@
-"""What came back of a request, and the forms of the Market's answers.
+"""The result of a request, and the forms of the Market's answers.
 
-What was seen is a value, an `Answer` or a `NoAnswer`, and never an exception of aiohttp: those
-carry the headers of the request, and with them the key.
+The result is a value, an `Answer` or a `NoAnswer`, and never an exception of aiohttp: such an
+exception carries the headers of the request, and so the key.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
-    decoded: Any  # a 200: the operation's form; otherwise an Envelope; None if it has another form
+    decoded: Any  # of a 200 in the operation's form, otherwise an Envelope; None if neither fits
     began: float  # when the request was sent, on the loop's clock
     ended: float  # when the response was read
+    traceparent: str | None = None  # the header
     fault: str | None = None  # why the body is not whole
 
     def __repr__(self) -> str:
@@ -37,12 +38,13 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     @property
     def trace_id(self) -> str | None:
         """The id by which the Market finds the request: from `traceparent`, 00-<trace>-…"""
-        parent = self.headers.get(TRACEPARENT, "")
-        if not parent[2:3] == parent[35:36] == "-":
+        parent = self.traceparent
+        if parent is None or not parent[2:3] == parent[35:36] == "-":
             return None
         trace = parent[3:35]
         try:
-            # What is no id is not shown: it may echo the key. A regular expression is slower.
+            # A value that is no id may echo the key, so it is not shown. A regular expression is
+            # slower.
             return trace if len(bytes.fromhex(trace)) == 16 else None
         except ValueError:
             return None
@@ -56,11 +58,11 @@ class NoAnswer(msgspec.Struct, frozen=True):
     final: bool = False  # surely not carried out, and a retry would fail likewise
     cut_short: bool = False  # the session was closed, and its grace was over
     cancelled: asyncio.CancelledError | None = None  # to be raised: the caller cancelled the call
-    garbled: bool = False  # something came that is no answer of HTTP
+    garbled: bool = False  # something arrived that is no HTTP response
 
 
 class Envelope(msgspec.Struct):
-    """What every answer in the API's form has: a status, and errors if there are any."""
+    """The part that all answers in the API's form share: a status, and errors if there are any."""
 
     status: str
     errors: list[ErrorDetail] | None = None
@@ -127,7 +129,7 @@ class CampaignList(Received, frozen=True, kw_only=True):
 
     @property
     def result(self) -> Self:
-        """The list itself: it stands at the top of the answer."""
+        """The list itself, because it is at the top level of the answer."""
         return self
 
     def page(self) -> Page[Campaign]:
@@ -142,7 +144,7 @@ class TokenInfo(Received, frozen=True, kw_only=True):
 
 
 Decode = Callable[[bytes], Any]
-"""Decodes a body; returns None if the body has another form."""
+"""Decodes a body. Returns None if the body has another form."""
 
 
 def decoder(form: Any) -> Decode:
@@ -190,7 +192,7 @@ class _RawList(Received, frozen=True, kw_only=True):
 
 
 class _RawCampaigns(_RawList, frozen=True, kw_only=True):
-    """The same at the top of an answer, as getCampaigns has it."""
+    """The same at the top level of an answer, as in getCampaigns."""
 
     status: str = "OK"
 
@@ -201,7 +203,7 @@ class _RawCampaigns(_RawList, frozen=True, kw_only=True):
 
 
 def list_decoder(form: Any, item: Any) -> Decode:
-    """Return the decoder of a list. If the whole cannot be decoded, its items are one by one."""
+    """Return the decoder of a list. If the whole cannot be decoded, it decodes each item alone."""
     decode_whole = decoder(form)
     decode_raw = decoder(_RawCampaigns if form is CampaignList else Answered[_RawList])
     decode_item, decode_context = decoder(item), decoder(ChatContext)

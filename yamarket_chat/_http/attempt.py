@@ -12,37 +12,37 @@ NEVER = -math.inf  # before any moment of the loop's clock
 
 
 class Attempt(msgspec.Struct, eq=False):
-    """A request on its way. All times are the loop's.
+    """A request in progress. All times are on the loop's clock.
 
-    The rate limit makes it, and the other rooms note on it what they need later: a value in each
-    of them would cost 2 % of a send.
+    The rate limit creates it, and the other modules store here what they need later: one object for
+    each module would cost 2 % of a send.
     """
 
     task: asyncio.Task[Any]  # that carries it
     cancelling: int  # how often that task had been cancelled before
     began: float
-    # What the window knew when it was sent:
+    # What the window knew when the request was sent:
     number: int  # of the requests of its operation
     taken: int  # requests that the window counted, this one included
     overlapping: int  # other requests that had been sent and were not answered yet
-    probe: bool  # sent to ask what holds after the moment that the headers named
-    # What came later:
+    probe: bool  # sent alone to ask for the limit after the moment that the headers named
+    # Set later:
     ended: float = NEVER
     cancels: tuple[Literal["timeout", "closing"], ...] = ()
 
     def is_under_way(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the request is still in progress."""
         return self.ended == NEVER
 
     def cancel(self, reason: Literal["timeout", "closing"]) -> None:
-        """Cancel its task: its time is over, or the grace of the closing session is."""
+        """Cancel its task, because its timeout or the grace of the closing session is over."""
         self.cancels = (*self.cancels, reason)
         self.task.cancel()
 
     def is_cancelled(self, *, surely: bool) -> bool:
-        """Whether anybody has cancelled its task. Code below it may raise a CancelledError itself.
+        """Whether somebody has cancelled its task. Code below may also raise a CancelledError.
 
-        A task that was cancelled just before it began may be meant; `surely` leaves that out.
+        A cancellation just before the attempt began counts as well, unless `surely` is set.
         """
         return self.task.cancelling() > (self.cancelling if surely else 0)
 
@@ -60,7 +60,7 @@ class Attempt(msgspec.Struct, eq=False):
 
 
 def unlimited_attempt(task: asyncio.Task[Any], began: float) -> Attempt:
-    """Return the attempt of a request that no rate limit knows."""
+    """Return the attempt of a request without a rate limit."""
     return Attempt(task, task.cancelling(), began, number=0, taken=0, overlapping=0, probe=False)
 
 

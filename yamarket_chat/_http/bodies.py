@@ -1,7 +1,7 @@
 """Bodies of requests that know whether they may have been sent.
 
-This is the only file of the core that touches private attributes of aiohttp. They were tried with
-aiohttp 3.14.4 and 3.14.5; `tests/test_aiohttp_private.py` fails if another version changes them.
+This is the only file of the core that uses private attributes of aiohttp. They were tested with
+aiohttp 3.14.4 and 3.14.5. `tests/test_aiohttp_private.py` fails if another version changes them.
 (`sandbox/aiohttp_clock.py` is the only other one of the package.)
 
 - `Payload._consumed`: aiohttp repeats a GET by itself if a kept connection breaks, unless the body
@@ -30,9 +30,10 @@ class RequestBody(payload.Payload):
     """The body of a request, which knows whether the request may have been sent."""
 
     sent = False
-    over = False  # it may not be written any more
+    unfinished = False  # a part of it is still to be written
+    over = False  # it must not be written any more
     transport: asyncio.Transport | None = None  # that it was written to
-    broken: str | None = None  # why it can never be written, if so
+    broken: str | None = None  # why it can never be written, if it cannot
 
     def begin(self, writer: Any) -> None:
         """Note that the body is about to be written to a connection, and the headers with it.
@@ -40,12 +41,12 @@ class RequestBody(payload.Payload):
         Raises an error of aiohttp if it must not be written.
         """
         if self.sent or self.over:
-            # A middleware of the caller's session repeats requests by itself, or the request has
-            # ended before its turn to be written: the Market must get it once.
+            # The Market must get the request once, even if a middleware of the caller's session
+            # repeats it, or if the request has ended before it could be written.
             raise aiohttp.ClientConnectionError("a request is written once")
         transport = writer.transport
         if transport is None or transport.is_closing():
-            # A kept connection that the Market has closed meanwhile: not a byte is sent.
+            # The Market has closed the kept connection meanwhile, so not a byte is sent.
             raise aiohttp.ClientConnectionResetError("the connection was closed before")
         if _is_readable(writer.protocol, transport):
             transport.abort()
@@ -55,7 +56,7 @@ class RequestBody(payload.Payload):
         self._consumed = True
 
     def give_up(self) -> None:
-        """Send nothing more of it: it must not arrive after its outcome was looked up."""
+        """Send nothing more of the body: it must not arrive after the history was read."""
         self.over = True
         if self.transport is not None:
             discard(self.transport)
@@ -95,30 +96,31 @@ class JsonBody(RequestBody):
 def _is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
     """Whether a connection has received anything before its request, or was closed.
 
-    It would be taken for the answer. aiohttp may have read it already, or the kernel holds it.
+    Such data would be mistaken for the answer. aiohttp may have read it already, or the kernel
+    holds it.
     """
     if protocol.should_close:
         return True
-    is_empty = getattr(protocol, _IS_EMPTY, None)
-    if is_empty is not None:
-        return not is_empty()
+    poll = getattr(protocol, _POLL, None)
+    if poll is not None:
+        return bool(poll(0))
     sock = transport.get_extra_info("socket")
     if sock is None:
         return False
     # A socket in memory (`yamarket_chat.sandbox`) has no file that could be polled.
-    is_empty = getattr(sock, "nothing_to_read", None) or _is_empty(sock.fileno())
-    setattr(protocol, _IS_EMPTY, is_empty)
-    # A server sends tickets after the handshake of TLS. They come before the first answer.
-    return transport.get_extra_info("sslcontext") is None and not is_empty()
+    poll = getattr(sock, "poll", None) or _poll(sock.fileno())
+    setattr(protocol, _POLL, poll)
+    # After the TLS handshake a server sends session tickets, which arrive before the first answer.
+    return transport.get_extra_info("sslcontext") is None and bool(poll(0))
 
 
-_IS_EMPTY = "yamarket_chat_is_empty"
+_POLL = "yamarket_chat_poll"
 
 
-def _is_empty(file: int) -> Callable[[], bool]:
-    """Return a function that says whether a socket has nothing to read, an end included."""
+def _poll(file: int) -> Callable[[float], list[Any]]:
+    """Return a function that waits until a socket has something to read, or was closed."""
     if not hasattr(select, "poll"):  # Windows
-        return lambda: not select.select((file,), (), (), 0)[0]
+        return lambda timeout: select.select((file,), (), (), timeout)[0]
     poll = select.poll()
     poll.register(file, select.POLLIN)
-    return lambda: not poll.poll(0)
+    return poll.poll

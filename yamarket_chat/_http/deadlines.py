@@ -9,7 +9,7 @@ from .attempt import NEVER, Attempt
 
 
 class Deadlines:
-    """One timer for all requests: each may take the same time, so they are due in order.
+    """One timer for all requests. They all have the same timeout, so they are due in order.
 
     A timer of aiohttp's for each request costs 5 % of a send.
     """
@@ -44,7 +44,7 @@ class Deadlines:
             attempts.popleft()
 
     def close(self) -> None:
-        """Stop the timer, unless a request is still under way (closing was cut off)."""
+        """Stop the timer, unless a request is still in progress because closing was cancelled."""
         if self._timer is not None and not any(map(Attempt.is_under_way, self._attempts)):
             self._timer.cancel()
             self._timer = None

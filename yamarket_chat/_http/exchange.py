@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from multidict import CIMultiDict
@@ -20,17 +21,16 @@ from .proxies import Proxies
 
 MAX_ANSWER = 16 * 2**20
 """The most bytes of a response that are read. A page of 100 messages of 4,096 characters, all
-escaped, with some files each, has about 5 MB; a longer response is none of the API."""
+escaped, with some files each, has about 5 MB. The API sends no longer response."""
 
 KEPT_FOR = 4.0
 """Seconds for which an idle connection is kept. Impatient servers close one after 5 s, and a
 request that meets a closing connection has an unknown outcome, which takes 15 s to settle."""
 
-_OPTIONS: Final[dict[str, Any]] = {
-    "timeout": aiohttp.ClientTimeout(total=None),
-    "allow_redirects": False,
-    "raise_for_status": False,
-}
+SLOWEST = 1024
+"""Bytes a second that a download must have at least. A slower one might never end."""
+
+_NO_TIMEOUT = aiohttp.ClientTimeout(total=None)
 # What bounds the memory that an answer takes. They are aiohttp's own, but a caller's session may
 # have others.
 _BOUNDS: Final[dict[str, Any]] = {
@@ -44,7 +44,7 @@ _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made
 _NO_ANSWER = (OSError, aiohttp.ClientConnectionError)  # a TimeoutError is an OSError
 _MAY_PASS = (OSError, aiohttp.ClientError)
 _NOT_OURS = "an answer that is none to this request"
-_NO_TRACE = f"00-{'0' * 32}"  # what says that a request is not traced
+_NO_TRACE = f"00-{'0' * 32}"  # the trace of a request that is not traced
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
@@ -86,12 +86,14 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._seconds = timeout
         self._deadlines = Deadlines(timeout)
-        self._seen = _Traces()
         self._proxies = proxies
         proxy = proxies.of(url)
-        self._options = _OPTIONS if http is None else {**_OPTIONS, **_BOUNDS}
+        self._bounds: dict[str, Any] = {} if http is None else _BOUNDS
+        self._options = dict(self._bounds)
+        if http is not None:
+            self._options.update(timeout=_NO_TIMEOUT, raise_for_status=False)
         if proxy is not None:
-            self._options = {**self._options, "proxy": proxy}
+            self._options["proxy"] = proxy
         self._own_http = http is None
         # aiohttp sends the headers of a session to the proxy as well, and the key is not for it.
         with_key = proxy is None
@@ -99,8 +101,11 @@ class Exchange:
             # The number of parallel requests bounds the number of connections.
             connector=connector(limit=0, keepalive_timeout=KEPT_FOR),
             cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=_NO_TIMEOUT,
             headers={**(self._headers if with_key else {}), "User-Agent": integration},
         )
+        # Its connections outlive this session, if it is the caller's, and so do stray answers.
+        self._seen = _traces.setdefault(self._http, _Traces())
         # A session of our own has these headers already. Passing them with each request costs 2 %
         # of a send.
         self._json_headers = None if http is None and with_key else self._headers
@@ -116,7 +121,7 @@ class Exchange:
     ) -> Answer | NoAnswer:
         """Send one request from the running task. `decode` decodes the body of a 200.
 
-        Whatever happens is returned as a value, also a cancellation.
+        Every result is returned as a value, even a cancellation.
         """
         if self._http.closed:
             attempt.ended = self._loop.time()
@@ -130,7 +135,7 @@ class Exchange:
         try:
             response = await self._http.request(
                 method,
-                # Built of its parts: parsing a new address for each chat costs 3 % of a send.
+                # Built from its parts, because parsing a new URL for each chat costs 3 % of a send.
                 URL.build(
                     scheme=self._scheme,
                     authority=self._authority,
@@ -142,10 +147,11 @@ class Exchange:
                 headers=self._json_headers
                 if isinstance(body, JsonBody)
                 else self._headers_of(body),
+                allow_redirects=False,
                 **self._options,
             )
             if not body.sent:
-                raise _NotOurs  # it was there before the request
+                raise _NotOurs  # the data arrived before the request
             stream = response.content
             content = await stream.readany()
             if not stream.at_eof():
@@ -155,7 +161,8 @@ class Exchange:
             reason = "no answer in time" if body.sent else "no connection in time"
             closed = self._http.closed
             if not attempt.is_cancelled(surely=closed):
-                # A connector that closes cancels what waits for it; so may code of the caller's.
+                # A connector that closes cancels the calls that wait for it. Code of the caller may
+                # do so, too.
                 cause, response = "nobody", None
                 reason = _CLOSED if closed else "its aiohttp session cancelled the request"
                 final = closed and not body.sent
@@ -167,7 +174,7 @@ class Exchange:
                 # A new one, without aiohttp's frames, whose variables hold the key.
                 cancelled = None if cut_short else asyncio.CancelledError(*error.args)
         except aiohttp.ClientHttpProxyError as error:
-            # On the way to the Market: nothing was sent but a CONNECT.
+            # The proxy failed: nothing was sent except a CONNECT.
             reason, final = _refused_by_proxy(error.status)
             final = final and not body.sent
         except _NO_CERTIFICATE as error:
@@ -185,7 +192,7 @@ class Exchange:
             elif body.sent:
                 garbled = not isinstance(error, _NO_ANSWER)
             elif not isinstance(error, _MAY_PASS) or isinstance(error, aiohttp.InvalidURL):
-                # Of our own code, or of a caller's middleware, whose text may show the key.
+                # An error of our own code or of a caller's middleware. Its text may show the key.
                 reason, final = f"its request cannot be made ({type(error).__name__})", True
         except BaseException:
             _give_up(body, response)
@@ -195,21 +202,26 @@ class Exchange:
         if response is None:
             return NoAnswer(reason or "", body.sent, final, cut_short, cancelled, garbled)
         status, headers = response.status, response.headers
-        if not body.sent or self._seen.is_again(headers.get(TRACEPARENT)):
-            # Even if aiohttp has given the connection back: our own answer will come on it.
+        parent = headers.get(TRACEPARENT)
+        if (
+            not body.sent
+            or (body.unfinished and status == 200)
+            or (parent is not None and self._seen.is_again(parent))
+        ):
+            # Even if aiohttp has returned it to its pool: our own answer will arrive on it.
             body.give_up()
             return NoAnswer(_NOT_OURS, body.sent)
         if reason is not None:
-            return Answer(status, headers, b"", None, attempt.began, ended, reason)
+            return Answer(status, headers, b"", None, attempt.began, ended, parent, reason)
         read = decode if status == 200 else decode_envelope
-        return Answer(status, headers, content, read(content), attempt.began, ended)
+        return Answer(status, headers, content, read(content), attempt.began, ended, parent)
 
     def _headers_of(self, body: RequestBody) -> CIMultiDict[str]:
-        # In no variable, which a traceback would show.
+        # Not in a variable, because a traceback would show it.
         return CIMultiDict({**self._headers, "Content-Type": body.content_type})
 
     async def fetch(self, url: str, max_bytes: int) -> AsyncGenerator[bytes, None]:
-        """Download from an address, in pieces. Only the Market's own host gets the key.
+        """Download from a URL, in pieces. Only the Market's own host gets the key.
 
         Raises FetchFailed.
         """
@@ -219,24 +231,33 @@ class Exchange:
         own = target.origin() == self._origin
         size = 0
         failed: FetchFailed | None = None
+        body = JsonBody(b"")  # it looks at the connection before anything is sent
         proxy = self._proxies.of(target)
         http = self._keyless() if self._own_http else self._http
         try:
-            async with http.get(
-                target,
-                headers=self._key if own else None,
-                # The timeout is for each piece: a large file may take longer in all.
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=self._seconds, sock_read=self._seconds
-                ),
-                allow_redirects=False,
-                raise_for_status=False,
-                proxy=proxy,
-            ) as response:
-                if response.status != 200:
+            async with asyncio.timeout(self._seconds):
+                response = await http.get(
+                    target,
+                    data=body,
+                    skip_auto_headers=("Content-Type",),
+                    headers=self._key if own else None,
+                    # The timeout is for each piece: a large file may take longer in total.
+                    timeout=aiohttp.ClientTimeout(total=None, sock_read=self._seconds),
+                    allow_redirects=False,
+                    raise_for_status=False,
+                    proxy=proxy,
+                    **self._bounds,
+                )
+            async with response:
+                parent = response.headers.get(TRACEPARENT)
+                if not body.sent or (parent is not None and self._seen.is_again(parent)):
+                    response.close()
+                    failed = FetchFailed(_NOT_OURS, None, passes=True)
+                elif response.status != 200:
                     passes = response.status >= 500
                     failed = FetchFailed(f"HTTP {response.status}", response.status, passes=passes)
                 else:
+                    began = self._loop.time()
                     async for piece in response.content.iter_any():
                         size += len(piece)
                         if size > max_bytes:
@@ -244,6 +265,8 @@ class Exchange:
                                 f"it has more than {max_bytes} bytes: pass a larger max_bytes", 200
                             )
                             break
+                        if self._loop.time() - began > self._seconds + size / SLOWEST:
+                            raise TimeoutError
                         yield piece
         except aiohttp.ClientHttpProxyError as error:
             reason, final = _refused_by_proxy(error.status)
@@ -277,7 +300,7 @@ class Exchange:
 
 
 async def _rest(stream: aiohttp.StreamReader, content: bytes) -> bytes:
-    # Not as bytes: to add each of a million pieces to 16 MB would take minutes.
+    # Not as bytes, because adding each of a million pieces to 16 MB would take minutes.
     whole = bytearray(content)
     while not stream.at_eof():
         if len(whole) > MAX_ANSWER:
@@ -295,7 +318,7 @@ class _NotOurs(Exception):
 
 
 class _Traces:
-    """The traces of the last answers: each answer has one of its own."""
+    """The trace ids of the last answers. Each answer has its own."""
 
     MOST = 512
 
@@ -303,10 +326,8 @@ class _Traces:
         self._newer: set[str] = set()
         self._older: set[str] = set()
 
-    def is_again(self, parent: str | None) -> bool:
-        """Note the `traceparent` of an answer. Return whether an earlier answer had it."""
-        if parent is None:
-            return False
+    def is_again(self, parent: str) -> bool:
+        """Note the `traceparent` of an answer. Return whether an earlier answer had its trace."""
         trace = parent[:35]
         if trace in self._newer or trace in self._older:
             return trace != _NO_TRACE
@@ -316,9 +337,12 @@ class _Traces:
         return False
 
 
+_traces: WeakKeyDictionary[aiohttp.ClientSession, _Traces] = WeakKeyDictionary()
+
+
 def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None:
     """End a request that has no whole response."""
-    # A response that was read to its end has given its connection back: others may use it.
+    # A response that was read to its end has returned its connection, so others may use it.
     if response is None or response.connection is not None:
         body.give_up()
     if response is not None:
@@ -326,7 +350,7 @@ def _give_up(body: RequestBody, response: aiohttp.ClientResponse | None) -> None
 
 
 def _refused_by_proxy(status: int) -> tuple[str, bool]:
-    """Say why a proxy made no connection, and whether it will refuse it again."""
+    """Say why a proxy made no connection, and whether it will refuse the next one, too."""
     reason = f"the proxy answered HTTP {status}, and made no connection"
     if status == 407:
         reason += ": pass the user and the password as proxy=http://user:password@proxy:3128"
@@ -334,7 +358,7 @@ def _refused_by_proxy(status: int) -> tuple[str, bool]:
 
 
 def _reason(error: Exception) -> str:
-    """Say what happened, without a quote of the response: it may echo the key."""
+    """Say what happened, without quoting the response, because it may echo the key."""
     if isinstance(error, aiohttp.ClientConnectorError):
         which = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
         why = error.os_error.strerror or "no reason given"

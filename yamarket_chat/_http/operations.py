@@ -27,9 +27,9 @@ class Operation(msgspec.Struct, frozen=True):
     name: str  # the method of the session, and the field of `Limits`
     operation_id: str  # the Market's name
     method: str
-    path: str  # with a place for the business id
+    path: str  # with a placeholder for the business id
     answer: Any  # the form of its answer
-    repeatable: bool = True  # carrying it out twice does no more than carrying it out once
+    repeatable: bool = True  # carrying it out twice has no further effect
     limited: bool = True  # `Limits` has its rate limit
     item: Any = None  # the form of one item, if it answers a list
 
@@ -42,7 +42,7 @@ SEND_MESSAGE = Operation(
 SEND_FILE = Operation(
     "send_file", "sendFileToChat", "POST", f"{_CHATS}/file/send", Envelope, repeatable=False
 )
-# Repeatable: if the chat exists already, the Market answers its id.
+# Repeatable, because the Market returns the id of an existing chat.
 CREATE_CHAT = Operation("create_chat", "createChat", "POST", f"{_CHATS}/new", Answered[CreatedChat])
 GET_CHAT = Operation(
     "get_chat", "getChat", "GET", "/v2/businesses/{business_id}/chat", Answered[Chat]

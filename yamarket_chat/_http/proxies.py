@@ -1,4 +1,4 @@
-"""Which proxy the requests to an address go through."""
+"""Chooses the proxy for the requests to a URL."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..arguments import check_proxy, is_loopback
 
 
 class Proxies:
-    """The proxies of one session: the one that was passed, or those of the environment."""
+    """The proxies of one session: the one that was passed, or the ones of the environment."""
 
     def __init__(self, proxy: str | None, *, environment: bool) -> None:
         """Read the environment, once.
 
-        `proxy` is the address of a proxy for everything, "" for none, None for the environment's.
-        `environment` says whether there may be one of the environment.
+        `proxy` is the URL of a proxy for everything, "" for no proxy, or None for the proxy of the
+        environment. `environment` says whether the environment counts.
         """
         self._named = {} if proxy is None else {"https": ("proxy", proxy), "http": ("proxy", proxy)}
         self._without: list[str] = []
@@ -32,9 +32,9 @@ class Proxies:
             self._without = without.replace(",", " ").lower().split()
 
     def of(self, url: URL) -> URL | None:
-        """Return the proxy for an address; None if there is none.
+        """Return the proxy for a URL; None if there is none.
 
-        Raises InvalidArgumentError if the proxy is none that can be used.
+        Raises InvalidArgumentError if the proxy is not supported.
         """
         named = self._named.get(url.scheme)
         host = (url.host or "").rstrip(".").lower()
@@ -49,7 +49,7 @@ def _variable(name: str) -> tuple[str, str] | None:
     """Return the name and the value of a variable. As with curl, lower case goes first."""
     for spelled in (name, name.upper()):
         if spelled == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
-            continue  # under CGI it is a header of whoever makes the request
+            continue  # under CGI, this is a header of the incoming request
         if value := os.environ.get(spelled, "").strip():
             return spelled, value
     return None

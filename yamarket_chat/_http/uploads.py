@@ -7,10 +7,13 @@ import io
 import os
 import threading
 import unicodedata
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO
 
 from aiohttp import MultipartWriter, payload
 
+from ..arguments import check_encodable
 from ..errors import InvalidArgumentError
 from ..system import randomness
 from .bodies import RequestBody
@@ -20,10 +23,11 @@ LARGEST_FILE = 5 * 2**20
 
 CHUNK = 2**16
 
-_NOT_IN_NAMES = {"Cc", "Cs", "Zl", "Zp"}  # control characters, half surrogates, line breaks
+_NOT_IN_NAMES = {"Cc", "Zl", "Zp"}  # control characters, line breaks
 
 
 _reading = threading.Lock()
+"""Held while a file of the caller's is read: several calls may have the same one."""
 
 
 class Upload:
@@ -34,10 +38,12 @@ class Upload:
         self._path: str | bytes | None = None
         self._file: BinaryIO | None = None
         self._start = 0
+        self._lock: AbstractContextManager[object] = nullcontext()
+        self._busy = False  # a thread is in `open` or `read`
         name: object = filename
         if isinstance(source, (bytes, bytearray, memoryview)):
             self.size = memoryview(source).nbytes
-            # Bytes are shared; what can be changed is copied, unless it is too large anyway.
+            # Bytes are shared. A mutable buffer is copied, unless it is too large anyway.
             self._file = io.BytesIO(source if self.size <= LARGEST_FILE else b"")
         elif isinstance(source, (str, os.PathLike)):
             self._path = os.fspath(source)
@@ -51,6 +57,7 @@ class Upload:
         elif hasattr(source, "read"):
             try:
                 self._file, self._start, self.size = _seekable(source)
+                self._lock = _reading
             except (OSError, ValueError) as error:
                 raise InvalidArgumentError(f"the file cannot be read: {error}") from None
             if filename is None and isinstance(getattr(source, "name", None), str):
@@ -68,7 +75,7 @@ class Upload:
         boundary = f"{randomness('boundary').getrandbits(128):032x}"
         form = FormBody("form-data", boundary)
         part = form.append_payload(_Part(self))
-        # As browsers send it: the name itself in UTF-8, which Russian names need (RFC 7578).
+        # The name in UTF-8, as browsers send it: Russian names need this (RFC 7578).
         part.set_content_disposition(
             "form-data", quote_fields=False, name="file", filename=self.name
         )
@@ -76,16 +83,28 @@ class Upload:
 
     def open(self) -> BinaryIO:
         """Open the file for `read`."""
-        if self._path is not None:
+        if self._path is None:
+            assert self._file is not None  # noqa: S101 - a path or a file
+            return self._file
+        with self._alone():
             return open(self._path, "rb")
-        assert self._file is not None  # noqa: S101 - a path or a file
-        return self._file
 
     def read(self, file: BinaryIO, position: int, size: int) -> bytes:
         """Read a piece. One open file may be sent to several chats at the same time."""
-        with _reading:
+        with self._alone(), self._lock:
             file.seek(self._start + position)
             return file.read(size)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        # Nothing ends a thread that hangs. If each attempt left one behind, none would be left.
+        if self._busy:
+            raise OSError("reading it takes longer than a request may take")
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def done(self, file: BinaryIO) -> None:
         """Close what `open` opened. A file of the caller stays open."""
@@ -120,6 +139,7 @@ def _check_name(name: object) -> str:
         raise InvalidArgumentError(
             "filename is missing: pass the name that the buyer sees, such as 'label.pdf'"
         )
+    check_encodable("filename", name)
     forbidden = any(c in "/\\" or unicodedata.category(c) in _NOT_IN_NAMES for c in name)
     if len(name) > 255 or forbidden:
         raise InvalidArgumentError(
@@ -165,7 +185,7 @@ class _Part(payload.Payload):
         size = min(CHUNK, self._upload.size - position)
         try:
             piece = await asyncio.to_thread(self._upload.read, file, position, size)
-        except Exception as error:  # noqa: BLE001 - a file of the caller's may raise anything
+        except Exception as error:  # noqa: BLE001 - a file of the caller may raise anything
             raise Unreadable(str(error) or type(error).__name__) from None
         if not isinstance(piece, bytes):
             raise Unreadable(f"reading it gave {type(piece).__name__} instead of bytes")
@@ -184,12 +204,15 @@ class FormBody(RequestBody, MultipartWriter):
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write the form to a connection."""
         self.begin(writer)
+        self.unfinished = True
         try:
             await super().write_with_length(writer, content_length)
         except Unreadable as error:
-            # The form is not whole: the Market may have counted it, but not carried it out.
+            # The form is incomplete: the Market may have counted the request, but not carried it
+            # out.
             self.broken = f"the file cannot be read: {error}"
             raise
+        self.unfinished = False
 
 
 class Unreadable(Exception):

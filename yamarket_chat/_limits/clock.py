@@ -1,9 +1,10 @@
-"""The Market's clock, as the Date of its responses tells it, carried on by the loop's time.
+"""The Market's clock: the Date of its responses, plus the loop's time since then.
 
-The local wall clock has no part in this: it may be minutes off. But the loop's time may stand still
-while the machine sleeps or is paused, and either clock may be set. So the Dates of the last minutes
-are kept, and what was sent is placed by those that came before and after it. The system's clock is
-asked only how long the loop's time has stood still: before the first Date nothing else can tell.
+The local wall clock is not used, because it may be minutes off. But the loop's time may stand still
+while the machine sleeps or is paused, and either clock may be set. So the clock keeps the Dates of
+the last minutes, and dates a request by the responses that came before and after it. The system's
+clock is asked only how long the loop's time has stood still: before the first Date, nothing else
+can say.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ HOLDS = 60.0
 """Seconds for which the Date of a quick response is kept although slower ones come."""
 
 NOTICEABLE = 0.5
-"""Seconds of standing still that count. Shorter ones are within what a Date tells."""
+"""Seconds. A shorter standstill of the loop's time is within a Date's accuracy."""
 
 
 class Clock(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ class Clock(msgspec.Struct, frozen=True):
         return max(self.least, other.least) <= min(self.most, other.most)
 
     def combined(self, other: Clock) -> Clock:
-        """Return what both say, or if they do not agree, all that either says.
+        """Return the overlap of both. If they do not overlap, return the range that covers both.
 
         If they do not agree, one of the clocks has been set, or the loop's time has stood still.
         """
@@ -54,7 +55,7 @@ class Clock(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
-    """The headers of a response, and when it was asked for and came, on the loop's clock.
+    """The headers of a response, and the loop's times of the request and the response.
 
     Its Date is decoded when somebody needs it. It is in whole seconds, and was written after the
     request was sent and before the response came.
@@ -68,7 +69,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
         return "Reading()"  # headers may echo the key
 
     def clock(self) -> Clock | None:
-        """Return what it tells; None if there is no Date or it cannot be decoded."""
+        """Return the clock that the Date shows; None if there is no readable Date."""
         seconds = parse_date(self.headers.get("Date"))
         if seconds is None:
             return None
@@ -80,11 +81,11 @@ class MarketClock:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._quickest: Reading | None = None  # of late: it tells most exactly
+        self._quickest: Reading | None = None  # recent: its Date is the most exact
         self._latest: Reading | None = None
         self._kept: deque[Reading] = deque(maxlen=KEPT)
         self._next = NEVER  # when the next reading is kept
-        # By how much the loop's time had stood still, and when that was asked.
+        # How long the loop's time had stood still, and when that was checked.
         self._stood_still: deque[tuple[float, float]] = deque(maxlen=KEPT)
         self._look_at_system()
 
@@ -135,7 +136,7 @@ class MarketClock:
         if quickest is not None and all(quickest.agrees(other) for other in clocks):
             clock = clock.combined(quickest)
         if before is None:
-            # No Date from before tells whether the loop's time has stood still since.
+            # No earlier Date can show whether the loop's time has stood still since.
             clock = Clock(clock.least - self._stood_still_since(moment), clock.most)
         return clock
 

@@ -9,7 +9,7 @@ from multidict import istr
 
 from .clock import parse_date
 
-# istr: headers are looked up by it without folding the name each time.
+# With istr, aiohttp looks up a header without lower-casing its name each time.
 LIMIT_HEADER = istr("X-RateLimit-Resource-Limit")
 REMAINING_HEADER = istr("X-RateLimit-Resource-Remaining")
 UNTIL_HEADER = istr("X-RateLimit-Resource-Until")
@@ -39,7 +39,7 @@ def refused_over_time(text: str) -> int | None:
 
 
 def number_of(text: str | int | None) -> int | None:
-    """Return the number of a header; None if it has none that makes sense."""
+    """Return the number of a header; None if it has no valid one."""
     try:
         value = int(text or "")
     except ValueError:
@@ -48,7 +48,7 @@ def number_of(text: str | int | None) -> int | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; None if it has none that makes sense."""
+    """Return the seconds of a Retry-After header; None if it has no valid number."""
     text = headers.get("Retry-After", "")
     seconds = number_of(text)
     if seconds is not None:
@@ -58,9 +58,9 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def seconds_until(headers: Mapping[str, str]) -> float | None:
-    """Return how long the restriction lasts: Until minus Date, so no local clock has a part."""
+    """Return how long the restriction lasts: Until minus Date. The local clock does not matter."""
     until, date = parse_date(headers.get(UNTIL_HEADER)), parse_date(headers.get("Date"))
     if until is None or date is None:
         return None
-    # Both are whole seconds. The second more makes up for what was cut off.
+    # Both are whole seconds. The extra second makes up for the fractions that were cut off.
     return max(until - date, 0) + 1

@@ -1,4 +1,4 @@
-"""The lines: the calls of one chat go one after another, in the order in which they were made."""
+"""The lines, one for each chat: its calls go one after another, in the order of the calls."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Lines:
         self._loop = loop
         self._last: dict[int, Ticket] = {}
         self._blocked_until: dict[int, float] = {}
-        self._purge_at = 64  # so many of these: twice as many as were left by the last purge
+        self._purge_at = 64  # number of lines: twice as many as the last purge left
         self._waiting: list[tuple[float, Ticket]] = []  # a heap: first calls of blocked lines
 
     def join(self, ticket: Ticket, line: int) -> None:
@@ -31,7 +31,7 @@ class Lines:
             ticket.before, before.after = before, ticket
 
     def leave(self, ticket: Ticket, line: int) -> Ticket | None:
-        """Take a call out of its line. Returns the call that is first now and waits, if any."""
+        """Remove a call from its line. Returns the call that is now first, if it waits."""
         before, after = ticket.before, ticket.after
         if before is None and after is None:
             del self._last[line]
@@ -82,7 +82,7 @@ class Lines:
         return True
 
     def unblocked(self) -> list[Ticket]:
-        """Return the first calls of the lines that time has unblocked, each once."""
+        """Return the first calls of the lines whose blocking time is over, each once."""
         tickets = []
         while self._waiting and self._waiting[0][0] <= self._loop.time():
             ticket = heapq.heappop(self._waiting)[1]
@@ -92,7 +92,7 @@ class Lines:
         return tickets
 
     def next_unblocked(self) -> float | None:
-        """Return the moment at which time unblocks the next line for a call that waits."""
+        """Return the moment at which the next line with a waiting call is unblocked."""
         return self._waiting[0][0] if self._waiting else None
 
     def idle(self) -> bool:

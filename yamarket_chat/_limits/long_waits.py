@@ -14,9 +14,9 @@ LONG_WAIT = 60.0
 class LongWaits:
     """Warns once while calls of an operation wait for more than a minute.
 
-    Calls that have a `max_wait` are left out. A used-up limit is known at once. How long a call
-    waits for a place, or for an earlier message of its chat, is not known. So a timer looks once a
-    minute whether a call of the minute before still waits.
+    Calls that have a `max_wait` do not count. If the limit is used up, the wait is known at once.
+    How long a call waits for a parallel slot, or for an earlier message of its chat, is not known.
+    So a timer checks once a minute whether a call of the minute before still waits.
     """
 
     def __init__(self, operation: str, loop: asyncio.AbstractEventLoop) -> None:
@@ -25,13 +25,13 @@ class LongWaits:
         self._waiting = 0
         self._warned = False  # since calls began to wait
         self._timer: asyncio.TimerHandle | None = None
-        self._waits = 0  # that have begun
+        self._waits = 0  # number of waits that have begun
         # The waits that have gone on since the timer was set, and the number of the last of them:
         self._watched = 0
         self._watched_up_to = 0
 
     def begin(self, least: float) -> int:
-        """Note that a call begins to wait, for `least` seconds by its limit. Returns a number."""
+        """Note that a call begins to wait, for at least `least` seconds. Returns its number."""
         self._waiting += 1
         self._waits += 1
         if self._warned:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 TOKENS_AT_A_TIME = 16
 
-# Sums of floats may be short of a whole token by less than any pause worth making, in seconds.
+# Seconds. Rounding may leave the sum of floats short of a whole token by less than this.
 SHORTEST_WAIT = 1e-6
 
 
@@ -25,7 +25,7 @@ class Pace:
     """
 
     def __init__(self, rate: Rate) -> None:
-        # Imported late: it is a quarter of what `import yamarket_chat` would cost.
+        # Imported late, because it is a quarter of the time of `import yamarket_chat`.
         from aiolimiter import AsyncLimiter
 
         burst = rate.burst or rate.requests
@@ -79,6 +79,6 @@ def _draw(limiter: AsyncLimiter, at_a_time: int) -> int:
         drawing.send(None)
     except StopIteration:
         return tokens
-    # Rounding showed a token that is not quite there. It will be within a moment.
+    # Because of rounding, the token is not quite there yet. It will be in a moment.
     drawing.close()
     return 1

@@ -1,4 +1,4 @@
-"""How many requests may be under way at once."""
+"""How many requests may be in progress in parallel."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from ..system import randomness
 GROW_AFTER = 100
 GROW_AFTER_AT_MOST = 10_000
 
-# The pause of a place after a 420 for parallel requests, in seconds: the first one, and the longest
-# after several in a row. Each is shortened at random. Every refusal uses up the rate limit, too.
+# The pause of a slot after a 420 for parallel requests, in seconds: the first one, and the longest
+# after several refusals in a row. Each is shortened at random. Each refusal uses up the rate limit,
+# too.
 FIRST_PARALLEL_PAUSE = 0.5
 LONGEST_PARALLEL_PAUSE = 30.0
 
 
 class Places:
-    """The places of parallel requests, over all operations of a business.
+    """The parallel slots of a business, shared by all its operations.
 
-    A request holds a place until its answer came. Without an answer it holds the place until the
-    Market must have ended the request. If the Market refuses a request all the same, other programs
-    of the seller hold places. The number then shrinks, and grows again while nothing is refused.
+    A request holds a slot until its answer has arrived. Without an answer, it holds the slot until
+    the Market must have ended the request. If the Market still refuses a request, other programs of
+    the seller hold slots. The number of slots then shrinks, and grows again while nothing is
+    refused.
     """
 
     def __init__(self, parallel: int, loop: asyncio.AbstractEventLoop) -> None:
@@ -33,7 +35,7 @@ class Places:
         self._parallel = parallel
         self._allowed = parallel
         self._held = 0
-        self._free_at: list[float] = []  # ascending: of requests that ended without an answer
+        self._free_at: list[float] = []  # ascending: slots of requests that ended without an answer
         self._shrunk_at = NEVER
         self._clean = 0  # answers in a row without a refusal
         self._in_a_row = 0  # refusals without an answer between them
@@ -47,7 +49,7 @@ class Places:
         return self._held + len(free_at) < self._allowed
 
     def wait(self) -> float | None:
-        """Return the seconds until a place becomes free by itself; None if only an answer helps."""
+        """Return the seconds until time alone frees a slot; None if only an answer frees one."""
         excess = self._held + len(self._free_at) - self._allowed
         if excess < 0:
             return 0.0
@@ -56,20 +58,20 @@ class Places:
         return None
 
     def idle(self) -> bool:
-        """Whether no place is held."""
+        """Whether no slot is held."""
         now = self._loop.time()
         return not self._held and all(at <= now for at in self._free_at)
 
     def take(self) -> None:
-        """Hold a place for a request that is sent, or will be."""
+        """Hold a slot for a request that is sent, or will be."""
         self._held += 1
 
     def give_back(self) -> None:
-        """Free the place of a request that was not sent."""
+        """Free the slot of a request that was not sent."""
         self._held -= 1
 
     def unanswered(self, attempt: Attempt) -> None:
-        """Note that no answer came: the Market may carry the request out until it ends it."""
+        """Keep the slot of an unanswered request until the Market must have ended the request."""
         self._held -= 1
         bisect.insort(self._free_at, attempt.ended + CUT_OFF)
 
@@ -89,7 +91,8 @@ class Places:
     def refused(self, attempt: Attempt, named: int | None) -> float:
         """Note a 420 for parallel requests; `named` is the number that its text names.
 
-        Returns the seconds for which its place pauses: the next request would be refused as well.
+        Returns the seconds for which the slot pauses, because the next request would be refused as
+        well.
         """
         self._held -= 1
         self._clean = 0

@@ -14,7 +14,7 @@ from .window import Window
 class Queue:
     """The ready calls of one operation, and its rate limit.
 
-    A heap for each reserve: a call may go although one with a larger reserve may not.
+    There is a heap for each reserve: a call may go even if one with a larger reserve may not.
     """
 
     def __init__(self, operation: str, rate: Rate, loop: asyncio.AbstractEventLoop) -> None:
@@ -39,7 +39,7 @@ class Queue:
             del self._heaps[ticket.reserve]
 
     def make_single(self, ticket: Ticket) -> None:
-        """Make a single of a call of a bulk."""
+        """Make a call of a bulk a single call."""
         if not ticket.ready:
             ticket.reserve = None
             return

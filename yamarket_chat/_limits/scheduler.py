@@ -1,13 +1,14 @@
-"""Which call goes next: calls wait here until everything that they need is free at once.
+"""Which call goes next: a call waits here until everything that it needs is free.
 
-Each call gets a `Ticket` with a number: first come, first served. A ticket may name a line (a
-chat). Only the first call of a line can be sent. The next one follows when the first has left the
-line. A call needs three things: room in its operation's window, a token of its pace, and a parallel
-place. It gets all of them together or none, so no call holds one while it waits for another, and a
-full window of one operation never holds up another operation.
+Each call gets a `Ticket` with a number: first come, first served. A ticket may name a line, the
+queue of one chat. Only the first call of a line can be sent. The next call follows when the first
+has left the line. A call needs three things: room in its operation's window, a token of its pace,
+and a parallel slot. It gets all of them together or none. So no call holds one of them while it
+waits for another, and a full window of one operation never blocks another operation.
 
-Single calls go before those of a bulk. If a single call stands behind calls of a bulk in its line,
-these become singles as well: otherwise it would wait as long as they do.
+Single calls go before those of a bulk (`send_many`). If a single call stands behind calls of a bulk
+in its line, these calls become singles as well: otherwise the single call would wait as long as
+they do.
 
 One scheduler serves all sessions of a business on one event loop. It has no task of its own. Every
 change grants what can be granted next, and one timer does so when only time has to pass.
@@ -30,14 +31,14 @@ from .queues import Queue
 from .tickets import CallGroup, Ticket, wake
 
 UNLIMITED = Rate(1_000_000_000, per=1e-3)
-"""For methods whose rate limit is not known here: they need a parallel place alone."""
+"""For methods whose rate limit is not known here: they need only a parallel slot."""
 
 SOON = 1.0
 """Seconds after which to retry a call if nothing tells how long it has to wait."""
 
 
 class _Deadline(msgspec.Struct, frozen=True):
-    """The end of the wait of a call that has a `max_wait`."""
+    """The moment at which a call with a `max_wait` stops waiting."""
 
     at: float
     max_wait: float
@@ -58,7 +59,7 @@ class Scheduler:
         self._waiting = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = NEVER
-        self.bulks: dict[CallGroup, None] = {}  # that may have one more call when a place is free
+        self.bulks: dict[CallGroup, None] = {}  # that may have one more call when a slot is free
 
     # Waiting, and being sent
 
@@ -70,7 +71,7 @@ class Scheduler:
         line: int | None = None,
         reserve: int | None = None,
     ) -> Ticket:
-        """Return a new ticket. If it has a line, it joins it by `join`, in this very step."""
+        """Return a new ticket. If it has a line, the caller must call `join` in the same step."""
         self._numbers += 1
         return Ticket(self._numbers, operation, group, line, reserve)
 
@@ -161,7 +162,7 @@ class Scheduler:
         return attempt
 
     def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> None:
-        """Note the end of the wait, or if it has none, its number among the long waits."""
+        """Set the deadline of the wait. Without one, enter the wait among the long waits."""
         queue = self._queues[ticket.operation]
         ahead = queue.ahead_of(ticket)
         if max_wait is not None:
@@ -186,7 +187,7 @@ class Scheduler:
             ticket.group.make_way()
 
     def _wait_again(self, ticket: Ticket) -> None:
-        """Wait again: a 420 closed the window in the very pass in which the call was granted."""
+        """Wait again: a 420 closed the window in the loop pass in which the call was granted."""
         self._ungrant(ticket)
         ticket.future = self._loop.create_future()
         self._first_in_line(ticket)
@@ -214,7 +215,7 @@ class Scheduler:
     def _waited_enough(self, ticket: Ticket, max_wait: float) -> None:
         future = ticket.future
         if future is not None and not future.done():
-            # The least wait is enough, so nobody counts how many calls are before this one.
+            # The least wait is enough to decide, so nobody counts the calls before this one.
             least = self._least_wait(ticket, 0, 0)
             future.set_exception(_max_wait_exceeded(ticket, max_wait, least))
 
@@ -240,7 +241,7 @@ class Scheduler:
                 timer.cancel()
 
     def leave(self, ticket: Ticket, rest: float = 0.0) -> None:
-        """Note that the call is over. The next one of its line may go in `rest` seconds."""
+        """End the call. The next call of its line may go in `rest` seconds."""
         line = ticket.line
         if line is None:
             return
@@ -273,14 +274,14 @@ class Scheduler:
         self._places.give_back()
 
     def _dispatch(self, ended: CallGroup | None = None) -> None:
-        """Grant all that can be granted now. `ended` is the group whose attempt has just ended."""
+        """Grant all calls that can go now. `ended` is the group whose attempt has just ended."""
         if self._waiting:
             self._grant_all()
         elif self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for bulk in self.bulks:
-            if bulk is not ended:  # that one looks for its next call by itself
+            if bulk is not ended:  # that group looks for its next call by itself
                 bulk.place_freed()
 
     def _grant_all(self) -> None:
@@ -300,7 +301,7 @@ class Scheduler:
             self._queues[best.operation].remove(best)
             assert best.future is not None  # noqa: S101 - a ready call waits
             if best.future.done():
-                continue  # it was ended in this very pass, and its task will see that
+                continue  # it was ended in this loop pass, and its task will notice
             self._grant(best)
             best.future.set_result(None)
         self._set_timer()
@@ -308,7 +309,7 @@ class Scheduler:
     def _set_timer(self) -> None:
         """Set the timer to the next moment at which time alone lets a call go."""
         now = self._loop.time()
-        # Time goes on while this looks: what was refused a moment ago may be due now.
+        # Time passes during this check: a call that was refused a moment ago may be due now.
         unblocked = self._lines.next_unblocked()
         waits = [] if unblocked is None else [max(unblocked - now, SHORTEST_WAIT)]
         place = self._places.wait()
@@ -322,7 +323,7 @@ class Scheduler:
                     if wait <= 0 and queue.window.admits(self._loop.time(), reserve):
                         wait = SHORTEST_WAIT
                     waits.append(wait)
-        # A wait of 0 that was not granted ends with an answer, not with time.
+        # If the wait is 0 and the call was not granted, an answer ends the wait, not time.
         waits = [wait for wait in waits if wait > 0]
         if not waits:
             return
@@ -331,7 +332,7 @@ class Scheduler:
             if self._timer_at <= at:
                 return
             self._timer.cancel()
-        # Not asked of the timer: uvloop's cannot always say.
+        # Stored, because uvloop's timer cannot always say when it is due.
         self._timer_at = at
         self._timer = self._loop.call_at(at, self._on_timer)
 
@@ -346,7 +347,8 @@ class Scheduler:
         ticket.group.attempt_ended(attempt)
         self._places.answered()
         self._queues[ticket.operation].window.answered(attempt, headers)
-        self._dispatch(ticket.group)
+        if self._waiting or self._timer is not None or self.bulks:
+            self._dispatch(ticket.group)
 
     def refused_in_parallel(
         self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str], named: int | None
@@ -389,9 +391,9 @@ class Scheduler:
         self._dispatch(ticket.group)
 
     def hold(self, ticket: Ticket, attempt: Attempt, until: float) -> None:
-        """Count an attempt as under way, which has ended: its outcome is being settled.
+        """Count an ended attempt as still in progress, because its outcome is being settled.
 
-        Its line surely does not go on before `until`.
+        Its line does not continue before `until`.
         """
         if ticket.line is not None:
             self._lines.block(ticket.line, until)
@@ -407,7 +409,7 @@ class Scheduler:
     # Looking at it
 
     def status(self, operation: str) -> QuotaStatus:
-        """Return how much of an operation's limit is left."""
+        """Return how much is left of an operation's limit."""
         queue = self._queues[operation]
         remaining = queue.window.remaining()
         return QuotaStatus(
@@ -418,7 +420,7 @@ class Scheduler:
         )
 
     def is_waiting_for_answer(self, group: CallGroup) -> bool:
-        """Whether only an answer frees a place, and this group awaits one."""
+        """Whether only an answer frees a slot, and this group waits for an answer."""
         if self._places.wait() is not None:
             return False
         return any(map(Attempt.is_under_way, group.under_way))
@@ -433,7 +435,7 @@ class Scheduler:
 
 
 def _before_in_line(ticket: Ticket) -> int:
-    """Return how many calls of its line take a place before it and are not ready yet."""
+    """Return how many calls before it in its line are not ready yet."""
     count, before = 0, ticket.before
     while before is not None:
         waits = before.future is not None and not (before.ready or before.granted)

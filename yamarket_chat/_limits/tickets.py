@@ -1,4 +1,4 @@
-"""A call that waits or is under way, and the groups of calls that end together."""
+"""A call that waits or is in progress, and the groups of calls that are closed together."""
 
 from __future__ import annotations
 
@@ -42,25 +42,29 @@ class CallGroup:
     async def end_under_way(self, grace: float) -> None:
         """Wait until nothing is under way. After `grace` seconds cancel what still is."""
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(grace, self._cut_short)
+        timer = loop.call_later(grace, self.cut_short)
         try:
-            # Once more each time: an attempt that ended may be settled next.
+            # In a loop, because an attempt that ended may be settled next.
             while self.under_way:
                 self._nothing_under_way = loop.create_future()
                 await self._nothing_under_way
+        except asyncio.CancelledError:
+            self.cut_short()  # before the connections close, which would be blamed
+            raise
         finally:
             timer.cancel()
             self._nothing_under_way = None
 
-    def _cut_short(self) -> None:
+    def cut_short(self) -> None:
+        """Cancel what is under way: its grace is over."""
         for attempt in self.under_way:
             attempt.cancel("closing")
 
     def make_way(self) -> None:
-        """Note that one of its calls was sent, or waits for something else than a place."""
+        """Note that one of its calls was sent, or waits for something other than a slot."""
 
     def place_freed(self) -> None:
-        """Note that somebody else may have freed a place."""
+        """Note that another call may have freed a slot."""
 
 
 class Ticket(msgspec.Struct, eq=False):
@@ -70,20 +74,20 @@ class Ticket(msgspec.Struct, eq=False):
     operation: str
     group: CallGroup
     line: int | None  # the chat whose calls go one after another
-    reserve: int | None  # places of the window that are left to singles; None for a single
+    reserve: int | None  # requests of the window that are left to singles; None for a single
     before: Ticket | None = None  # neighbours in the line
     after: Ticket | None = None
     future: asyncio.Future[None] | None = None  # while it waits
     wait: object = None  # while it waits for the limits: what the scheduler knows of its wait
-    attempt: Attempt | None = None  # its last one, while nobody has said what it came to
-    ready: bool = False  # stands in its queue
+    attempt: Attempt | None = None  # its last attempt, until its result is known
+    ready: bool = False  # is in its queue
     granted: bool = False  # may be sent, and is not yet
 
     def __lt__(self, other: Ticket) -> bool:
         return self.number < other.number
 
     def goes_before(self, other: Ticket) -> bool:
-        """Whether it goes first if both could go."""
+        """Whether this call goes first if both could be sent."""
         return (self.reserve is not None, self.number) < (other.reserve is not None, other.number)
 
 

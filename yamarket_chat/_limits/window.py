@@ -1,22 +1,23 @@
 """How many requests of one operation may be sent in a period.
 
-A token bucket alone does not keep "1,000 in an hour": it lets a burst of 1,000 and the refill of
-the same hour through. So the pace (aiolimiter's bucket) says how fast requests may follow one
-another, and the window says how many there may be: a request takes a place in the window when it is
-sent, and the place becomes free `per` seconds after its *answer* came. The Market counted the
-request before it answered, so by then the Market has forgotten it, however long the way there or
-back took. A request without an answer counts as answered when the Market must have ended it.
+A token bucket alone does not keep "1,000 in an hour": it lets a burst of 1,000 through, and then
+the refill of the same hour. So the pace (aiolimiter's bucket) says how fast requests may follow one
+another, and the window says how many there may be. A request enters the window when it is sent, and
+leaves it `per` seconds after its *answer* arrived. The Market counted the request before it
+answered. So the Market has forgotten the request by then, whatever the latency was. A request
+without an answer counts as answered at the moment when the Market must have ended it.
 
-The headers of an answer count all programs of the seller. The number of places that *other*
-programs hold cannot be computed exactly, because some requests overlapped with the answered one and
-nobody knows which of them were counted before it. But it has two bounds. The lower one assumes that
-all requests until now were counted, the upper one that none of the overlapping ones was. While the
-lower bound is above 0, the others' places narrow the window, until the moment that the headers
-name. Between the two bounds requests are sent one at a time, and the answer to a request that was
-alone is exact.
+The headers of an answer count all programs of the seller. The number of requests of *other*
+programs cannot be computed exactly, because some of our requests overlapped with the answered one,
+and nobody knows which of them the Market counted before it. But that number has two bounds. The
+lower bound assumes that the Market had counted all of our overlapping requests, the upper bound
+that it had counted none of them. While the lower bound is above 0, the requests of other programs
+narrow the window, until the moment that the headers name. Between the two bounds, requests are sent
+one at a time: the answer to a request that was alone is exact.
 
-A 420 for the resource closes the window until the moment that its headers name: other programs hold
-everything. Then one request is sent alone, and its answer opens the window again.
+A 420 for the resource closes the window until the moment that its headers name, because other
+programs have used up the limit. Then one request is sent alone, and its answer opens the window
+again.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from .headers import LIMIT_HEADER, REMAINING_HEADER, number_of, seconds_until
 from .pace import Pace
 
 # Pauses in seconds after a 420 that does not say how long (or a Remaining without a readable
-# Until): long and fast-growing, since the documented limits are hours and each try uses up a place.
+# Until): long and fast-growing, because the documented periods are hours and each try counts.
 FIRST_BLIND_PAUSE = 30.0
 BLIND_PAUSE_GROWTH = 3.0
 
@@ -43,10 +44,10 @@ BLIND_PAUSE_GROWTH = 3.0
 class _Others(msgspec.Struct):
     """What the headers say of the seller's other programs (and of this one before a restart)."""
 
-    least: float  # places of the Market's window that they surely hold
-    most: float  # places that they may hold
+    least: float  # requests of theirs that surely count in the Market's window
+    most: float  # requests of theirs that may count
     market_limit: int
-    until: float  # on the loop's clock: then one request alone asks what holds now
+    until: float  # on the loop's clock: then one request is sent alone to ask for the current state
     as_of: int  # the number of the request whose answer said so
 
 
@@ -60,7 +61,7 @@ class Window:
         self._limit_text: str | int | None = None  # as the Market's header has it
         self._market_limit = rate.requests
         self.limit = rate.requests  # in force: the configured one, or the Market's if that is lower
-        self._free_at: list[float] = []  # ascending: when the places of ended requests become free
+        self._free_at: list[float] = []  # ascending: when the ended requests leave the window
         self._granted = 0  # may be sent, and are not yet
         self._under_way = 0  # sent, and not ended yet
         self._sent = 0
@@ -68,7 +69,7 @@ class Window:
         self._blind_pause = FIRST_BLIND_PAUSE
 
     def admits(self, now: float, reserve: int = 0) -> bool:
-        """Whether a request may be sent now, so that `reserve` places of the window stay free."""
+        """Whether a request may be sent now and `reserve` requests are still left after it."""
         if reserve >= self.limit:  # the Market allows no more than that: nothing would ever go
             reserve = self.limit - 1
         taken = self._taken(now)
@@ -92,7 +93,7 @@ class Window:
         return others is not None and others.least == math.inf and self._loop.time() < others.until
 
     def _taken(self, now: float) -> int:
-        """Return how many places our own requests hold."""
+        """Return how many of our own requests count."""
         free_at = self._free_at
         if free_at and free_at[0] <= now:
             del free_at[: bisect.bisect_right(free_at, now)]
@@ -120,7 +121,7 @@ class Window:
         wait = self._wait_for_place(now, taken, ahead + reserve)
         others = self._others
         if others is not None and not _may_have_place(others, now, taken, reserve):
-            # When a place of our own becomes free, one of the Market's does.
+            # When a request of ours leaves our window, it leaves the Market's as well.
             moments = [at for at in (others.until, *self._free_at[:1]) if at > now]
             wait = max(wait, min(moments, default=now) - now)
         return max(wait, self._pace.wait(self._granted + ahead + 1))
@@ -129,8 +130,8 @@ class Window:
         position = ahead - (self.limit - taken)
         if position < 0:
             return 0.0
-        # Places become free in the order of `_free_at`, those of requests under way `per` seconds
-        # from now at the earliest, and each place again `per` seconds after that.
+        # Requests leave the window in the order of `_free_at`, those in progress `per` seconds from
+        # now at the earliest. The requests that follow leave it `per` seconds after that.
         rounds, place = divmod(position, max(taken, self.limit))
         free_at = now + self._rate.per
         if place < len(self._free_at):
@@ -138,16 +139,16 @@ class Window:
         return free_at - now + rounds * self._rate.per
 
     def idle(self) -> bool:
-        """Whether nothing is remembered that a later request has to respect."""
+        """Whether the window holds nothing that a later request has to respect."""
         now = self._loop.time()
         return not self._taken(now) and (self._others is None or self._others.until <= now)
 
     def grant(self) -> None:
-        """Hold a place for a request that will be sent."""
+        """Count a request that will be sent."""
         self._granted += 1
 
     def give_back(self) -> None:
-        """Free the place of a granted request, which is sent in this step or not at all."""
+        """Stop counting a granted request, which is sent in this step or not at all."""
         self._granted -= 1
 
     def send(self, task: asyncio.Task[Any], now: float) -> Attempt:
@@ -167,7 +168,7 @@ class Window:
         )
 
     def unsent(self) -> None:
-        """Note that the request never reached the Market: its place and its token are free."""
+        """Stop counting a request that never reached the Market, and keep its token."""
         self._under_way -= 1
         self._pace.give_back()
 
@@ -182,7 +183,7 @@ class Window:
         others = self._others
         if others is not None:
             if attempt.number < others.as_of:
-                return  # the answer to a newer request has told more already
+                return  # the answer to a newer request has already said more
             if attempt.probe:
                 others = self._others = None
                 self._blind_pause = FIRST_BLIND_PAUSE
@@ -193,10 +194,10 @@ class Window:
         missing = market_limit - remaining - attempt.taken
         least: float = missing - (self._sent - attempt.number)
         if others is None and least <= 0:
-            return  # all that is missing can be our own
+            return  # our own requests explain all that is missing
         most: float = missing + attempt.overlapping
         if others is not None and others.until > self._loop.time():
-            # What was known still holds: keep the tighter bound where the two agree.
+            # The earlier bounds still hold: keep the tighter ones if the two agree.
             least = min(max(others.least, least), most)
             most = max(min(others.most, most), least)
         if most <= 0:
@@ -217,7 +218,7 @@ class Window:
         now = self._loop.time()
         others = self._others
         if others is not None and others.least == math.inf and attempt.number < others.as_of:
-            return max(others.until - now, 0.0)  # sent before the window closed: no news
+            return max(others.until - now, 0.0)  # sent before the window closed
         until = self._until(headers, growing=True)
         # Only a request that is sent from now on can tell that the window is open again.
         self._others = _Others(math.inf, math.inf, self.limit, until, self._sent + 1)
@@ -234,7 +235,7 @@ class Window:
         if market_limit is not None and market_limit != self._limit_text:  # it hardly ever changes
             self._limit_text = market_limit
             number = number_of(market_limit)
-            # At least 1: with 0 no request would ever be sent to learn of a change.
+            # At least 1: with 0, no request would ever be sent, so no answer could report a change.
             self._market_limit = self._rate.requests if number is None else max(number, 1)
             self.limit = min(self._rate.requests, self._market_limit)
 
@@ -248,5 +249,5 @@ class Window:
 
 
 def _may_have_place(others: _Others, now: float, taken: int, reserve: int) -> bool:
-    """Whether one request alone may ask what others hold."""
+    """Whether one request may be sent alone to ask how many requests of others count."""
     return others.market_limit - others.least - taken > reserve or now >= others.until

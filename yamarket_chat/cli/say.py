@@ -11,7 +11,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 import typer
 
-from yamarket_chat.arguments import check_text
+from yamarket_chat.arguments import check_encodable, check_text
 from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.sandbox import control
 
@@ -58,6 +58,7 @@ def say(
             raise InvalidArgumentError(f"the file cannot be read: {error}") from None
         if len(content) > control.MAX_FILE:
             raise InvalidArgumentError(f"the file has more than {control.MAX_FILE:,} bytes")
+        check_encodable("the name of the file", file.name)
         query["file"] = file.name
     else:
         content = check_text(options.text_argument(text or "")).encode()

@@ -441,7 +441,7 @@ class Server:
     def _write_now(
         self, exchange: _Exchange, status: int, body: bytes, *, half: bool = False
     ) -> None:
-        """Write a response to the connection, whatever it is doing."""
+        """Write a response to the connection, even if it is idle or busy with another request."""
         transport = exchange.request.transport
         if transport is None:
             return

@@ -262,7 +262,7 @@ class State:
         return HistoryPage(page, page[-1].message_id if more else None)
 
     def _shuffled(self, rows: list[StoredMessage], position: int, limit: int) -> HistoryPage:
-        # A new row may get in anywhere, and push others over to the next page.
+        # A new row may appear anywhere and push others to the next page.
         rows = sorted(rows, key=_shuffled_position)
         end = position + limit
         return HistoryPage(rows[position:end], end if end < len(rows) else None)

@@ -85,10 +85,10 @@ class MemorySocket:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         return self.end.peer.address
 
-    def nothing_to_read(self) -> bool:
-        """Whether neither bytes nor an end nor a reset has come: `_http/bodies.py` asks for it."""
+    def poll(self, timeout: float) -> bool:
+        """Whether bytes, an end or a reset has come: `_http/bodies.py` asks for it."""
         end = self.end
-        return end is None or not (end.unread or end.is_ended or end.error)
+        return end is not None and bool(end.unread or end.is_ended or end.error)
 
     def close(self) -> None:
         if not self.is_closed:
