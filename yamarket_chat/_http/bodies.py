@@ -1,7 +1,8 @@
 """Bodies of requests that know whether they may have been sent.
 
-This is the only file that uses private attributes of aiohttp. They were tested with aiohttp 3.14.4
-and 3.14.5. `tests/test_aiohttp_private.py` fails if another version changes them.
+This is the only file of the core that uses private attributes of aiohttp. They were tested with
+aiohttp 3.14.4 and 3.14.5. `tests/test_aiohttp_private.py` fails if another version changes them.
+(`sandbox/aiohttp_clock.py` is the only other one of the package.)
 
 - `Payload._consumed`: aiohttp repeats a GET by itself if a kept connection breaks, unless the body
   says that it is consumed. The rate limit would not see that request.
@@ -106,7 +107,8 @@ def _is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
     sock = transport.get_extra_info("socket")
     if sock is None:
         return False
-    poll = _poll(sock.fileno())
+    # A socket in memory (`yamarket_chat.sandbox`) has no file that could be polled.
+    poll = getattr(sock, "poll", None) or _poll(sock.fileno())
     setattr(protocol, _POLL, poll)
     # After the TLS handshake a server sends session tickets, which arrive before the first answer.
     return transport.get_extra_info("sslcontext") is None and bool(poll(0))

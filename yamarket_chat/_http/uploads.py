@@ -15,6 +15,7 @@ from aiohttp import MultipartWriter, payload
 
 from ..arguments import check_encodable
 from ..errors import InvalidArgumentError
+from ..system import randomness
 from .bodies import RequestBody
 
 LARGEST_FILE = 5 * 2**20
@@ -71,7 +72,8 @@ class Upload:
 
     def body(self) -> FormBody:
         """Return the form for one request."""
-        form = FormBody("form-data")
+        boundary = f"{randomness('boundary').getrandbits(128):032x}"
+        form = FormBody("form-data", boundary)
         part = form.append_payload(_Part(self))
         # The name in UTF-8, as browsers send it: Russian names need this (RFC 7578).
         part.set_content_disposition(
