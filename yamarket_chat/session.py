@@ -417,11 +417,13 @@ class ChatSession:
             async for message in session.history(17):
                 print(message.created_at, message.sender, message.message)
         """
+        body = {}
         if message_id_from is not None:
-            message_id_from = check_id("message_id_from", message_id_from)
-        return self._open().history(
-            check_id("chat_id", chat_id),
-            message_id_from=message_id_from,
+            body["messageIdFrom"] = check_id("message_id_from", message_id_from)
+        return self._open().listing(
+            "history",
+            query={"chatId": check_id("chat_id", chat_id)},
+            body=body,
             page_token=page_token,
             max_wait=self._wait(max_wait),
         )
