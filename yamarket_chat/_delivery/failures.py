@@ -43,16 +43,13 @@ class Failures:
         """
         sent = arrived if judge(seen) is Verdict.UNKNOWN else False
         if isinstance(seen, NoAnswer) and seen.garbled:
-            garbled = UnexpectedAnswerError(
+            return UnexpectedAnswerError(
                 f"{operation}: {seen.reason}. If it lasts, ask the Market's support",
                 status=0,
-                excerpt="",
                 operation=operation,
-                trace_id=None,
                 sent=sent,
+                retry_after=LONGEST_PAUSE,
             )
-            garbled.retry_after = LONGEST_PAUSE
-            return garbled
         if isinstance(seen, NoAnswer):
             advice = "" if seen.final else ": check the network; the Market may be down"
             return ConnectionFailedError(
@@ -60,26 +57,25 @@ class Failures:
                 sent=sent,
                 retry_after=None if seen.final else LONGEST_PAUSE,
             )
+        excerpt = self._excerpt(seen)
         errors = [self._redacted(error) for error in getattr(seen.decoded, "errors", None) or ()]
         if 400 <= seen.status < 600:
-            if seen.decoded is None and (excerpt := self._excerpt(seen)):
+            if seen.decoded is None and excerpt:
                 errors = [ErrorDetail(NOT_THE_API, excerpt)]
             return api_error(
                 seen.status, errors, operation=operation, trace_id=seen.trace_id, sent=sent
             )
-        said = seen.fault or self._excerpt(seen) or "an empty body"
-        unexpected = UnexpectedAnswerError(
+        said = seen.fault or excerpt or "an empty body"
+        return UnexpectedAnswerError(
             f"{operation}: HTTP {seen.status} with an answer that the API does not document"
             f" ({said}). If it lasts, ask the Market's support",
             status=seen.status,
-            excerpt=self._excerpt(seen),
+            excerpt=excerpt,
             operation=operation,
             trace_id=seen.trace_id,
             sent=sent,
+            retry_after=None if is_unknown_form_of_ok(seen) else LONGEST_PAUSE,
         )
-        if not is_unknown_form_of_ok(seen):
-            unexpected.retry_after = LONGEST_PAUSE
-        return unexpected
 
     def reason(self, operation: str, seen: Answer | NoAnswer) -> str:
         """Say why it is unknown whether an attempt was carried out."""
