@@ -149,11 +149,9 @@ def check_proxy(name: str, proxy: object) -> URL | None:
     """Check the address of a proxy; None if it is empty. No text shows it, or its password."""
     if proxy == "":
         return None
+    text = proxy if isinstance(proxy, str) else ""
     try:
-        # As with curl, the address may come without http://
-        url = (
-            URL(proxy if "://" in proxy else f"http://{proxy}") if isinstance(proxy, str) else URL()
-        )
+        url = URL(text if "://" in text else f"http://{text}")  # it is optional, as with curl
         port = url.port
     except ValueError:
         url, port = URL(), None

@@ -26,7 +26,7 @@ from .._limits.headers import (
 from .._limits.tickets import CallGroup, Ticket
 from ..errors import ChatError, InvalidArgumentError
 from ..retry import Budget, Retry
-from .failures import Failures, closed_error, cut_short_error
+from .failures import Failures, closed_error
 from .shared import Shared
 from .verdict import Verdict, is_done, is_unknown_form_of_ok, judge
 
@@ -170,8 +170,6 @@ class Calls:
         if isinstance(answer, Doubt):
             if isinstance(answer.seen, NoAnswer) and answer.seen.cancelled is not None:
                 raise answer.seen.cancelled
-            if isinstance(answer.seen, NoAnswer) and answer.seen.cut_short:
-                raise cut_short_error(operation.name)
             raise self._failures.error(operation.name, answer.seen)
         result = answer.decoded if operation.answer is Any else answer.decoded.result
         if result is None:
@@ -208,10 +206,7 @@ class Calls:
                     _decoders[operation.name],
                 )
                 if isinstance(seen, NoAnswer):
-                    if seen.sent:
-                        self._scheduler.unanswered(ticket, attempt)
-                    else:
-                        self._scheduler.unsent(ticket, attempt)
+                    self._scheduler.unanswered(ticket, attempt, sent=seen.sent)
                     if seen.cut_short or seen.cancelled is not None:
                         if seen.sent:
                             return Doubt(seen, attempt)

@@ -41,6 +41,12 @@ class Failures:
 
         `arrived` is False if the chat's history has shown that the message did not arrive.
         """
+        if isinstance(seen, NoAnswer) and seen.cut_short:
+            return SessionClosedError(
+                f"{operation}: the session was closed before its answer came: repeat the call in a"
+                " new one",
+                sent=None,
+            )
         sent = arrived if judge(seen) is Verdict.UNKNOWN else False
         if isinstance(seen, NoAnswer) and seen.garbled:
             return UnexpectedAnswerError(
@@ -103,14 +109,6 @@ def closed_error() -> SessionClosedError:
     """Return the error of calls that wait, or are made, when the session closes."""
     return SessionClosedError(
         "the session was closed before this call was done: await all calls before you close it"
-    )
-
-
-def cut_short_error(operation: str) -> SessionClosedError:
-    """Return the error of a read that is cut short because the grace of a closing is over."""
-    return SessionClosedError(
-        f"{operation}: the session was closed before its answer came: repeat the call in a new one",
-        sent=None,
     )
 
 
