@@ -209,10 +209,11 @@ class ChatSession:
         Example:
             await session.send_file(17, b"...", filename="накладная.pdf")
         """
-        return await self._sending().send_file(
+        from ._http.uploads import Upload  # late, as the engine
+
+        return await self._sending().send(
             check_id("chat_id", chat_id),
-            file,
-            filename,
+            Upload(file, filename),
             self._wait(max_wait),
             check_on_unknown(on_unknown),
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import weakref
 from collections.abc import Mapping
 from threading import get_ident
 from typing import Any, Protocol
@@ -83,13 +82,13 @@ class Query(msgspec.Struct, gc=False):
         return JsonBody(self.content)
 
 
-_of_this_process: weakref.WeakSet[Calls] = weakref.WeakSet()
+_forks = 0  # from the first process to this one
 
 
 def _forked() -> None:
-    """Note in a forked child process that all sessions belong to its parent."""
-    for calls in _of_this_process:
-        calls.disown()
+    """Note in a forked child process that all sessions until now belong to its parent."""
+    global _forks
+    _forks += 1
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
@@ -109,29 +108,23 @@ class Calls:
         self._retry = retry
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
-        self._is_parents = False
+        self._forks = _forks
         self.group = CallGroup()
-        _of_this_process.add(self)
-
-    def disown(self) -> None:
-        """Note that this process was forked: the connections belong to its parent."""
-        self._is_parents = True
-        self._thread = 0  # no thread's id, so `check_loop` checks again
 
     def check_loop(self) -> None:
         """Raise InvalidArgumentError on another event loop or in a child process.
 
         Nothing was sent then.
         """
-        # A thread runs one loop at a time. Comparing threads is cheaper: getting the running loop
-        # costs 1 % of a send, because CPython 3.11 asks the system for the process id.
-        if get_ident() == self._thread and self._loop.is_running():
-            return
-        if self._is_parents:
+        if self._forks != _forks:
             raise InvalidArgumentError(
                 "this session belongs to the process from which this one was forked: make one in"
                 " this process"
             )
+        # A thread runs one loop at a time. Comparing threads is cheaper: getting the running loop
+        # costs 1 % of a send, because CPython 3.11 asks the system for the process id.
+        if get_ident() == self._thread and self._loop.is_running():
+            return
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
@@ -265,11 +258,7 @@ class Calls:
         await self._scheduler.pause(ticket, pause)
 
     def _refused(
-        self,
-        ticket: Ticket,
-        attempt: Attempt,
-        operation: Operation,
-        answer: Answer,
+        self, ticket: Ticket, attempt: Attempt, operation: Operation, answer: Answer
     ) -> float | None:
         """Note a 420. Returns the seconds for which the call itself pauses, or None."""
         parallel = refused_in_parallel(_text(answer))

@@ -31,11 +31,7 @@ class Failures:
         self._api_key = api_key
 
     def error(
-        self,
-        operation: str,
-        seen: Answer | NoAnswer,
-        *,
-        arrived: Literal[False] | None = None,
+        self, operation: str, seen: Answer | NoAnswer, *, arrived: Literal[False] | None = None
     ) -> ChatError:
         """Return the error of an attempt that was not done.
 

@@ -146,17 +146,6 @@ class Sending:
         )
         return self._send(turn, max_wait, on_unknown)
 
-    async def send_file(
-        self,
-        chat_id: int,
-        file: object,
-        filename: str | None,
-        max_wait: float | None,
-        on_unknown: OnUnknown | None,
-    ) -> Receipt:
-        """Send a file; see `ChatSession.send_file`."""
-        return await self.send(chat_id, Upload(file, filename), max_wait, on_unknown)
-
     # A hundred thousand of these may wait, so each has few variables.
     async def _send(
         self, turn: _Turn, max_wait: float | None, on_unknown: OnUnknown | None
@@ -275,7 +264,7 @@ class Sending:
         self._batches[batch] = None
         try:
             while True:
-                if not batch.has_ended():  # a coroutine less if many end at once
+                if not batch.outcomes:  # a coroutine less if many end at once
                     await batch.wait()
                 outcome = batch.take()
                 if outcome is None:
