@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping
 from threading import get_ident
 from typing import Any, Protocol
@@ -82,19 +81,6 @@ class Query(msgspec.Struct, gc=False):
         return JsonBody(self.content)
 
 
-_forks = 0  # from the first process to this one
-
-
-def _forked() -> None:
-    """Note in a forked child process that all sessions until now belong to its parent."""
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forked)
-
-
 class Calls:
     """Carries out the calls of one session."""
 
@@ -108,7 +94,7 @@ class Calls:
         self._retry = retry
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
-        self._forks = _forks
+        self._forks = Shared.forks
         self.group = CallGroup()
 
     def check_loop(self) -> None:
@@ -116,7 +102,7 @@ class Calls:
 
         Nothing was sent then.
         """
-        if self._forks != _forks:
+        if self._forks != Shared.forks:
             raise InvalidArgumentError(
                 "this session belongs to the process from which this one was forked: make one in"
                 " this process"

@@ -60,7 +60,10 @@ class Failures:
                 retry_after=None if seen.final else LONGEST_PAUSE,
             )
         excerpt = self._excerpt(seen)
-        errors = [self._redacted(error) for error in getattr(seen.decoded, "errors", None) or ()]
+        errors = [
+            ErrorDetail(self._clean(error.code), error.message and self._clean(error.message))
+            for error in getattr(seen.decoded, "errors", None) or ()
+        ]
         if 400 <= seen.status < 600:
             if seen.decoded is None and excerpt:
                 errors = [ErrorDetail(NOT_THE_API, excerpt)]
@@ -84,12 +87,6 @@ class Failures:
         if isinstance(seen, NoAnswer) and (seen.cut_short or seen.cancelled is not None):
             return seen.reason
         return str(self.error(operation, seen))
-
-    def _redacted(self, detail: ErrorDetail) -> ErrorDetail:
-        return ErrorDetail(
-            self._clean(detail.code),
-            None if detail.message is None else self._clean(detail.message),
-        )
 
     def _excerpt(self, answer: Answer) -> str:
         body = answer.body.replace(self._api_key.reveal().encode(), b"***")[: 4 * EXCERPT]

@@ -33,13 +33,12 @@ class Lines:
     def leave(self, ticket: Ticket, line: int) -> Ticket | None:
         """Remove a call from its line. Returns the call that is now first, if it waits."""
         before, after = ticket.before, ticket.after
-        if before is None and after is None:
-            del self._last[line]
-            return None
         if after is not None:
             after.before = before
         elif before is not None:
             self._last[line] = before
+        else:
+            del self._last[line]
         if before is not None:
             before.after = after
         ticket.before = ticket.after = None  # or a kept traceback would keep all of them
