@@ -77,7 +77,7 @@ class _Turn(Budget, kw_only=True, eq=False):
         return Content(file_name=carries.name, file_size=carries.size)
 
     def __enter__(self) -> Self:
-        self.sending.scheduler.join(self.ticket, self.chat_id)
+        self.sending.scheduler.join(self.ticket)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:

@@ -18,27 +18,27 @@ class Lines:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._last: dict[int, Ticket] = {}
+        self._last: dict[int | None, Ticket] = {}
         self._blocked_until: dict[int | None, float] = {}
         self._purge_at = 64  # number of lines: twice as many as the last purge left
         self._waiting: list[tuple[float, Ticket]] = []  # a heap: first calls of blocked lines
 
-    def join(self, ticket: Ticket, line: int) -> None:
+    def join(self, ticket: Ticket) -> None:
         """Put a call at the end of its line."""
-        before = self._last.get(line)
-        self._last[line] = ticket
+        before = self._last.get(ticket.line)
+        self._last[ticket.line] = ticket
         if before is not None:
             ticket.before, before.after = before, ticket
 
-    def leave(self, ticket: Ticket, line: int) -> Ticket | None:
+    def leave(self, ticket: Ticket) -> Ticket | None:
         """Remove a call from its line. Returns the call that is now first, if it waits."""
         before, after = ticket.before, ticket.after
         if after is not None:
             after.before = before
         elif before is not None:
-            self._last[line] = before
+            self._last[ticket.line] = before
         else:
-            del self._last[line]
+            del self._last[ticket.line]
         if before is not None:
             before.after = after
         ticket.before = ticket.after = None  # or a kept traceback would keep all of them

@@ -75,9 +75,9 @@ class Scheduler:
         self._numbers += 1
         return Ticket(self._numbers, operation, group, line, reserve)
 
-    def join(self, ticket: Ticket, line: int) -> None:
+    def join(self, ticket: Ticket) -> None:
         """Put a call at the end of its line, which it leaves by `leave`."""
-        self._lines.join(ticket, line)
+        self._lines.join(ticket)
         before = ticket.before if ticket.reserve is None else None
         while before is not None and before.reserve is not None:
             self._queues[before.operation].make_single(before)
@@ -229,13 +229,10 @@ class Scheduler:
                 timer.cancel()
 
     def leave(self, ticket: Ticket, rest: float = 0.0) -> None:
-        """End the call. The next call of its line may go in `rest` seconds."""
-        line = ticket.line
-        if line is None:
-            return
+        """End a call that has joined its line. The next one may go in `rest` seconds."""
         if rest:
-            self._lines.block(line, self._loop.time() + rest)
-        following = self._lines.leave(ticket, line)
+            self._lines.block(ticket.line, self._loop.time() + rest)
+        following = self._lines.leave(ticket)
         if following is not None:
             self._first_in_line(following)
 
