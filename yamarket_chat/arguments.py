@@ -164,11 +164,9 @@ def check_proxy(name: str, proxy: object) -> URL | None:
     """Check the address of a proxy; None if it is empty. No text shows it, or its password."""
     if proxy == "":
         return None
+    text = proxy if isinstance(proxy, str) else ""
     try:
-        # As with curl, the address may come without http://
-        url = (
-            URL(proxy if "://" in proxy else f"http://{proxy}") if isinstance(proxy, str) else URL()
-        )
+        url = URL(text if "://" in text else f"http://{text}")  # it is optional, as with curl
         port = url.port
     except ValueError:
         url, port = URL(), None
@@ -227,20 +225,17 @@ def chat_filters(
     ):
         if ids is not None:
             numbers = dict.fromkeys(check_id(name, number) for number in _listed(name, ids))
-            filters.setdefault("contexts", []).extend(
-                {"type": kind, "id": number} for number in numbers
-            )
+            contexts = filters.setdefault("contexts", [])
+            contexts += [{"type": kind, "id": number} for number in numbers]
     for field, name, values in (
         ("contextTypes", "context_types", context_types),
         ("types", "types", types),
         ("statuses", "statuses", statuses),
     ):
         if values is not None:
-            listed = _listed(name, values)
+            texts = [check_type(f"each of {name}", text, str) for text in _listed(name, values)]
             # Without duplicates, as the Market's description demands.
-            filters[field] = list(
-                dict.fromkeys(exact(check_type(f"each of {name}", value, str)) for value in listed)
-            )
+            filters[field] = list(dict.fromkeys(map(exact, texts)))
     arguments = {"contexts": "order_ids or return_ids", "contextTypes": "context_types"}
     for field, filtered in filters.items():
         if not filtered:

@@ -130,12 +130,13 @@ class UnexpectedAnswerError(ChatError):
         text: str,
         *,
         status: int,
-        excerpt: str,
         operation: str,
-        trace_id: str | None,
+        excerpt: str = "",
+        trace_id: str | None = None,
         sent: bool | None = None,
+        retry_after: float | None = None,
     ) -> None:
-        super().__init__(text, sent=sent)
+        super().__init__(text, sent=sent, retry_after=retry_after)
         self.status = status
         self.excerpt = excerpt
         self.operation = operation
@@ -245,7 +246,7 @@ def api_error(
     errors: Sequence[ErrorDetail],
     *,
     operation: str,
-    trace_id: str | None,
+    trace_id: str | None = None,
     sent: bool | None = False,
     advice: str | None = None,
 ) -> ApiError:

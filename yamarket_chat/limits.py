@@ -6,10 +6,9 @@ description of July 2026.
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
+from .arguments import check_seconds
 from .errors import InvalidArgumentError
 
 CUT_OFF = 10.0
@@ -41,12 +40,7 @@ class Rate(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if type(self.requests) is not int or self.requests < 1:
             raise InvalidArgumentError("Rate.requests is a whole number of at least 1")
-        if (
-            isinstance(self.per, bool)
-            or not isinstance(self.per, (int, float))
-            or not 0 < self.per < math.inf
-        ):
-            raise InvalidArgumentError("Rate.per is a number of seconds above 0")
+        check_seconds("Rate.per", self.per)
         if self.burst is not None and (
             type(self.burst) is not int or not 1 <= self.burst <= self.requests
         ):

@@ -109,9 +109,7 @@ class Listing(Generic[Item]):
                     f"{self._name}: the Market gave the same page token twice, so the list would"
                     " never end. The pages until now are complete",
                     status=200,
-                    excerpt="",
                     operation=self._name,
-                    trace_id=None,
                     sent=False,
                 )
             used.add(token)

@@ -210,10 +210,11 @@ class ChatSession:
         Example:
             await session.send_file(17, b"...", filename="накладная.pdf")
         """
-        return await self._sending().send_file(
+        from ._http.uploads import Upload  # late, as the engine
+
+        return await self._sending().send(
             check_id("chat_id", chat_id),
-            file,
-            filename,
+            Upload(file, filename),
             self._wait(max_wait),
             check_on_unknown(on_unknown),
         )
@@ -418,11 +419,13 @@ class ChatSession:
             async for message in session.history(17):
                 print(message.created_at, message.sender, message.message)
         """
+        body = {}
         if message_id_from is not None:
-            message_id_from = check_id("message_id_from", message_id_from)
-        return self._open().history(
-            check_id("chat_id", chat_id),
-            message_id_from=message_id_from,
+            body["messageIdFrom"] = check_id("message_id_from", message_id_from)
+        return self._open().listing(
+            "history",
+            query={"chatId": check_id("chat_id", chat_id)},
+            body=body,
             page_token=page_token,
             max_wait=self._wait(max_wait),
         )

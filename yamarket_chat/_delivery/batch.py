@@ -56,24 +56,20 @@ class Batch(CallGroup):
         self._all_read = False
         self._stopped = False
         # What `take` returns or raises. asyncio.Queue would cost 1.5 % of a send.
-        self._outcomes: deque[Outcome | BaseException | None] = deque()
+        self.outcomes: deque[Outcome | BaseException | None] = deque()
         self._outcome_ready: asyncio.Future[None] | None = None
         scheduler.bulks[self] = None
         self.place_freed()
 
-    def has_ended(self) -> bool:
-        """Whether there is something to take."""
-        return bool(self._outcomes)
-
     async def wait(self) -> None:
         """Return when there is something to take."""
-        while not self._outcomes:
+        while not self.outcomes:
             self._outcome_ready = self._loop.create_future()
             await self._outcome_ready
 
     def take(self) -> Outcome | None:
         """Return the outcome of the next message that has ended; None after the last one."""
-        ended = self._outcomes.popleft()
+        ended = self.outcomes.popleft()
         if isinstance(ended, BaseException):
             raise ended
         self._in_hand -= 1
@@ -82,7 +78,7 @@ class Batch(CallGroup):
         return ended
 
     def _put(self, ended: Outcome | BaseException | None) -> None:
-        self._outcomes.append(ended)
+        self.outcomes.append(ended)
         if self._outcome_ready is not None and not self._outcome_ready.done():
             self._outcome_ready.set_result(None)
 

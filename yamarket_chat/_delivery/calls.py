@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import weakref
 from collections.abc import Mapping
 from threading import get_ident
 from typing import Any, Protocol
@@ -26,7 +24,7 @@ from .._limits.headers import (
 from .._limits.tickets import CallGroup, Ticket
 from ..errors import ChatError, InvalidArgumentError
 from ..retry import Budget, Retry
-from .failures import Failures, closed_error, cut_short_error
+from .failures import Failures, closed_error
 from .shared import Shared
 from .verdict import Verdict, is_done, is_unknown_form_of_ok, judge
 
@@ -83,19 +81,6 @@ class Query(msgspec.Struct, gc=False):
         return JsonBody(self.content)
 
 
-_of_this_process: weakref.WeakSet[Calls] = weakref.WeakSet()
-
-
-def _forked() -> None:
-    """Note in a forked child process that all sessions belong to its parent."""
-    for calls in _of_this_process:
-        calls.disown()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_forked)
-
-
 class Calls:
     """Carries out the calls of one session."""
 
@@ -109,29 +94,23 @@ class Calls:
         self._retry = retry
         self._loop = asyncio.get_running_loop()
         self._thread = get_ident()
-        self._is_parents = False
+        self._forks = Shared.forks
         self.group = CallGroup()
-        _of_this_process.add(self)
-
-    def disown(self) -> None:
-        """Note that this process was forked: the connections belong to its parent."""
-        self._is_parents = True
-        self._thread = 0  # no thread's id, so `check_loop` checks again
 
     def check_loop(self) -> None:
         """Raise InvalidArgumentError on another event loop or in a child process.
 
         Nothing was sent then.
         """
-        # A thread runs one loop at a time. Comparing threads is cheaper: getting the running loop
-        # costs 1 % of a send, because CPython 3.11 asks the system for the process id.
-        if get_ident() == self._thread and self._loop.is_running():
-            return
-        if self._is_parents:
+        if self._forks != Shared.forks:
             raise InvalidArgumentError(
                 "this session belongs to the process from which this one was forked: make one in"
                 " this process"
             )
+        # A thread runs one loop at a time. Comparing threads is cheaper: getting the running loop
+        # costs 1 % of a send, because CPython 3.11 asks the system for the process id.
+        if get_ident() == self._thread and self._loop.is_running():
+            return
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
@@ -174,8 +153,6 @@ class Calls:
         if isinstance(answer, Doubt):
             if isinstance(answer.seen, NoAnswer) and answer.seen.cancelled is not None:
                 raise answer.seen.cancelled
-            if isinstance(answer.seen, NoAnswer) and answer.seen.cut_short:
-                raise cut_short_error(operation.name)
             raise self._failures.error(operation.name, answer.seen)
         result = answer.decoded if operation.answer is Any else answer.decoded.result
         if result is None:
@@ -212,10 +189,7 @@ class Calls:
                     _decoders[operation.name],
                 )
                 if isinstance(seen, NoAnswer):
-                    if seen.sent:
-                        self._scheduler.unanswered(ticket, attempt)
-                    else:
-                        self._scheduler.unsent(ticket, attempt)
+                    self._scheduler.unanswered(ticket, attempt, sent=seen.sent)
                     if seen.cut_short or seen.cancelled is not None:
                         if seen.sent:
                             return Doubt(seen, attempt)
@@ -274,11 +248,7 @@ class Calls:
         await self._scheduler.pause(ticket, pause)
 
     def _refused(
-        self,
-        ticket: Ticket,
-        attempt: Attempt,
-        operation: Operation,
-        answer: Answer,
+        self, ticket: Ticket, attempt: Attempt, operation: Operation, answer: Answer
     ) -> float | None:
         """Note a 420. Returns the seconds for which the call itself pauses, or None."""
         parallel = refused_in_parallel(_text(answer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from ..listing import Listing
 from ..models import File
 from ..retry import Retry
 from ..secret import Secret
-from . import reading
 from .calls import Calls, Query
 from .failures import Failures
+from .reading import listing
 from .sending import Sending
 from .shared import shared_by
 
@@ -99,38 +99,16 @@ class Engine:
         self,
         name: str,
         *,
+        query: Mapping[str, int] | None = None,
         body: Mapping[str, Any] | None = None,
         page_token: str | None,
         max_wait: float | None,
     ) -> Listing[Any]:
         """Return the list of an operation."""
         operation = OPERATIONS[name]
-        return reading.listing(
-            self._calls,
-            operation,
-            self._path(operation),
-            body=body,
-            page_token=page_token,
-            max_wait=max_wait,
-        )
-
-    def history(
-        self,
-        chat_id: int,
-        *,
-        message_id_from: int | None,
-        page_token: str | None,
-        max_wait: float | None,
-    ) -> Listing[Any]:
-        """Return the messages of a chat."""
-        return reading.history(
-            self._calls,
-            self._business(),
-            chat_id,
-            message_id_from=message_id_from,
-            page_token=page_token,
-            max_wait=max_wait,
-        )
+        ask = partial(self._calls.ask, max_wait=max_wait)
+        path = self._path(operation)
+        return listing(ask, operation, path, query=query, body=body, page_token=page_token)
 
     async def download(self, file: File, path: Path | None, max_bytes: int) -> bytes | Path:
         """Download a file; see `ChatSession.download`."""

@@ -31,28 +31,27 @@ class Failures:
         self._api_key = api_key
 
     def error(
-        self,
-        operation: str,
-        seen: Answer | NoAnswer,
-        *,
-        arrived: Literal[False] | None = None,
+        self, operation: str, seen: Answer | NoAnswer, *, arrived: Literal[False] | None = None
     ) -> ChatError:
         """Return the error of an attempt that was not done.
 
         `arrived` is False if the chat's history has shown that the message did not arrive.
         """
+        if isinstance(seen, NoAnswer) and seen.cut_short:
+            return SessionClosedError(
+                f"{operation}: the session was closed before its answer came: repeat the call in a"
+                " new one",
+                sent=None,
+            )
         sent = arrived if judge(seen) is Verdict.UNKNOWN else False
         if isinstance(seen, NoAnswer) and seen.garbled:
-            garbled = UnexpectedAnswerError(
+            return UnexpectedAnswerError(
                 f"{operation}: {seen.reason}. If it lasts, ask the Market's support",
                 status=0,
-                excerpt="",
                 operation=operation,
-                trace_id=None,
                 sent=sent,
+                retry_after=LONGEST_PAUSE,
             )
-            garbled.retry_after = LONGEST_PAUSE
-            return garbled
         if isinstance(seen, NoAnswer):
             advice = "" if seen.final else ": check the network; the Market may be down"
             return ConnectionFailedError(
@@ -60,38 +59,34 @@ class Failures:
                 sent=sent,
                 retry_after=None if seen.final else LONGEST_PAUSE,
             )
-        errors = [self._redacted(error) for error in getattr(seen.decoded, "errors", None) or ()]
+        excerpt = self._excerpt(seen)
+        errors = [
+            ErrorDetail(self._clean(error.code), error.message and self._clean(error.message))
+            for error in getattr(seen.decoded, "errors", None) or ()
+        ]
         if 400 <= seen.status < 600:
-            if seen.decoded is None and (excerpt := self._excerpt(seen)):
+            if seen.decoded is None and excerpt:
                 errors = [ErrorDetail(NOT_THE_API, excerpt)]
             return api_error(
                 seen.status, errors, operation=operation, trace_id=seen.trace_id, sent=sent
             )
-        said = seen.fault or self._excerpt(seen) or "an empty body"
-        unexpected = UnexpectedAnswerError(
+        said = seen.fault or excerpt or "an empty body"
+        return UnexpectedAnswerError(
             f"{operation}: HTTP {seen.status} with an answer that the API does not document"
             f" ({said}). If it lasts, ask the Market's support",
             status=seen.status,
-            excerpt=self._excerpt(seen),
+            excerpt=excerpt,
             operation=operation,
             trace_id=seen.trace_id,
             sent=sent,
+            retry_after=None if is_unknown_form_of_ok(seen) else LONGEST_PAUSE,
         )
-        if not is_unknown_form_of_ok(seen):
-            unexpected.retry_after = LONGEST_PAUSE
-        return unexpected
 
     def reason(self, operation: str, seen: Answer | NoAnswer) -> str:
         """Say why it is unknown whether an attempt was carried out."""
         if isinstance(seen, NoAnswer) and (seen.cut_short or seen.cancelled is not None):
             return seen.reason
         return str(self.error(operation, seen))
-
-    def _redacted(self, detail: ErrorDetail) -> ErrorDetail:
-        return ErrorDetail(
-            self._clean(detail.code),
-            None if detail.message is None else self._clean(detail.message),
-        )
 
     def _excerpt(self, answer: Answer) -> str:
         body = answer.body.replace(self._api_key.reveal().encode(), b"***")[: 4 * EXCERPT]
@@ -107,14 +102,6 @@ def closed_error() -> SessionClosedError:
     """Return the error of calls that wait, or are made, when the session closes."""
     return SessionClosedError(
         "the session was closed before this call was done: await all calls before you close it"
-    )
-
-
-def cut_short_error(operation: str) -> SessionClosedError:
-    """Return the error of a read that is cut short because the grace of a closing is over."""
-    return SessionClosedError(
-        f"{operation}: the session was closed before its answer came: repeat the call in a new one",
-        sent=None,
     )
 
 

@@ -11,7 +11,7 @@ import msgspec
 from ..listing import Page, Unreadable
 from ..models import Message, Sender
 from ..pending import Stored
-from .settling import Found, Offset, content_of_row, find
+from .settling import Found, Offset, find, rows_of_shop
 
 PROVEN = 12
 """The number of rows in a row that must descend in time before the history counts as descending. A
@@ -50,11 +50,7 @@ class History(msgspec.Struct, frozen=True):
 
     def find_ever(self, wanted: Stored) -> tuple[Found, str]:
         """Look for a message whose time of sending is not known."""
-        says_the_same = any(
-            row.sender == Sender.PARTNER and content_of_row(row) == wanted.content
-            for row in self.rows
-        )
-        if says_the_same:
+        if any(row.content == wanted.content for row in rows_of_shop(self.rows)):
             return Found.UNCLEAR, "an equal message stands there, which may be an older one"
         if any(may_be_of_shop(row, -math.inf, math.inf) for row in self.unreadable):
             return Found.UNCLEAR, UNREADABLE
@@ -89,11 +85,7 @@ async def read_history(read: ReadHistory, oldest_needed: Callable[[], float]) ->
 
 
 def _ids_of_shop(history: History, since: float) -> set[int]:
-    return {
-        row.message_id
-        for row in history.rows
-        if row.sender == Sender.PARTNER and row.created_at.timestamp() >= since
-    }
+    return {row.id for row in rows_of_shop(history.rows) if row.at >= since}
 
 
 async def _read(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -31,7 +30,7 @@ from .batch import Batch
 from .calls import Calls, Doubt
 from .deliveries import Delivery
 from .failures import Failures, closed_error
-from .reading import history
+from .reading import Ask, listing
 from .settler import Settler, Suspect
 from .settling import Found
 from .shared import Shared
@@ -78,15 +77,10 @@ class _Turn(Budget, kw_only=True, eq=False):
         return Content(file_name=carries.name, file_size=carries.size)
 
     def __enter__(self) -> Self:
-        self.sending.scheduler.join(self.ticket, self.chat_id)
+        self.sending.scheduler.join(self.ticket)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         if kind is not None:
             self.sending.scheduler.drop(self.ticket, sent=True)  # unless the call itself did
         suspect, attempt = self.suspect, self.ticket.attempt
@@ -121,6 +115,7 @@ class Sending:
         self._settler = Settler(shared.clock, shared.skew, shared.deliveries, retry.settle_after)
         self._message_path = operations.SEND_MESSAGE.path.format(business_id=business_id)
         self._file_path = operations.SEND_FILE.path.format(business_id=business_id)
+        self._history_path = operations.HISTORY.path.format(business_id=business_id)
         # History requests have their own group: closing the session must not fail waiting ones.
         self._look_ups = CallGroup()
         self._batches: dict[Batch, None] = {}
@@ -150,17 +145,6 @@ class Sending:
             ticket=self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve),
         )
         return self._send(turn, max_wait, on_unknown)
-
-    async def send_file(
-        self,
-        chat_id: int,
-        file: object,
-        filename: str | None,
-        max_wait: float | None,
-        on_unknown: OnUnknown | None,
-    ) -> Receipt:
-        """Send a file; see `ChatSession.send_file`."""
-        return await self.send(chat_id, Upload(file, filename), max_wait, on_unknown)
 
     # A hundred thousand of these may wait, so each has few variables.
     async def _send(
@@ -208,7 +192,8 @@ class Sending:
         await asyncio.sleep(suspect.until - self._loop.time())
         turn.spent += settle_after
         reading = Budget(self._retry, spent=turn.spent)
-        read = partial(self._history, turn.chat_id, group=self._look_ups, budget=reading)
+        ask = partial(self._calls.ask, group=self._look_ups, budget=reading)
+        read = partial(self._history, turn.chat_id, ask)
         found, unclear = await self._settler.look_up(suspect, read)
         turn.spent = reading.spent
         self.scheduler.release(turn.ticket, attempt)
@@ -241,35 +226,18 @@ class Sending:
                 f"the message was sent for business {pending.business_id}, and this session is for"
                 f" business {self._business_id}: settle it by a session of that business"
             )
-        group = self._calls.group
-
-        async def wait(seconds: float) -> None:
-            # A pause and not a sleep, because closing the session ends a pause.
-            await self.scheduler.pause(
-                self.scheduler.ticket(operations.HISTORY.name, group), seconds
-            )
-
-        read = partial(self._history, pending.chat_id, group=group, max_wait=max_wait)
+        # A pause and not a sleep, because closing the session ends a pause.
+        ticket = self.scheduler.ticket(operations.HISTORY.name, self._calls.group)
+        wait = partial(self.scheduler.pause, ticket)
+        ask = partial(self._calls.ask, max_wait=max_wait)
+        read = partial(self._history, pending.chat_id, ask)
         if not await self._settler.settle(pending, read, wait):
             return None
         return Receipt(pending.chat_id, pending.requests, "history", None)
 
-    def _history(
-        self,
-        chat_id: int,
-        *,
-        group: CallGroup,
-        budget: Budget | None = None,
-        max_wait: float | None = None,
-    ) -> AsyncIterator[Page[Message]]:
-        return history(
-            self._calls,
-            self._business_id,
-            chat_id,
-            group=group,
-            budget=budget,
-            max_wait=max_wait,
-        ).pages()
+    def _history(self, chat_id: int, ask: Ask) -> AsyncIterator[Page[Message]]:
+        query = {"chatId": chat_id}
+        return listing(ask, operations.HISTORY, self._history_path, query=query, body={}).pages()
 
     def send_many(self, messages: Messages, reserve: int) -> AsyncGenerator[Outcome, None]:
         """Send many texts; see `ChatSession.send_many`."""
@@ -296,7 +264,7 @@ class Sending:
         self._batches[batch] = None
         try:
             while True:
-                if not batch.has_ended():  # a coroutine less if many end at once
+                if not batch.outcomes:  # a coroutine less if many end at once
                     await batch.wait()
                 outcome = batch.take()
                 if outcome is None:

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import os
 import threading
+from typing import ClassVar
 
 from .._http.attempt import NEVER
 from .._limits.clock import MarketClock
@@ -22,6 +23,8 @@ from .skew import Skew
 
 class Shared:
     """The scheduler of a business, the Market's clocks, and the recent deliveries."""
+
+    forks: ClassVar[int] = 0  # from the first process to this one
 
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.scheduler = Scheduler(limits, loop)
@@ -42,7 +45,9 @@ _lock = threading.Lock()  # loops in several threads may open sessions
 
 
 def _forget_parent() -> None:
+    """Note in a forked child process that all sessions until now belong to its parent."""
     global _lock
+    Shared.forks += 1
     _lock = threading.Lock()
     _of_loops.clear()
 

@@ -14,7 +14,7 @@ import msgspec
 from multidict import CIMultiDictProxy, istr
 
 from ..errors import ErrorDetail
-from ..listing import Page, Unreadable
+from ..listing import Item, Page, Unreadable
 from ..models import Campaign, Chat, ChatContext, Message, Received, Token
 
 TRACEPARENT = istr("traceparent")
@@ -93,48 +93,41 @@ class CreatedChat(Received, frozen=True, kw_only=True):
     chat_id: int
 
 
-class ChatList(Received, frozen=True, kw_only=True):
+class _List(Received, Generic[Item], frozen=True, kw_only=True):
+    """A page of a list, in which each operation has a name of its own for the items."""
+
+    items: tuple[Item, ...]
+    paging: Paging | None = None
+
+    def page(self) -> Page[Item]:
+        """Return the page."""
+        context = getattr(self, "context", None)
+        return Page(items=self.items, next_page_token=_next(self.paging), context=context)
+
+
+class ChatList(_List[Chat], frozen=True, kw_only=True):
     """The result of getChats."""
 
-    chats: tuple[Chat, ...]
-    paging: Paging | None = None
-
-    def page(self) -> Page[Chat]:
-        """Return the page."""
-        return Page(items=self.chats, next_page_token=_next(self.paging))
+    items: tuple[Chat, ...] = msgspec.field(name="chats")
 
 
-class MessageList(Received, frozen=True, kw_only=True):
+class MessageList(_List[Message], frozen=True, kw_only=True):
     """The result of getChatHistory."""
 
+    items: tuple[Message, ...] = msgspec.field(name="messages")
     context: ChatContext
-    messages: tuple[Message, ...]
-    paging: Paging | None = None
-
-    def page(self) -> Page[Message]:
-        """Return the page."""
-        return Page(
-            items=self.messages,
-            next_page_token=_next(self.paging),
-            context=self.context,
-        )
 
 
-class CampaignList(Received, frozen=True, kw_only=True):
+class CampaignList(_List[Campaign], frozen=True, kw_only=True):
     """The answer of getCampaigns, the only one without a status of its own."""
 
-    campaigns: tuple[Campaign, ...]
-    paging: Paging | None = None
+    items: tuple[Campaign, ...] = msgspec.field(name="campaigns")
     status: str = "OK"
 
     @property
     def result(self) -> Self:
         """The list itself, because it is at the top level of the answer."""
         return self
-
-    def page(self) -> Page[Campaign]:
-        """Return the page."""
-        return Page(items=self.campaigns, next_page_token=_next(self.paging))
 
 
 class TokenInfo(Received, frozen=True, kw_only=True):
@@ -211,11 +204,10 @@ def list_decoder(form: Any, item: Any) -> Decode:
 
     def unreadable(raw: msgspec.Raw) -> Unreadable:
         ids = decode_ids(bytes(raw)) or _Ids()
-        found = [str(one) for one in (ids.message_id, ids.chat_id, ids.id) if one is not None][:1]
-        ids_found = [
-            int(one) for one in found if one.isascii() and one.isdecimal() and len(one) < 20
-        ]
-        return Unreadable(bytes(raw), ids_found[0] if ids_found else None)
+        found = [str(one) for one in (ids.message_id, ids.chat_id, ids.id) if one is not None]
+        text = found[0] if found else ""
+        is_id = text.isascii() and text.isdecimal() and len(text) < 20
+        return Unreadable(bytes(raw), int(text) if is_id else None)
 
     def read(body: bytes) -> Any:
         whole = decode_whole(body)

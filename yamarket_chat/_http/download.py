@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import ChatError, ConnectionFailedError, UnexpectedAnswerError, api_error
 from ..models import File
@@ -42,27 +40,19 @@ async def download(
 
 async def _fetch(exchange: Exchange, file: File, to: Path | None, max_bytes: int) -> bytes | Path:
     async with aclosing(exchange.fetch(file.url, max_bytes)) as pieces:
-        return await _take(pieces, to)
-
-
-async def _take(pieces: AsyncIterator[bytes], to: Path | None) -> bytes | Path:
-    if to is None:
-        return b"".join([piece async for piece in pieces])
-    # Under another name first: a download that breaks off leaves nothing under the final name.
-    part = to.with_name(f"{to.name}.part")
-    try:
-        with await asyncio.to_thread(part.open, "wb") as out:
-            await _write(pieces, out)
-        await asyncio.to_thread(os.replace, part, to)
-    except BaseException:
-        await asyncio.to_thread(part.unlink, missing_ok=True)
-        raise
-    return to
-
-
-async def _write(pieces: AsyncIterator[bytes], out: BinaryIO) -> None:
-    async for piece in pieces:
-        await asyncio.to_thread(out.write, piece)
+        if to is None:
+            return b"".join([piece async for piece in pieces])
+        # Under another name first: a download that breaks off leaves nothing under the final name.
+        part = to.with_name(f"{to.name}.part")
+        try:
+            with await asyncio.to_thread(part.open, "wb") as out:
+                async for piece in pieces:
+                    await asyncio.to_thread(out.write, piece)
+            await asyncio.to_thread(os.replace, part, to)
+        except BaseException:
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+            raise
+        return to
 
 
 def _error(file: File, failed: FetchFailed) -> ChatError:
@@ -78,14 +68,8 @@ def _error(file: File, failed: FetchFailed) -> ChatError:
             failed.status,
             (),
             operation=what,
-            trace_id=None,
             advice=advice if failed.status in (403, 404) else None,
         )
     return UnexpectedAnswerError(
-        f"{what}: {failed.reason}",
-        status=failed.status,
-        excerpt="",
-        operation=what,
-        trace_id=None,
-        sent=False,
+        f"{what}: {failed.reason}", status=failed.status, operation=what, sent=False
     )

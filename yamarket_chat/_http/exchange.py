@@ -40,6 +40,7 @@ _BOUNDS: Final[dict[str, Any]] = {
     "read_bufsize": 2**16,
     "auto_decompress": True,
 }
+_JSON = "application/json"
 _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made"
 _NO_ANSWER = (OSError, aiohttp.ClientConnectionError)  # a TimeoutError is an OSError
 _MAY_PASS = (OSError, aiohttp.ClientError)
@@ -76,13 +77,7 @@ class Exchange:
         self._scheme, self._authority = url.scheme, url.raw_authority
         self._prefix = url.raw_path.rstrip("/")
         self._key = {"Api-Key": api_key.reveal(), "X-Market-Integration": integration}
-        self._headers = CIMultiDict(
-            {
-                **self._key,
-                "Accept": "application/json",
-                "Content-Type": "application/json",
-            }
-        )
+        self._headers = CIMultiDict({**self._key, "Accept": _JSON, "Content-Type": _JSON})
         self._loop = asyncio.get_running_loop()
         self._seconds = timeout
         self._deadlines = Deadlines(timeout)
@@ -163,12 +158,9 @@ class Exchange:
             if not attempt.is_cancelled(surely=closed):
                 # A connector that closes cancels the calls that wait for it. Code of the caller may
                 # do so, too.
-                cause, response = "nobody", None
+                response, final = None, closed and not body.sent
                 reason = _CLOSED if closed else "its aiohttp session cancelled the request"
-                final = closed and not body.sent
-            else:
-                cause = attempt.take_back_cancels()
-            if cause in ("caller", "closing"):
+            elif (cause := attempt.take_back_cancels()) != "timeout":
                 response, reason = None, "the call was ended while its request was under way"
                 cut_short = cause == "closing"
                 # A new one, without aiohttp's frames, whose variables hold the key.

@@ -34,7 +34,8 @@ class Operation(msgspec.Struct, frozen=True):
     item: Any = None  # the form of one item, if it answers a list
 
 
-_CHATS = "/v2/businesses/{business_id}/chats"
+_BUSINESS = "/v2/businesses/{business_id}"
+_CHATS = f"{_BUSINESS}/chats"
 
 SEND_MESSAGE = Operation(
     "send_message", "sendMessageToChat", "POST", f"{_CHATS}/message", Envelope, repeatable=False
@@ -44,9 +45,7 @@ SEND_FILE = Operation(
 )
 # Repeatable, because the Market returns the id of an existing chat.
 CREATE_CHAT = Operation("create_chat", "createChat", "POST", f"{_CHATS}/new", Answered[CreatedChat])
-GET_CHAT = Operation(
-    "get_chat", "getChat", "GET", "/v2/businesses/{business_id}/chat", Answered[Chat]
-)
+GET_CHAT = Operation("get_chat", "getChat", "GET", f"{_BUSINESS}/chat", Answered[Chat])
 CHATS = Operation("chats", "getChats", "POST", _CHATS, Answered[ChatList], item=Chat)
 HISTORY = Operation(
     "history", "getChatHistory", "POST", f"{_CHATS}/history", Answered[MessageList], item=Message

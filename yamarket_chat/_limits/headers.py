@@ -53,14 +53,17 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     seconds = number_of(text)
     if seconds is not None:
         return float(seconds)
-    until, date = parse_date(text), parse_date(headers.get("Date"))
-    return None if until is None or date is None else float(max(until - date, 0))
+    return _until(text, headers)
 
 
 def seconds_until(headers: Mapping[str, str]) -> float | None:
     """Return how long the restriction lasts: Until minus Date. The local clock does not matter."""
-    until, date = parse_date(headers.get(UNTIL_HEADER)), parse_date(headers.get("Date"))
-    if until is None or date is None:
-        return None
+    seconds = _until(headers.get(UNTIL_HEADER), headers)
     # Both are whole seconds. The extra second makes up for the fractions that were cut off.
-    return max(until - date, 0) + 1
+    return None if seconds is None else seconds + 1
+
+
+def _until(text: str | None, headers: Mapping[str, str]) -> float | None:
+    """Return the seconds from the Date of the headers to another date."""
+    until, date = parse_date(text), parse_date(headers.get("Date"))
+    return None if until is None or date is None else float(max(until - date, 0))

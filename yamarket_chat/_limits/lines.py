@@ -18,35 +18,36 @@ class Lines:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._last: dict[int, Ticket] = {}
-        self._blocked_until: dict[int, float] = {}
+        self._last: dict[int | None, Ticket] = {}
+        self._blocked_until: dict[int | None, float] = {}
         self._purge_at = 64  # number of lines: twice as many as the last purge left
         self._waiting: list[tuple[float, Ticket]] = []  # a heap: first calls of blocked lines
 
-    def join(self, ticket: Ticket, line: int) -> None:
+    def join(self, ticket: Ticket) -> None:
         """Put a call at the end of its line."""
-        before = self._last.get(line)
-        self._last[line] = ticket
+        before = self._last.get(ticket.line)
+        self._last[ticket.line] = ticket
         if before is not None:
             ticket.before, before.after = before, ticket
 
-    def leave(self, ticket: Ticket, line: int) -> Ticket | None:
+    def leave(self, ticket: Ticket) -> Ticket | None:
         """Remove a call from its line. Returns the call that is now first, if it waits."""
         before, after = ticket.before, ticket.after
-        if before is None and after is None:
-            del self._last[line]
-            return None
         if after is not None:
             after.before = before
         elif before is not None:
-            self._last[line] = before
+            self._last[ticket.line] = before
+        else:
+            del self._last[ticket.line]
         if before is not None:
             before.after = after
         ticket.before = ticket.after = None  # or a kept traceback would keep all of them
         return after if before is None and after is not None and after.future is not None else None
 
-    def block(self, line: int, until: float) -> None:
-        """Let no call of a line go before a moment."""
+    def block(self, line: int | None, until: float) -> None:
+        """Let no call of a line go before a moment. A call that has no line is never blocked."""
+        if line is None:
+            return
         blocked = self._blocked_until
         blocked[line] = max(until, blocked.get(line, NEVER))
         if len(blocked) > self._purge_at:
@@ -55,7 +56,7 @@ class Lines:
                 del blocked[other]
             self._purge_at = 2 * len(blocked) + 64
 
-    def unblock(self, line: int) -> None:
+    def unblock(self, line: int | None) -> None:
         """Undo `block`."""
         self._blocked_until.pop(line, None)
 
@@ -65,18 +66,15 @@ class Lines:
 
     def blocked_for(self, line: int | None) -> float:
         """Return for how many seconds a line is blocked."""
-        if line is None or not self._blocked_until:
-            return 0.0
         return max(self._blocked_until.get(line, NEVER) - self._loop.time(), 0.0)
 
     def keep_blocked(self, ticket: Ticket) -> bool:
         """Return True if this first call now waits until its line is unblocked."""
-        line = ticket.line
-        if line is None or line not in self._blocked_until:
+        until = self._blocked_until.get(ticket.line)
+        if until is None:
             return False
-        until = self._blocked_until[line]
         if until <= self._loop.time():
-            del self._blocked_until[line]
+            self.unblock(ticket.line)
             return False
         heapq.heappush(self._waiting, (until, ticket))
         return True
@@ -87,7 +85,7 @@ class Lines:
         while self._waiting and self._waiting[0][0] <= self._loop.time():
             ticket = heapq.heappop(self._waiting)[1]
             if ticket.future is not None and not ticket.ready and ticket.before is None:
-                self._blocked_until.pop(ticket.line or 0, None)
+                self.unblock(ticket.line)
                 tickets.append(ticket)
         return tickets
 

@@ -49,8 +49,7 @@ class Queue:
 
     def heads(self) -> list[Ticket]:
         """Return the first ready call of each reserve."""
-        heads = (heap.head() for heap in self._heaps.values())
-        return [head for head in heads if head is not None]
+        return [heap.head() for heap in self._heaps.values()]
 
     def ahead_of(self, ticket: Ticket) -> int:
         """Return how many ready calls go before a call that joins now."""
@@ -62,7 +61,7 @@ class Queue:
 
 
 class _Heap:
-    """Ready calls of one reserve, by number.
+    """Ready calls of one reserve, by number: at least one, or its queue drops it.
 
     A removed call stays in the list until it comes up or the list is cleared.
     """
@@ -76,11 +75,11 @@ class _Heap:
         self.ready += 1
         heapq.heappush(self._tickets, ticket)
 
-    def head(self) -> Ticket | None:
+    def head(self) -> Ticket:
         tickets = self._tickets
-        while tickets and not self._is_in(tickets[0]):
+        while not self._is_in(tickets[0]):
             heapq.heappop(tickets)
-        return tickets[0] if tickets else None
+        return tickets[0]
 
     def removed(self) -> None:
         self.ready -= 1

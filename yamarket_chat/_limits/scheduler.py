@@ -75,18 +75,15 @@ class Scheduler:
         self._numbers += 1
         return Ticket(self._numbers, operation, group, line, reserve)
 
-    def join(self, ticket: Ticket, line: int) -> None:
+    def join(self, ticket: Ticket) -> None:
         """Put a call at the end of its line, which it leaves by `leave`."""
-        self._lines.join(ticket, line)
-        if ticket.reserve is None and ticket.before is not None:
-            self._make_singles(ticket.before)
-
-    def _make_singles(self, ticket: Ticket | None) -> None:
-        while ticket is not None and ticket.reserve is not None:
-            self._queues[ticket.operation].make_single(ticket)
-            if ticket.ready:
+        self._lines.join(ticket)
+        before = ticket.before if ticket.reserve is None else None
+        while before is not None and before.reserve is not None:
+            self._queues[before.operation].make_single(before)
+            if before.ready:
                 self._dispatch()
-            ticket = ticket.before
+            before = before.before
 
     async def admit(self, ticket: Ticket, max_wait: float | None = None) -> Attempt:
         """Wait until the call may be sent, and return its next attempt, which is sent now.
@@ -128,10 +125,7 @@ class Scheduler:
             attempt.take_back_cancels()
             if attempt.is_under_way():
                 attempt.ended = self._loop.time()
-            if sent:
-                self.unanswered(ticket, attempt)
-            else:
-                self.unsent(ticket, attempt)
+            self.unanswered(ticket, attempt, sent=sent)
         elif waited:
             self._dispatch()
 
@@ -164,19 +158,15 @@ class Scheduler:
     def _begin_to_wait(self, ticket: Ticket, max_wait: float | None) -> None:
         """Set the deadline of the wait. Without one, enter the wait among the long waits."""
         queue = self._queues[ticket.operation]
-        ahead = queue.ahead_of(ticket)
-        if max_wait is not None:
-            ahead += _before_in_line(ticket)
-            least = self._least_wait(ticket, ahead, ticket.reserve or 0)
+        ahead, reserve = queue.ahead_of(ticket), ticket.reserve or 0
+        if max_wait is None:
+            ticket.wait = queue.long_waits.begin(queue.window.wait(ahead, reserve))
+        else:
+            least = self._least_wait(ticket, ahead + _before_in_line(ticket), reserve)
             if least > max_wait:
                 raise _max_wait_exceeded(ticket, max_wait, least)
-        wait: _Deadline | int
-        if max_wait is None:
-            wait = queue.long_waits.begin(queue.window.wait(ahead, ticket.reserve or 0))
-        else:
             timer = self._loop.call_later(max_wait, self._waited_enough, ticket, max_wait)
-            wait = _Deadline(self._loop.time() + max_wait, max_wait, timer)
-        ticket.wait = wait
+            ticket.wait = _Deadline(self._loop.time() + max_wait, max_wait, timer)
         ticket.future = self._loop.create_future()
         ticket.group.waiting[ticket] = None
         queue.waiting += 1
@@ -227,27 +217,22 @@ class Scheduler:
         try:
             future = ticket.future = self._loop.create_future()
             timer = self._loop.call_later(seconds, wake, future)
-            if line is not None:
-                self._lines.block(line, self._loop.time() + seconds)
+            self._lines.block(line, self._loop.time() + seconds)
             group.waiting[ticket] = None
             group.make_way()
             await future
         finally:
             group.waiting.pop(ticket, None)
             ticket.future = None
-            if line is not None:
-                self._lines.unblock(line)
+            self._lines.unblock(line)
             if timer is not None:
                 timer.cancel()
 
     def leave(self, ticket: Ticket, rest: float = 0.0) -> None:
-        """End the call. The next call of its line may go in `rest` seconds."""
-        line = ticket.line
-        if line is None:
-            return
+        """End a call that has joined its line. The next one may go in `rest` seconds."""
         if rest:
-            self._lines.block(line, self._loop.time() + rest)
-        following = self._lines.leave(ticket, line)
+            self._lines.block(ticket.line, self._loop.time() + rest)
+        following = self._lines.leave(ticket)
         if following is not None:
             self._first_in_line(following)
 
@@ -375,19 +360,17 @@ class Scheduler:
         self._dispatch(ticket.group)
         return closed_for
 
-    def unanswered(self, ticket: Ticket, attempt: Attempt) -> None:
-        """Note that no answer came, and that the request may have reached the Market."""
+    def unanswered(self, ticket: Ticket, attempt: Attempt, *, sent: bool) -> None:
+        """Note that no answer came. `sent` says whether the request may have reached the Market."""
         ticket.group.attempt_ended(attempt)
-        self._queues[ticket.operation].window.unanswered(attempt)
-        self._places.unanswered(attempt)
-        self._dispatch(ticket.group)
-
-    def unsent(self, ticket: Ticket, attempt: Attempt) -> None:
-        """Note that the request surely never reached the Market."""
-        ticket.group.attempt_ended(attempt)
-        ticket.attempt = None
-        self._places.give_back()
-        self._queues[ticket.operation].window.unsent()
+        window = self._queues[ticket.operation].window
+        if sent:
+            window.unanswered(attempt)
+            self._places.unanswered(attempt)
+        else:
+            ticket.attempt = None
+            window.unsent()
+            self._places.give_back()
         self._dispatch(ticket.group)
 
     def hold(self, ticket: Ticket, attempt: Attempt, until: float) -> None:
@@ -395,15 +378,13 @@ class Scheduler:
 
         Its line does not continue before `until`.
         """
-        if ticket.line is not None:
-            self._lines.block(ticket.line, until)
+        self._lines.block(ticket.line, until)
         ticket.group.under_way[attempt] = None
         ticket.group.make_way()
 
     def release(self, ticket: Ticket, attempt: Attempt) -> None:
         """Undo `hold`."""
-        if ticket.line is not None:
-            self._lines.unblock(ticket.line)
+        self._lines.unblock(ticket.line)
         ticket.group.attempt_ended(attempt)
 
     # Looking at it
