@@ -11,6 +11,8 @@ from typing import Any
 
 import aiohttp
 
+from .system import make_socket
+
 GIVEN_UP_AFTER = 10
 """Seconds after which the kernel drops what the other end has not acknowledged. Otherwise it
 retransmits for 15 minutes, and delivers a message long after its chat's history was read."""
@@ -45,7 +47,7 @@ def connector(**settings: Any) -> aiohttp.TCPConnector:
 
 
 def _make_socket(address: tuple[Any, ...]) -> socket.socket:
-    made = socket.socket(*address[:3])
+    made = make_socket(*address[:3])
     with suppress(OSError):  # what a system does not know is done without
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only

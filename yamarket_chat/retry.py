@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
-
 import msgspec
 
 from .arguments import OnUnknown, check_on_unknown
 from .errors import InvalidArgumentError
 from .limits import CUT_OFF
+from .system import randomness
 
 # Pauses between attempts, in seconds. They double; each is then shortened at random to no less
 # than half, so that many clients do not retry at the same moment.
@@ -70,7 +69,7 @@ class Budget(msgspec.Struct, eq=False):
         """Return the seconds to wait before the next attempt; None if there is none."""
         # 2 to the power of thousands of attempts is no float.
         longest = min(FIRST_PAUSE * 2.0 ** min(self.attempts - 1, 30), LONGEST_PAUSE)
-        pause = max(longest * random.uniform(0.5, 1.0), at_least)
+        pause = max(longest * randomness("retry pauses").uniform(0.5, 1.0), at_least)
         if self.attempts >= self.retry.attempts or self.spent + pause > self.retry.give_up_after:
             return None
         self.spent += pause

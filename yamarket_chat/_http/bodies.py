@@ -104,7 +104,8 @@ def _is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
     sock = transport.get_extra_info("socket")
     if sock is None:
         return False
-    is_empty = _is_empty(sock.fileno())
+    # A socket in memory (`yamarket_chat.sandbox`) has no file that could be polled.
+    is_empty = getattr(sock, "nothing_to_read", None) or _is_empty(sock.fileno())
     setattr(protocol, _IS_EMPTY, is_empty)
     # A server sends tickets after the handshake of TLS. They come before the first answer.
     return transport.get_extra_info("sslcontext") is None and not is_empty()

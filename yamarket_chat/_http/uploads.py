@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from aiohttp import MultipartWriter, payload
 
 from ..errors import InvalidArgumentError
+from ..system import randomness
 from .bodies import RequestBody
 
 LARGEST_FILE = 5 * 2**20
@@ -64,7 +65,8 @@ class Upload:
 
     def body(self) -> FormBody:
         """Return the form for one request."""
-        form = FormBody("form-data")
+        boundary = f"{randomness('boundary').getrandbits(128):032x}"
+        form = FormBody("form-data", boundary)
         part = form.append_payload(_Part(self))
         # As browsers send it: the name itself in UTF-8, which Russian names need (RFC 7578).
         part.set_content_disposition(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import time
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from functools import lru_cache
 import msgspec
 
 from .._http.attempt import NEVER
+from ..system import stood_still
 
 SPACING = 1.0
 """Seconds between two readings that are kept."""
@@ -150,21 +150,6 @@ class MarketClock:
 
 def _answered(reading: Reading) -> float:
     return reading.answered
-
-
-def stood_still(loop: asyncio.AbstractEventLoop) -> float:
-    """Return for how many seconds the time of the loop has stood still, counted from any moment.
-
-    Linux has a clock that goes on while the machine sleeps. Elsewhere it is the wall clock, which
-    people may set: too large a difference makes an outcome unclear, and never wrong. A loop with a
-    time of its own has a method of this name.
-    """
-    own = getattr(loop, "stood_still", None)
-    if own is not None:
-        return float(own())
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
-    return time.time() - time.monotonic()
 
 
 @lru_cache(maxsize=1024)  # settling asks the same Dates again and again

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import random
 
 from .._http.attempt import NEVER, Attempt
 from ..limits import CUT_OFF
+from ..system import randomness
 
 # After GROW_AFTER answers without a refusal, one more parallel request is tried. Each refusal
 # doubles that number, up to GROW_AFTER_AT_MOST, for Markets that allow fewer for good.
@@ -104,6 +104,6 @@ class Places:
                 self._grow_after = min(self._grow_after * 2, GROW_AFTER_AT_MOST)
             self._in_a_row += 1
         longest = min(FIRST_PARALLEL_PAUSE * 2.0 ** min(self._in_a_row, 30), LONGEST_PARALLEL_PAUSE)
-        pause = longest * random.uniform(0.5, 1.0)
+        pause = longest * randomness("parallel pauses").uniform(0.5, 1.0)
         bisect.insort(self._free_at, self._loop.time() + pause)
         return pause

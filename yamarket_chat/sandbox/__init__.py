@@ -15,9 +15,11 @@ from .faults import (
     numbered_faults,
     random_faults,
 )
+from .loop import VirtualLoop
 from .recorder import Arrival, Refusals
 from .sandbox import Sandbox
 from .state import StoredFile, StoredMessage
+from .world import World
 
 __all__ = [
     "EVERY_FAULT",
@@ -29,6 +31,8 @@ __all__ = [
     "Sandbox",
     "StoredFile",
     "StoredMessage",
+    "VirtualLoop",
+    "World",
     "numbered_faults",
     "random_faults",
 ]

@@ -6,10 +6,11 @@ The clock therefore also works on an event loop whose time is virtual.
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
 from functools import lru_cache
+
+from yamarket_chat.system import wall_time
 
 _MOSCOW = timezone(timedelta(hours=3))
 
@@ -30,7 +31,7 @@ class Clock:
         milliseconds: bool = False,
     ) -> None:
         self._loop = loop
-        self._wall_time_at_loop_zero = time.time() - loop.time() + offset
+        self._wall_time_at_loop_zero = wall_time(loop) - loop.time() + offset
         self._storage_offset = storage_offset
         self._milliseconds = milliseconds
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from aiohttp import web
 
+from yamarket_chat.system import make_socket
+
 # With this option, closing a socket sends RST instead of FIN and discards the send buffer.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -65,7 +67,7 @@ class Listener:
         self._handler = handler
         self._host = host
         self._max_body = max_body
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._connections = _Connections(
             self._handle,
             request_factory=self._make_request,
@@ -93,7 +95,7 @@ class Listener:
         addresses = [(sock.family, sock.getsockname()) for sock in bound]
         self._stop_listening()
         for family, address in addresses:
-            reserved = socket.socket(family)
+            reserved = make_socket(family)
             reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             reserved.bind(address)
             self._reserved.append(reserved)
@@ -132,11 +134,11 @@ class Listener:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         # aiohttp's task of the connection; it ends shortly after this coroutine does.
         task = request.task
-        self._tasks.add(task)
+        self._tasks[task] = None
         try:
             return await self._handler(request)
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
 
     def _make_request(
         self,

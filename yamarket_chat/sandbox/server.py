@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +11,8 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import BodyPartReader, hdrs, web
 from aiohttp.http_exceptions import BadHttpMessage
+
+from yamarket_chat.system import randomness
 
 from . import control
 from .api import (
@@ -106,6 +107,7 @@ class Server:
         self._state = state
         self._api = api
         self._recorder = recorder
+        self._ids = randomness("sandbox ids")
         self._accepted: Counter[str] = Counter()
         self._timers: set[asyncio.TimerHandle] = set()
         self.parallel: ParallelLimit = ParallelLimit()
@@ -158,7 +160,7 @@ class Server:
             parse_id(request.query.get("chatId", "")),
             self.parallel.in_progress + 1,
             counted=False,
-            trace_id=f"{random.getrandbits(128) or 1:032x}",
+            trace_id=f"{self._ids.getrandbits(128) or 1:032x}",
         )
         exchange = _Exchange(request, operation, arrival)
         try:
@@ -409,7 +411,7 @@ class Server:
         return self._response(
             status,
             body,
-            {_TRACEPARENT: _traceparent(exchange.arrival), **exchange.limit_headers, **headers},
+            {_TRACEPARENT: self._traceparent(exchange.arrival), **exchange.limit_headers, **headers},
         )
 
     def _respond_with_error(self, exchange: _Exchange, error: ApiError) -> web.StreamResponse:
@@ -444,11 +446,14 @@ class Server:
             f"Date: {self._clock.http_date(self._clock.now())}\r\n"
             f"Content-Type: {JSON}\r\n"
             f"Content-Length: {len(body)}\r\n"
-            f"{_TRACEPARENT}: {_traceparent(exchange.arrival)}\r\n\r\n"
+            f"{_TRACEPARENT}: {self._traceparent(exchange.arrival)}\r\n\r\n"
         )
         transport.write(head.encode() + (body[: len(body) // 2] if half else body))
         if half:
             transport.close()
+
+    def _traceparent(self, arrival: Arrival) -> str:
+        return f"00-{arrival.trace_id}-{self._ids.getrandbits(64) or 1:016x}-01"
 
     # Time
 
@@ -488,10 +493,6 @@ def _windows(settings: Settings, now: float) -> dict[str, Window]:
 def _documented_error(status: int) -> ApiError:
     code, message = _ERRORS.get(status, ("ERROR", "Something went wrong"))
     return ApiError(status, code, message)
-
-
-def _traceparent(arrival: Arrival) -> str:
-    return f"00-{arrival.trace_id}-{random.getrandbits(64) or 1:016x}-01"
 
 
 async def _receive_file(request: web.BaseRequest) -> tuple[str, bytes] | None:
