@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from yamarket_chat.limits import CUT_OFF, Limits, Rate
 
 from .record import Record, Told
-from .story import Access, Block, Close, Down, MarketClock, OthersHold, OthersUse, Says, Story
+from .story import Access, Close, Down, MarketClock, OthersHold, OthersUse, Says, Story
 
 BASE = 2.0
 """Seconds that every story may take longer."""
@@ -91,7 +91,7 @@ def _allowance(story: Story, record: Record) -> float:
         seconds = getattr(event, "seconds", 0.0)
         if isinstance(event, Says):
             continue
-        if isinstance(event, (Block, OthersHold)):
+        if isinstance(event, OthersHold):
             allowed += seconds + LONGEST_PARALLEL_PAUSE + 5.0
         elif isinstance(event, OthersUse):
             allowed += 2 * rate_of(story, event.operation).per + 30.0

@@ -62,6 +62,7 @@ SWARM: Mapping[str, float] = {
     "far": 0.2,
     "uneven": 0.2,
     "pieces": 0.12,
+    "loss": 0.08,
     "outage": 0.12,
     "stall": 0.12,
     "cut": 0.12,
@@ -73,7 +74,6 @@ SWARM: Mapping[str, float] = {
     "storage steps": 0.04,
     "sleeps": 0.08,
     "stops": 0.08,
-    "blocks": 0.08,
     "wall steps": 0.06,
     "drift": 0.04,
     "no boot clock": 0.08,
@@ -196,7 +196,8 @@ class _Generator:
         return parts.Network(
             least=least,
             most=most,
-            pieces=rng.choice((1, 7, 60, 200)) if "pieces" in self.on else 0,
+            pieces=rng.choice((0.1, 0.5, 1.0)) if "pieces" in self.on else 0.0,
+            loss=rng.choice((0.01, 0.05)) if "loss" in self.on else 0.0,
         )
 
     def _clocks(self) -> parts.Clocks:
@@ -463,14 +464,7 @@ class _Generator:
             "stops",
             2,
             lambda: parts.Stop(
-                at=moment(), machine=machine(), seconds=rng.choice((1.0, 8.0, 12.0, 30.0, 120.0))
-            ),
-        )
-        add(
-            "blocks",
-            3,
-            lambda: parts.Block(
-                at=moment(), machine=machine(), seconds=rng.choice((0.2, 2.0, 6.0, 14.0))
+                at=moment(), machine=machine(), seconds=rng.choice((0.2, 1.0, 6.0, 8.0, 12.0, 14.0, 30.0, 120.0))
             ),
         )
         add(

@@ -7,7 +7,18 @@ from collections.abc import Iterator, Sequence
 
 from .allowance import latest_end
 from .record import Record, Told, Violation
-from .story import Close, Kill, MarketClock, OthersHold, OthersUse, Read, Says, Story
+from .story import (
+    AnyEvent,
+    Kill,
+    MarketClock,
+    OthersHold,
+    OthersUse,
+    Says,
+    Sleep,
+    Stop,
+    Story,
+    WallClock,
+)
 
 KINDS = (
     "lost",
@@ -139,23 +150,21 @@ def can_have_become(messages: Sequence[Told], rows: Sequence[str]) -> bool:
 
 def circumstances(story: Story) -> str:
     """Return what bounds what can be known in a story: how its clocks behave, and who writes."""
-    if story.market.odd_rows or any(
-        isinstance(event, Says) and event.who == "shop" for event in story.events
-    ):
-        return "others write as the shop, or rows are odd"
-    clocks = story.market, story.clocks
+    colleagues = any(isinstance(event, Says) and event.who == "shop" for event in story.events)
+    if colleagues or story.machines() > 1 or any(isinstance(step, Kill) for step in story.steps):
+        return "others write as the shop"
     if (
-        clocks[0].storage_offset
-        or clocks[1].drift
-        or any(event_is_of_clocks(event) for event in story.events)
+        story.market.storage_offset
+        or story.clocks.drift
+        or any(is_of_clocks(event) for event in story.events)
     ):
         return "clocks differ or are set"
     return "clocks behave"
 
 
-def event_is_of_clocks(event: object) -> bool:
+def is_of_clocks(event: AnyEvent) -> bool:
     """Whether an event concerns clocks."""
-    return isinstance(event, MarketClock) or type(event).__name__ in ("Sleep", "Stop", "WallClock")
+    return isinstance(event, (MarketClock, Sleep, Stop, WallClock))
 
 
 def unknown(story: Story, record: Record) -> Counter[str]:
@@ -169,6 +178,3 @@ def unknown(story: Story, record: Record) -> Counter[str]:
         counted[f"in doubt: {group}"] += 1
         counted[f"unknown: {group}"] += message.fate == "unknown"
     return counted
-
-
-__all__ = ["KINDS", "Close", "Read", "can_have_become", "circumstances", "judge", "unknown"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Callable
 
@@ -12,10 +11,7 @@ from yamarket_chat.sandbox.state import HistoryPage
 from .program import Log, content_of
 from .record import Stood
 from .story import (
-    Access,
-    Down,
     MarketClock,
-    OthersHold,
     OthersUse,
     Says,
     SendMany,
@@ -110,7 +106,7 @@ class Market:
             )
         return fault
 
-    def happen(self, event: Says | OthersUse | OthersHold | Access | MarketClock) -> None:
+    def happen(self, event: Says | OthersUse | MarketClock) -> None:
         """Let something happen in the Market. It runs on the Market's loop."""
         box = self.box
         match event:
@@ -127,10 +123,6 @@ class Market:
                     clock._storage_offset -= event.by
                 elif event.which == "storage":
                     clock._storage_offset += event.by
-            case OthersHold():
-                pass
-            case Access():
-                setattr(box, event.why, True)
 
     def _says(self, event: Says) -> StoredMessage:
         says = {
@@ -158,12 +150,6 @@ class Market:
             return "colleague"
         return "shop" if row.sender == "PARTNER" else row.sender.lower()
 
-    @contextlib.contextmanager
-    def others_hold(self, places: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
-        """Let others hold places."""
-        with self.box.other_programs_hold(places):
-            yield
-
 
 def _content(row: StoredMessage) -> str:
     if row.payload:
@@ -181,5 +167,3 @@ def chats_of(story: Story) -> list[int]:
             chats[getattr(step, "chat", 1)] = None
     return list(chats)
 
-
-__all__ = ["Down", "Market", "chats_of", "name_of"]

@@ -58,16 +58,16 @@ class _Play:
         box = self.market_loop.run_until_complete(self.market.box.__aenter__())
         self.market_loop.set_exception_handler(self._complain)
         self.market.begin()
-        nature = Nature(self)
+        nature = Nature(story, world, self.market, self.market_loop, self.loops, self.log)
         nature.begin()
         self.since = world.now
         for machine in range(story.machines()):
             self._boot(machine)
-        nature.schedule()
+        nature.schedule(self.since)
         for step in story.steps:
             if isinstance(step, Kill):
                 world.call_at(self.since + step.at, self._kill, step)
-        if self._until(self._all_done, story.ends() + HANGS_AFTER):
+        if self._until_done(story.ends() + HANGS_AFTER):
             for task in self.tasks:
                 if not task.cancelled() and (error := task.exception()) is not None:
                     self.record.crashed.append(f"program: {error!r}"[:200])
@@ -141,7 +141,7 @@ class _Play:
             return True
         return all(task.done() for task in self.tasks)
 
-    def _until(self, done: object, limit: float) -> bool:
+    def _until_done(self, limit: float) -> bool:
         try:
             ended = self.world.run(self._all_done, limit=self.since + limit)
         except RuntimeError as error:

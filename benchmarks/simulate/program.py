@@ -367,7 +367,8 @@ class Process:
                 case "get_message":
                     await session.get_message(step.chat, 1)
                 case "chats":
-                    await session.chats().page()
+                    async for _ in session.chats():
+                        pass
                 case "history":
                     async for _ in session.history(step.chat):
                         pass
@@ -387,5 +388,3 @@ def is_idle(task: asyncio.Task[Any]) -> bool:
 
 KEY = "ACMA:sandbox:key"
 BUSINESS = 12345
-
-__all__ = ["BUSINESS", "KEY", "Kill", "Log", "Process", "content_of", "current"]

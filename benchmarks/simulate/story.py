@@ -36,7 +36,7 @@ class Step(Part, tag_field="does"):
     session: int = 0
 
 
-class Send(Step, tag="send"):
+class Send(Step, kw_only=True, tag="send"):
     """Sends a text, or if `size` is not 0, a file of this name and so many bytes."""
 
     chat: int = 1
@@ -56,7 +56,7 @@ class Send(Step, tag="send"):
     """Texts that the same task sends to the chat afterwards, one after another."""
 
 
-class SendMany(Step, tag="send_many"):
+class SendMany(Step, kw_only=True, tag="send_many"):
     """Sends many texts by one `send_many`."""
 
     messages: tuple[tuple[int, str], ...]
@@ -171,17 +171,10 @@ class Sleep(Event, tag="sleep"):
 
 
 class Stop(Event, tag="stop"):
-    """A process is stopped (SIGSTOP), and goes on later; its kernel does what it does."""
+    """A process is stopped (SIGSTOP), or blocks its loop; its kernel does what it does."""
 
     machine: int = 0
     seconds: float = 30.0
-
-
-class Block(Event, tag="block"):
-    """The program computes something and blocks its loop."""
-
-    machine: int = 0
-    seconds: float = 3.0
 
 
 class WallClock(Event, tag="wall_clock"):
@@ -195,7 +188,7 @@ class Stray(Event, tag="stray"):
     """The Market, or a balancer, writes an answer that nobody asked for on an open connection."""
 
     connection: int = 0
-    what: Literal["408", "200", "page"] = "408"
+    what: Literal["408", "page"] = "408"
 
 
 AnyEvent = (
@@ -210,13 +203,12 @@ AnyEvent = (
     | Cut
     | Sleep
     | Stop
-    | Block
     | WallClock
     | Stray
 )
 
 
-class Failure(Part):
+class Failure(Part, kw_only=True):
     """One request that fails: the `number`th of its operation that the limits let through."""
 
     operation: str = "send_message"
@@ -246,8 +238,6 @@ class Market(Part):
     """The most rows of a page of a history, whatever is asked for."""
     old_rows: int = 0
     """Messages that stand in each chat from before the story."""
-    odd_rows: float = 0.0
-    """The share of the rows of a history that have another form than documented."""
 
 
 class Program(Part):
@@ -269,8 +259,10 @@ class Network(Part):
 
     least: float = 0.0005
     most: float = 0.0005
-    pieces: int = 0
-    """Bytes arrive in pieces of at most so many; 0 leaves them whole."""
+    pieces: float = 0.0
+    """The share of what is written that arrives in several pieces."""
+    loss: float = 0.0
+    """The share of pieces that get lost, and are sent again."""
 
 
 class Clocks(Part):
