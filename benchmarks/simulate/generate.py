@@ -91,6 +91,11 @@ def generate(seed: int) -> Story:
     return _Generator(seed).story()
 
 
+def switched_on(seed: int) -> set[str]:
+    """Return the rare things that a seed switches on."""
+    return _Generator(seed).on
+
+
 class _Generator:
     def __init__(self, seed: int) -> None:
         self.seed = seed
