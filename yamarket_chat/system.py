@@ -53,10 +53,10 @@ def randomness(purpose: str) -> Randomness:
         own = getattr(asyncio.get_running_loop(), "randomness", None)
     except RuntimeError:
         own = None
-    return random if own is None else own(purpose)  # type: ignore[no-any-return]
+    return random if own is None else own(purpose)
 
 
 def make_socket(*kind: Any) -> socket.socket:
     """Make a socket for the running loop: of a family, a type and a protocol."""
     own = getattr(asyncio.get_running_loop(), "make_socket", None)
-    return socket.socket(*kind) if own is None else own(*kind)  # type: ignore[no-any-return]
+    return socket.socket(*kind) if own is None else own(*kind)

@@ -1,14 +1,14 @@
 """What aiohttp takes from the system, taken from the virtual loop instead.
 
-This is the only file besides `_http/bodies.py` that touches private attributes of aiohttp. They were
+Besides `_http/bodies.py` this is the only file that touches what is private in aiohttp. It was
 tried with aiohttp 3.14.4 and 3.14.5; `tests/test_aiohttp_private.py` fails if another version
-changes them.
+changes it.
 
-- `aiohttp.connector.monotonic`: a connector measures by it how long a kept connection was idle. On
+- `aiohttp.connector.monotonic`: a connector measures by it how long a kept connection was idle. By
   the real clock none would ever expire while virtual hours pass.
-- `aiohttp.connector.set`: a connector keeps the connections in use in sets, and closes them in their
-  order, which is by address in memory. A class of this name that keeps the order in which they were
-  added makes a run repeatable.
+- `aiohttp.connector.set`: a connector keeps the connections in use in sets, and closes them in
+  their order, which is by address in memory. A class of this name that keeps the order of adding
+  makes a run repeatable.
 
 On other loops both do what they did before.
 """

@@ -1,7 +1,7 @@
 """The public class `VirtualLoop`: an event loop with virtual time and a network in memory.
 
-A reader may know `asyncio.base_events`: this is the same, with three differences. Nothing waits: the
-world moves the time on. Sockets are those of `network.py`. Executor jobs run in the loop's thread.
+A reader may know `asyncio.base_events`: this is the same, with three differences. Nothing waits:
+the world moves the time on. Sockets are those of `tcp.py`. Executor jobs run in the loop's thread.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 from . import aiohttp_clock
-from .network import MemoryServer, MemorySocket, Transport
+from .tcp import MemorySocket
+from .transport import MemoryServer, Transport
 
 if TYPE_CHECKING:
-    from .network import End
+    from .tcp import End
     from .world import World
 
 RESOLUTION = 1e-9  # timers that are so close are due: sums of floats are not exact
@@ -30,13 +31,13 @@ MOST_CANCELLED = 100  # timers that are kept although they were cancelled
 class VirtualLoop(asyncio.BaseEventLoop):
     """An event loop whose time is virtual, and whose network is in memory.
 
-    Hours pass in seconds, and every run is the same. A program and a `Sandbox` on one loop talk over
-    connections in memory, with aiohttp on both sides. No socket is opened, and no thread is started:
-    what is given to an executor runs in the loop. There is no TLS, no subprocess and no other
-    network than this.
+    Hours pass in seconds, and every run is the same. A program and a `Sandbox` on one loop talk
+    over connections in memory, with aiohttp on both sides. No socket is opened, and no thread is
+    started: what is given to an executor runs in the loop. There is no TLS, no subprocess and no
+    other network than this.
 
-    A loop that is made alone has a `World` of its own. For several machines, and for faults of their
-    clocks and of the network between them, make the loops with `World.loop`.
+    A loop that is made alone has a `World` of its own. For several machines, and for faults of
+    their clocks and of the network between them, make the loops with `World.loop`.
 
     Args:
         world: The world of the machine. None makes a new one, with seed 0.
@@ -77,6 +78,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._queue: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
+        self._due = math.inf  # the true time of the first timer
         self._cancelled = 0
         self._is_stopping = False
         self._runs = True
@@ -150,10 +152,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def kill(self) -> None:
         """Kill the process, as SIGKILL does: its kernel closes the connections."""
         self.world.note(f"{self.name} is killed")
+        self._exit()
+
+    def _exit(self) -> None:
         self._is_killed = True
         self._runs = False
         for end in list(self.ends):
-            end.close()
+            end.close(resets=end.transport is None)
         self.world.network.stop_listening(self)
 
     def step_wall_clock(self, seconds: float) -> None:
@@ -168,6 +173,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self._asleep_since is not None and now >= self._awake_at:
             self._slept += now - self._asleep_since
             self._asleep_since = None
+            self.next_timer()
             self.world.note(f"{self.name} wakes up")
         self._runs = self._asleep_since is None and now >= self._paused_until
 
@@ -188,37 +194,32 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # What the world asks
 
-    def is_ready(self) -> bool:
-        """Whether a pass would do anything now."""
-        if not self._runs:
-            return False
-        if self._queue:
-            return True
-        timers = self._timers
-        return bool(timers) and timers[0][0] < self.time() + RESOLUTION
-
     def next_timer(self) -> float:
         """Return the true time of the first timer; infinity if there is none."""
         timers = self._timers
-        while timers and timers[0][2].cancelled():
+        while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
             self._cancelled -= 1
-        return timers[0][0] + self._slept if timers and self._runs else math.inf
+        self._due = timers[0][0] + self._slept if timers else math.inf
+        return self._due
 
     def run_once(self) -> None:
         """Run what is due, and what was scheduled before this pass."""
-        queue, timers = self._queue, self._timers
-        due = self.time() + RESOLUTION
-        while timers and timers[0][0] < due:
-            timer = heapq.heappop(timers)[2]
-            if timer._cancelled:  # type: ignore[attr-defined]
-                self._cancelled -= 1
-            else:
-                queue.append(timer)
+        queue = self._queue
+        if self._due <= self.world.now:
+            timers = self._timers
+            due = self.time() + RESOLUTION
+            while timers and timers[0][0] < due:
+                timer = heapq.heappop(timers)[2]
+                if timer._cancelled:
+                    self._cancelled -= 1
+                else:
+                    queue.append(timer)
+            self.next_timer()
         for _ in range(len(queue)):
             handle = queue.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined]
-                handle._run()  # type: ignore[attr-defined]
+            if not handle._cancelled:
+                handle._run()
 
     def cancel_all(self) -> None:
         """Cancel all tasks, and run this machine alone until they have ended."""
@@ -266,7 +267,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self.is_running():
             raise RuntimeError("a running loop cannot be closed")
         if not self.is_closed():
-            self.kill()
+            self._exit()
             self.world.machines.remove(self)
             self._queue.clear()
             self._timers.clear()
@@ -306,6 +307,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise RuntimeError("Event loop is closed")
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        if when + self._slept < self._due:
+            self._due = when + self._slept
         return timer
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
@@ -349,7 +352,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Connect a socket. It may be a real one, which stays unused."""
         self._connected[sock] = await self.world.network.connect(self, sock, address)
 
-    async def create_connection(  # type: ignore[override]
+    async def create_connection(
         self,
         protocol_factory: Callable[[], asyncio.BaseProtocol],
         host: Any = None,

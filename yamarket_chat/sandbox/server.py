@@ -411,7 +411,11 @@ class Server:
         return self._response(
             status,
             body,
-            {_TRACEPARENT: self._traceparent(exchange.arrival), **exchange.limit_headers, **headers},
+            {
+                _TRACEPARENT: self._traceparent(exchange.arrival),
+                **exchange.limit_headers,
+                **headers,
+            },
         )
 
     def _respond_with_error(self, exchange: _Exchange, error: ApiError) -> web.StreamResponse:

@@ -184,7 +184,8 @@ class World:
                     action(*args)
             is_busy = False
             for loop in machines:
-                if loop.is_ready():
+                # What a method would ask is looked at here: it is asked millions of times.
+                if loop._runs and (loop._queue or loop._due <= self.now):
                     is_busy = True
                     self.now += PASS
                     if loop is not self._current:
@@ -193,9 +194,10 @@ class World:
                     if until():
                         return True
             if not is_busy:
-                when = min((loop.next_timer() for loop in machines), default=math.inf)
-                if events and events[0][0] < when:
-                    when = events[0][0]
+                when = events[0][0] if events else math.inf
+                for loop in machines:
+                    if loop._runs and loop.next_timer() < when:
+                        when = loop._due
                 if when > limit:
                     self.now = max(self.now, limit)
                     return False
