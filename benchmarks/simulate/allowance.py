@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from yamarket_chat.limits import CUT_OFF, Limits, Rate
 
 from .record import Record, Told
-from .story import Access, Close, Down, MarketClock, OthersHold, OthersUse, Says, Story
+from .story import Access, Close, Down, MarketClock, OthersHold, OthersUse, Read, Says, Story
 
 BASE = 2.0
 """Seconds that every story may take longer."""
@@ -49,7 +49,7 @@ def _burst(own: Rate, markets: Rate) -> int | None:
 
 def _least(story: Story, messages: Iterable[Told]) -> float:
     """Return when a perfect client would have sent these messages."""
-    takes = story.market.latency + story.market.jitter + 4 * story.network.most
+    takes = _takes(story)
     lines: dict[int, deque[Told]] = {}
     for message in sorted(messages, key=lambda message: message.order):
         lines.setdefault(message.chat, deque()).append(message)
@@ -112,14 +112,15 @@ def _allowance(story: Story, record: Record) -> float:
         longest = max(rate_of(story, name).per for name in Limits().rates())
         allowed += record.refused_in_parallel * LONGEST_PARALLEL_PAUSE
         allowed += record.refused_for_rate * longest
-    allowed += _repeated(story, record)
-    return allowed
+    return allowed + _repeated(story, record) + _reads(story, record)
 
 
 def _repeated(story: Story, record: Record) -> float:
     """The requests that are not the first of a message take places in the windows as well."""
     allowed = 0.0
     for operation, requests in record.requests_of.items():
+        if not operation.startswith("send_"):
+            continue
         rate = rate_of(story, operation)
         own = sum(
             1
@@ -127,8 +128,27 @@ def _repeated(story: Story, record: Record) -> float:
             if not message.ended_by_program
             and message.content.startswith("file ") is (operation == "send_file")
         )
-        extra = requests - own if operation in ("send_message", "send_file") else requests
-        if extra > 0 and (extra >= rate.requests or operation.startswith("send_")):
+        if (extra := requests - own) > 0:
             rounds = math.ceil(extra / rate.requests)
             allowed += rounds * (rate.per + CUT_OFF + story.program.timeout)
+            allowed += extra * LONGEST_PAUSE
     return allowed
+
+
+def _reads(story: Story, record: Record) -> float:
+    """Reads take places as well, and are repeated if they fail."""
+    allowed = 0.0
+    reads = sum(isinstance(step, Read) for step in story.steps)
+    reads += sum(message.in_doubt for message in record.messages)
+    for operation, requests in record.requests_of.items():
+        if operation.startswith("send_"):
+            continue
+        rate = rate_of(story, operation)
+        allowed += requests * _takes(story)
+        allowed += requests // rate.requests * (rate.per + CUT_OFF + story.program.timeout)
+        allowed += max(requests - reads, 0) * (LONGEST_PAUSE + story.program.timeout)
+    return allowed
+
+
+def _takes(story: Story) -> float:
+    return story.market.latency + story.market.jitter + 4 * story.network.most

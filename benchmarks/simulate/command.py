@@ -97,7 +97,7 @@ def _many(console: Console, options: argparse.Namespace) -> int:
         options.record.write_bytes(text + b"\n")
         total = stored
     for line in summary(total):
-        console.print(line, highlight=False)
+        print(line)
     if total.failed and options.mutant is None:
         seed = min(seed for seeds in total.failed.values() for seed in seeds)
         story = generate(seed)

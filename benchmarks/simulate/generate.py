@@ -109,6 +109,7 @@ class _Generator:
         if "tight" in self.on and shape.random() < 0.5:
             self.messages += 10
         self.texts = self._random("texts")
+        self.apart = self._skew(self._random("skew")) if "skew" in self.on else 0.0
         self._number = 0
 
     def _random(self, purpose: str) -> Random:
@@ -145,8 +146,8 @@ class _Generator:
             own["get_chat"] = Rate(rng.choice((1, 2, 3)), per=rng.choice((2.0, 10.0)))
         markets = dict(own)
         if "lower at the Market" in self.on:
-            markets["send_message"] = Rate(rng.choice((1, 2, 3)), per=60.0)
-            own.setdefault("send_message", Rate(10, per=60.0))
+            limit = own.setdefault("send_message", Rate(10, per=60.0))
+            markets["send_message"] = Rate(max(1, limit.requests // 3), per=limit.per)
         return own, markets
 
     def _market(self, limits: Mapping[str, Rate]) -> parts.Market:
@@ -164,7 +165,7 @@ class _Generator:
             jitter=rng.choice((0.1, 0.5, 2.0)) if "jitter" in self.on else 0.0,
             keep_alive=rng.choice((False, 0.5, 3.0, 5.0)) if "keep-alive" in self.on else True,
             clock_offset=round(rng.uniform(-100.0, 100.0), 2) if "ahead" in self.on else 0.0,
-            storage_offset=self._skew(rng) if "skew" in self.on else 0.0,
+            storage_offset=self.apart,
             storage_milliseconds="milliseconds" in self.on,
             strip_spaces=rng.random() < 0.8,
             order=rng.choice(("descending", "shuffled")) if "order" in self.on else "ascending",
@@ -179,11 +180,14 @@ class _Generator:
 
     def _program(self, limits: Mapping[str, Rate]) -> parts.Program:
         rng = self._random("program")
-        places = self._market(limits).parallel
+        market, network = self._market(limits), self._network()
+        takes = market.latency + market.jitter + 4 * network.most
         return parts.Program(
             limits=limits,
-            parallel=places,
-            timeout=rng.choice((1.0, 3.0, 6.0)) if "short timeout" in self.on else 15.0,
+            parallel=market.parallel,
+            timeout=round(takes + rng.choice((0.5, 2.0, 5.0)), 2)
+            if "short timeout" in self.on
+            else 15.0,
             attempts=rng.choice((1, 2, 3)) if "few attempts" in self.on else 12,
             settle_after=rng.choice((15.0, 15.0, 15.0, 20.0)),
             max_wait=None,
@@ -355,7 +359,7 @@ class _Generator:
     def _events(self, steps: tuple[AnyStep, ...]) -> tuple[AnyEvent, ...]:
         rng = self._random("events")
         moments = [step.at for step in steps]
-        machines = 2 if "two machines" in self.on else 1
+        machines = 1 + max(step.machine for step in steps)
         events: list[AnyEvent] = []
 
         def moment() -> float:
@@ -415,13 +419,17 @@ class _Generator:
             "date steps",
             2,
             lambda: parts.MarketClock(
-                at=moment(), which=rng.choice(("both", "both", "date")), by=self._step(rng)
+                at=moment(), which="both", by=self._step(rng)
             ),
         )
         add(
             "storage steps",
             1,
-            lambda: parts.MarketClock(at=moment(), which="storage", by=self._step(rng)),
+            lambda: parts.MarketClock(
+                at=moment(),
+                which=rng.choice(("storage", "date")),
+                by=rng.choice((1.0, -1.0)) * rng.choice(self._room()),
+            ),
         )
         add(
             "outage",
@@ -479,6 +487,11 @@ class _Generator:
         )
         events.sort(key=lambda event: event.at)
         return tuple(events)
+
+    def _room(self) -> tuple[float, ...]:
+        """Return by how much one of the Market's clocks may step: they stay less than 30 s apart."""
+        room = 28.0 - abs(self.apart)
+        return tuple(by for by in (0.6, 1.0, 3.0, 7.0, 20.0) if by <= room)
 
     def _step(self, rng: Random) -> float:
         return rng.choice((-3600.0, -20.0, -7.0, -3.0, -1.0, -0.6, 0.6, 1.0, 3.0, 7.0, 20.0, 3600.0))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from .allowance import latest_end
 from .record import Record, Told, Violation
 from .story import (
+    Access,
     AnyEvent,
     Kill,
     MarketClock,
@@ -62,12 +63,16 @@ def _alone(story: Story, what: str) -> bool:
     if any(isinstance(event, (OthersUse, OthersHold)) for event in story.events):
         return False
     if what == "parallel":
-        return story.program.parallel <= story.market.parallel
+        # A 504 whose request is carried out later: the session takes the place to be free.
+        answered = any(
+            failure.fault.when == "later" and failure.fault.kind in ("status", "half_body")
+            for failure in story.failures
+        )
+        return not answered and story.program.parallel <= story.market.parallel
     if any(failure.fault.kind == "rate_limit" for failure in story.failures):
         return False
-    if story.clocks.drift or story.market.window == "fixed":
-        # The product counts by its own clock, and a fixed window is rolling to it.
-        return not story.clocks.drift
+    if story.clocks.drift:
+        return False  # the product counts by its own clock
     for operation, rate in story.market.limits.items():
         own = story.program.limits.get(operation)
         if own is None or own.requests > rate.requests or own.per < rate.per:
@@ -153,6 +158,8 @@ def circumstances(story: Story) -> str:
     colleagues = any(isinstance(event, Says) and event.who == "shop" for event in story.events)
     if colleagues or story.machines() > 1 or any(isinstance(step, Kill) for step in story.steps):
         return "others write as the shop"
+    if story.program.attempts < 12 or any(isinstance(event, Access) for event in story.events):
+        return "the history cannot be read"
     if (
         story.market.storage_offset
         or story.clocks.drift

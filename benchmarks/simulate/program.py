@@ -292,6 +292,7 @@ class Process:
 
     def _failed(self, told: Told, error: ChatError) -> tuple[Told, Pending] | None:
         told.fate = "not sent" if error.sent is False else "unknown"
+        told.said = str(error)
         if told.fate == "unknown":
             told.in_doubt = True
         self._log.end(self, told, type(error).__name__)
@@ -307,6 +308,7 @@ class Process:
             receipt = await self._session(session).settle(pending)
         except DeliveryUnknownError as error:
             arrived = None
+            told.said = f"settle: {error}"
             self._log.say(self.name, f"    {error}")
         except ChatError as error:
             arrived = None

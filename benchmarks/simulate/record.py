@@ -26,6 +26,8 @@ class Told(msgspec.Struct, kw_only=True):
     ended: float | None = None
     fate: Fate = "untold"
     why: str = ""
+    said: str = ""
+    """The text of the error."""
     by_history: bool = False
     raises: bool = False
     """The caller asked not to settle."""
@@ -59,7 +61,7 @@ class Record(msgspec.Struct, kw_only=True):
     """What programs got that is no ChatError, and what the loop complained of."""
     line: list[tuple[float, str, str]] = []
     """The time line: when, who, what. Empty unless it was asked for."""
-    met: Counter[str] = Counter()
+    met: Counter[str] = msgspec.field(default_factory=Counter)
     """What met a send: faults and events, and how calls ended."""
     lasted: float = 0.0
     """Seconds until the last call had ended."""

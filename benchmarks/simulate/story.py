@@ -7,7 +7,7 @@ story that a test keeps is short.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -298,7 +298,26 @@ class Story(Part):
 
 def to_json(story: Story) -> bytes:
     """Return a story as JSON that a person can read."""
-    return msgspec.json.format(msgspec.json.encode(story), indent=1)
+    return msgspec.json.format(msgspec.json.encode(_plain(story)), indent=1)
+
+
+def _plain(part: Any) -> Any:
+    """Return JSON without the values that are the default: msgspec knows only the very object."""
+    if isinstance(part, (tuple, list)):
+        return [_plain(item) for item in part]
+    if isinstance(part, Mapping):
+        return {key: _plain(item) for key, item in part.items()}
+    if not isinstance(part, msgspec.Struct):
+        return part
+    config = part.__struct_config__
+    plain = {} if config.tag is None else {config.tag_field: config.tag}
+    for field in msgspec.structs.fields(type(part)):
+        value = getattr(part, field.name)
+        if field.required or value != (
+            field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+        ):
+            plain[field.encode_name] = _plain(value)
+    return plain
 
 
 def from_json(content: bytes) -> Story:
