@@ -1,4 +1,4 @@
-"""The private attributes of aiohttp that `_http/bodies.py` touches are still what they were.
+"""What is private in aiohttp, and touched by `_http/bodies.py` and `sandbox/aiohttp_clock.py`.
 
 If one of these fails after an update of aiohttp, look at that file: it says what each is for.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -17,6 +19,7 @@ from aiohttp import payload
 from tests.helpers import http_server, outcome_of
 from yamarket_chat._http import bodies
 from yamarket_chat._http.bodies import JsonBody
+from yamarket_chat.sandbox import VirtualLoop, aiohttp_clock
 
 PACKAGE = Path(__file__).parents[1] / "yamarket_chat"
 TOUCHED = ("_consumed", "_value", "_size", "_headers", "_encoding", "_filename", "_autoclose")
@@ -38,6 +41,14 @@ def aiohttps_own() -> set[str]:
     for one in classes:
         names |= set(re.findall(r"self\.(_[a-z]\w*)", inspect.getsource(one)))
     return names
+
+
+def test_a_module_of_aiohttp_is_changed_in_one_file_only() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert path.name == "aiohttp_clock.py" or not re.search(
+            r"from aiohttp import .*\b(connector|helpers|client)\b|aiohttp\.connector\.", source
+        ), path
 
 
 def test_no_other_file_touches_a_private_attribute_of_aiohttp() -> None:
@@ -104,3 +115,43 @@ async def test_what_is_consumed_is_not_repeated_by_aiohttp() -> None:
 async def _get(http: aiohttp.ClientSession, url: str, body: payload.Payload) -> None:
     async with http.get(url, data=body) as response:
         await response.read()
+
+
+def test_a_connector_asks_its_module_for_the_time_and_for_sets() -> None:
+    """`aiohttp_clock` puts others there. A new name would leave the real ones in use."""
+    source = inspect.getsource(aiohttp.connector)
+    assert "from time import monotonic" in source
+    assert len(re.findall(r"\bmonotonic\(\)", source)) == 5
+    assert not re.search(r"\b(time|perf_counter|monotonic_ns)\(", source)
+    assert "self._acquired: set[ResponseHandler] = set()" in source
+
+
+def test_other_loops_have_the_time_and_the_sets_that_they_had() -> None:
+    aiohttp_clock.install()
+    before = time.monotonic()
+    assert before <= aiohttp.connector.monotonic() <= time.monotonic()  # type: ignore[attr-defined]
+
+    async def main() -> bool:
+        before = time.monotonic()
+        return before <= aiohttp_clock.monotonic() <= time.monotonic()
+
+    with asyncio.Runner() as runner:
+        assert runner.run(main())
+
+
+def test_a_connector_keeps_its_connections_in_order() -> None:
+    async def main() -> None:
+        connector = aiohttp.TCPConnector()
+        acquired: Any = connector._acquired
+        assert isinstance(acquired, aiohttp_clock.OrderedSet)
+        for number in (5, 3, 9, 1):
+            acquired.add(number)
+        acquired.remove(3)
+        acquired.discard(3)
+        acquired.discard(5)
+        assert list(acquired) == [9, 1]
+        acquired.clear()
+        await connector.close()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 import textwrap
@@ -15,6 +16,7 @@ import pytest
 import yamarket_chat
 from yamarket_chat import sandbox
 
+NO_RECORDS = (yamarket_chat.ChatSession, sandbox.Sandbox, sandbox.VirtualLoop, sandbox.World)
 NO_NEED = {"__version__", "Outcome", "FaultPlan", "EVERY_FAULT"}  # values and aliases
 
 
@@ -28,8 +30,8 @@ def public() -> Iterator[tuple[str, Any]]:
             yield name, thing
             if inspect.isclass(thing):
                 for attribute, value in vars(thing).items():
-                    if attribute.startswith("_"):
-                        continue
+                    if attribute.startswith("_") or hasattr(asyncio.AbstractEventLoop, attribute):
+                        continue  # asyncio documents what each loop has
                     if inspect.isfunction(value) or isinstance(value, (property, classmethod)):
                         yield f"{name}.{attribute}", value
 
@@ -61,7 +63,7 @@ def arguments_of(thing: Any) -> set[str]:
     """The arguments of a function, or of a class that is more than a record of data."""
     if isinstance(thing, (property, classmethod)):
         return set()
-    if inspect.isclass(thing) and thing not in (yamarket_chat.ChatSession, sandbox.Sandbox):
+    if inspect.isclass(thing) and thing not in NO_RECORDS:
         return set()
     return {name for name in inspect.signature(thing).parameters if name not in ("self", "cls")}
 
@@ -84,7 +86,20 @@ def test_there_are_examples() -> None:
     assert len(EXAMPLES) > 25
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+RUNS_LOOPS = {name for name in EXAMPLES if name.startswith(("World", "VirtualLoop"))}
+
+
+@pytest.mark.parametrize("name", sorted(RUNS_LOOPS))
+def test_the_example_runs_loops_of_its_own(name: str) -> None:
+    world = sandbox.World(seed=7)
+    scope: dict[str, Any] = {"asyncio": asyncio, "world": world, "shop": world.loop("shop")}
+    for module in (yamarket_chat, sandbox):
+        scope |= {exported: getattr(module, exported) for exported in module.__all__}
+    exec(EXAMPLES[name], scope)  # noqa: S102 - our own docstring
+    world.close()
+
+
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - RUNS_LOOPS))
 async def test_the_example_runs(name: str) -> None:
     scope: dict[str, Any] = {}
     for module in (yamarket_chat, sandbox):

@@ -1,7 +1,8 @@
 """Bodies of requests that know whether they may have been sent.
 
-This is the only file that touches private attributes of aiohttp. They were tried with aiohttp
-3.14.4 and 3.14.5; `tests/test_aiohttp_private.py` fails if another version changes them.
+This is the only file of the core that touches private attributes of aiohttp. They were tried with
+aiohttp 3.14.4 and 3.14.5; `tests/test_aiohttp_private.py` fails if another version changes them.
+(`sandbox/aiohttp_clock.py` is the only other one of the package.)
 
 - `Payload._consumed`: aiohttp repeats a GET by itself if a kept connection breaks, unless the body
   says that it is consumed. The rate limit would not see that request.

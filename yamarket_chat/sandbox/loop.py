@@ -74,7 +74,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.job_takes: float = 0.0
         self.wall_drift: float = 0.0
         self.has_boot_clock: bool = True
-        self.ends: dict[End, None] = {}  # of its connections
+        self._ends: dict[End, None] = {}  # of its connections
         self._queue: deque[asyncio.Handle] = deque()
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
@@ -114,7 +114,14 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return BEGINNING + now + now * self.wall_drift + self._wall_steps
 
     def randomness(self, purpose: str) -> Any:
-        """Return the random stream of a purpose on this machine."""
+        """Return the random stream of a purpose on this machine.
+
+        Args:
+            purpose: Any name.
+
+        Example:
+            pause = shop.randomness("pauses of the person").uniform(1, 10)
+        """
         return self.world.randomness(f"{self.name} {purpose}")
 
     # What may happen to a machine
@@ -124,6 +131,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
         Args:
             seconds: How long it sleeps from now.
+
+        Example:
+            shop.suspend(3600.0)
+            assert shop.is_asleep
         """
         world = self.world
         if self._is_killed:
@@ -140,6 +151,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
         Args:
             seconds: How long it is stopped from now.
+
+        Example:
+            shop.pause(30.0)
         """
         world = self.world
         if self._is_killed:
@@ -150,19 +164,31 @@ class VirtualLoop(asyncio.BaseEventLoop):
         world.call_at(self._paused_until, self._go_on)
 
     def kill(self) -> None:
-        """Kill the process, as SIGKILL does: its kernel closes the connections."""
+        """Kill the process, as SIGKILL does: its kernel closes the connections.
+
+        Example:
+            shop.kill()
+            assert shop.is_killed
+        """
         self.world.note(f"{self.name} is killed")
         self._exit()
 
     def _exit(self) -> None:
         self._is_killed = True
         self._runs = False
-        for end in list(self.ends):
+        for end in list(self._ends):
             end.close(resets=end.transport is None)
         self.world.network.stop_listening(self)
 
     def step_wall_clock(self, seconds: float) -> None:
-        """Set the wall clock forward, or back if `seconds` is below 0."""
+        """Set the wall clock forward, or back if `seconds` is below 0.
+
+        Args:
+            seconds: How far it jumps.
+
+        Example:
+            shop.step_wall_clock(-60.0)
+        """
         self.world.note(f"the clock of {self.name} steps by {seconds:g} s")
         self._wall_steps += seconds
 
@@ -173,7 +199,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if self._asleep_since is not None and now >= self._awake_at:
             self._slept += now - self._asleep_since
             self._asleep_since = None
-            self.next_timer()
+            self._next_timer()
             self.world.note(f"{self.name} wakes up")
         self._runs = self._asleep_since is None and now >= self._paused_until
 
@@ -187,14 +213,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Whether the process was killed."""
         return self._is_killed
 
-    @property
-    def awake_at(self) -> float:
-        """The true time at which the machine wakes up."""
-        return self._awake_at
-
     # What the world asks
 
-    def next_timer(self) -> float:
+    def _next_timer(self) -> float:
         """Return the true time of the first timer; infinity if there is none."""
         timers = self._timers
         while timers and timers[0][2]._cancelled:
@@ -203,7 +224,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._due = timers[0][0] + self._slept if timers else math.inf
         return self._due
 
-    def run_once(self) -> None:
+    def _run_once(self) -> None:
         """Run what is due, and what was scheduled before this pass."""
         queue = self._queue
         if self._due <= self.world.now:
@@ -215,13 +236,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     self._cancelled -= 1
                 else:
                     queue.append(timer)
-            self.next_timer()
+            self._next_timer()
         for _ in range(len(queue)):
             handle = queue.popleft()
             if not handle._cancelled:
                 handle._run()
 
-    def cancel_all(self) -> None:
+    def _cancel_all(self) -> None:
         """Cancel all tasks, and run this machine alone until they have ended."""
         for timer in [timer for _, _, timer in self._timers]:
             timer.cancel()
@@ -232,7 +253,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self.world._enter(self)
         try:
             for _ in range(1000):
-                self.run_once()
+                self._run_once()
                 if all(task.done() for task in tasks):
                     break
         finally:
@@ -344,8 +365,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
         address = self.world.network.address_of(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port or 0)))]
 
-    def make_socket(self, *_: Any) -> MemorySocket:
-        """Make a socket in memory: `yamarket_chat.system` asks for it."""
+    def make_socket(self, *kind: Any) -> MemorySocket:
+        """Make a socket in memory: `yamarket_chat.system` asks for it.
+
+        Args:
+            kind: What `socket.socket` would take. All sockets in memory are of one kind.
+        """
         return MemorySocket(self)
 
     async def sock_connect(self, sock: Any, address: Any) -> None:

@@ -34,6 +34,8 @@ GIVES_UP = 924.0
 """Seconds after which the kernel gives up a connection whose data is not acknowledged."""
 ORPHAN_GIVES_UP = 100.0
 """The same for a connection that its process has closed."""
+GAP = 1e-5
+"""Seconds between two pieces of a connection, so that a program can read them one by one."""
 BUFFER = 2**18
 """Bytes that a kernel holds in each direction."""
 
@@ -124,7 +126,7 @@ class End:
         self._arrives = 0.0  # when the last piece does
         self._generation = 0  # of arrivals that still count
         self._retry = 0.0  # the pause before the next repeat; 0 if nothing was lost
-        loop.ends[self] = None
+        loop._ends[self] = None
 
     # Sending
 
@@ -146,7 +148,7 @@ class End:
 
     def _travel(self) -> None:
         network = self.network
-        when = self._arrives = max(self._arrives, self.world.now + network.delay())
+        when = self._arrives = max(self._arrives + GAP, self.world.now + network.delay())
         self.world.call_at(when, self._arrive, self._generation)
 
     def _arrive(self, generation: int) -> None:
@@ -185,7 +187,7 @@ class End:
         if generation != self._generation or not self.queue:
             return
         if self.loop.is_asleep:  # so is its kernel's timer
-            self.world.call_at(self.loop.awake_at + FIRST_RETRY, self._send_again, generation)
+            self.world.call_at(self.loop._awake_at + FIRST_RETRY, self._send_again, generation)
         elif self.network.passes(self) and not self.peer.is_full():
             self._note("sends again")
             self._retry = 0.0
@@ -257,7 +259,7 @@ class End:
         self._leave()
 
     def _send_reset(self) -> None:
-        when = self._arrives = max(self._arrives, self.world.now + self.network.delay())
+        when = self._arrives = max(self._arrives + GAP, self.world.now + self.network.delay())
         self.world.call_at(when, self._reset_arrives)
 
     def _reset_arrives(self) -> None:
@@ -283,7 +285,7 @@ class End:
     def _leave(self) -> None:
         """Be forgotten, if nothing more can come of it."""
         if self.is_gone and (self.is_dead or not self.queue):
-            self.loop.ends.pop(self, None)
+            self.loop._ends.pop(self, None)
 
     def _note(self, what: str) -> None:
         if self.world.is_traced:
@@ -334,7 +336,7 @@ class Connecting:
 
     def _again(self, is_last: bool) -> None:
         if self._loop.is_asleep:
-            self._world.call_at(self._loop.awake_at + FIRST_RETRY, self._again, False)
+            self._world.call_at(self._loop._awake_at + FIRST_RETRY, self._again, False)
         elif is_last:
             self._fail(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
         else:

@@ -139,7 +139,7 @@ class World:
 
     @property
     def is_traced(self) -> bool:
-        """Whether a trace is kept: what is costly to say is not said otherwise."""
+        """Whether a trace is kept. What is costly to say is not said otherwise."""
         return self._trace is not None
 
     # Running
@@ -190,13 +190,13 @@ class World:
                     self.now += PASS
                     if loop is not self._current:
                         self._enter(loop)
-                    loop.run_once()
+                    loop._run_once()
                     if until():
                         return True
             if not is_busy:
                 when = events[0][0] if events else math.inf
                 for loop in machines:
-                    if loop._runs and loop.next_timer() < when:
+                    if loop._runs and loop._next_timer() < when:
                         when = loop._due
                 if when > limit:
                     self.now = max(self.now, limit)
@@ -225,6 +225,6 @@ class World:
         self._trace = None
         self.network.fail(math.inf)
         for loop in list(self.machines):
-            loop.cancel_all()
+            loop._cancel_all()
             loop.close()
         self._events.clear()
