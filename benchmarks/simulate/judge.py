@@ -18,6 +18,7 @@ from .story import (
     Sleep,
     Stop,
     Story,
+    Stray,
     WallClock,
 )
 
@@ -63,11 +64,12 @@ def _alone(story: Story, what: str) -> bool:
     if any(isinstance(event, (OthersUse, OthersHold)) for event in story.events):
         return False
     if what == "parallel":
-        # A 504 whose request is carried out later: the session takes the place to be free.
+        # An answer frees the place of its request, also one of somebody on the way to the Market,
+        # which may yet be at it.
         answered = any(
             failure.fault.when == "later" and failure.fault.kind in ("status", "half_body")
             for failure in story.failures
-        )
+        ) or any(isinstance(event, Stray) for event in story.events)
         return not answered and story.program.parallel <= story.market.parallel
     if any(failure.fault.kind == "rate_limit" for failure in story.failures):
         return False

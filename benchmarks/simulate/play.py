@@ -175,8 +175,9 @@ class _Play:
                 self.record.leaked.append("the program does not run any more")
                 continue
             self.record.leaked += task.result()
-            if loop.ends:
-                self.record.leaked.append(f"{len(loop.ends)} connections")
+            left = sum(one.client.loop is loop for one in self.world.network.connections)
+            if left:
+                self.record.leaked.append(f"{left} connections")
 
     def _complain(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         what = f"sandbox: {context.get('message')}: {context.get('exception')!r}"
