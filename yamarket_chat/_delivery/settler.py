@@ -16,7 +16,7 @@ from .._limits.clock import MarketClock
 from ..errors import ChatError, DeliveryUnknownError
 from ..pending import Content, Pending, Stored
 from .calls import Doubt
-from .deliveries import Deliveries, Delivery
+from .deliveries import SAME, Deliveries, Delivery
 from .failures import unknown_error
 from .histories import ReadHistory, read_history
 from .settling import KNOWN_FOR, SKEW, Found, content_of_text, last_equal, rows_of_shop
@@ -167,7 +167,9 @@ class Settler:
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, now)
             offset = self._skew.offset(now)
-            after = [stored for stored in here if stored.earliest > wanted.latest]
+            # Its chat rested, so what begins later than this was sent after it. To compare with the
+            # end of its time would miss some: clocks are known to within seconds.
+            after = [stored for stored in here if stored.earliest > wanted.earliest + SAME]
             found, unclear = history.find(wanted, pending.before, offset, after)
             if found is Found.NO:
                 self._deliveries.forget(pending.chat_id, wanted, self._clock)

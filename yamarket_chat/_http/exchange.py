@@ -202,7 +202,12 @@ class Exchange:
         if reason is not None:
             return Answer(status, headers, b"", None, attempt.began, ended, reason)
         read = decode if status == 200 else decode_envelope
-        return Answer(status, headers, content, read(content), attempt.began, ended)
+        decoded = read(content)
+        if decoded is None:
+            # Perhaps of somebody on the way, and the Market's answer follows: nobody else must take
+            # it for the answer to the next request on this connection.
+            body.give_up()
+        return Answer(status, headers, content, decoded, attempt.began, ended)
 
     def _headers_of(self, body: RequestBody) -> CIMultiDict[str]:
         # In no variable, which a traceback would show.

@@ -134,10 +134,9 @@ class MarketClock:
         quickest = None if self._quickest is None else self._quickest.clock()
         if quickest is not None and all(quickest.agrees(other) for other in clocks):
             clock = clock.combined(quickest)
-        if before is None:
-            # No Date from before tells whether the loop's time has stood still since.
-            clock = Clock(clock.least - self._stood_still_since(moment), clock.most)
-        return clock
+        # If the loop's time has stood still since, no Date from before may tell, or the Market's
+        # clock may have been set meanwhile, so that both readings agree by chance.
+        return Clock(clock.least - self._stood_still_since(moment), clock.most)
 
     def _look_at_system(self) -> None:
         self._stood_still.append((self._loop.time(), stood_still(self._loop)))
