@@ -13,12 +13,6 @@ from benchmarks.simulate.play import play
 from benchmarks.simulate.story import from_json, to_json
 from benchmarks.simulate.tally import tell_seeds
 
-# A program that is killed closes nothing.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
 STORIES = Path(__file__).parent / "stories"
 NOT_MENDED: dict[str, str] = {}
 """Stories of faults that are known, with the reason."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,7 +29,12 @@ MOST_PASSES = 3_000_000
 
 def play(story: Story, *, lines: bool = False) -> Record:
     """Play a story, and return what came of it."""
-    return _Play(story, lines=lines).run()
+    record = _Play(story, lines=lines).run()
+    if any(isinstance(step, Kill) for step in story.steps):
+        with warnings.catch_warnings():  # a program that is killed closes nothing
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    return record
 
 
 class _Play:
