@@ -10,6 +10,7 @@ import pytest
 
 from tests import market_api
 from tests.virtual import VirtualLoop
+from yamarket_chat.sandbox import VirtualLoop as MemoryLoop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -28,6 +29,7 @@ def _eager(factory: LoopFactory) -> LoopFactory:
 # By name: on the virtual clock, and on the real one.
 LOOPS: dict[str, tuple[LoopFactory, LoopFactory]] = {
     "asyncio": (VirtualLoop, asyncio.new_event_loop),
+    "memory": (MemoryLoop, asyncio.new_event_loop),
 }
 if sys.platform != "win32":
     import uvloop
@@ -42,9 +44,10 @@ if sys.version_info >= (3, 12):
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--loop",
-        choices=["asyncio", "uvloop", "eager"],
+        choices=["asyncio", "uvloop", "eager", "memory"],
         default="asyncio",
-        help="the event loop of the async tests; eager: asyncio's with the eager task factory",
+        help="the event loop of the async tests; eager: asyncio's with the eager task factory;"
+        " memory: the public VirtualLoop, without real sockets",
     )
 
 
@@ -86,21 +89,32 @@ SLOW = {
 }
 
 
-NOT_ON_UVLOOP = {"test_parallel.py": "times below a millisecond, which uvloop does not count"}
+# By the loop: what cannot run on it, and why. A file, or one test of it.
+NOT_ON = {
+    "uvloop": {"test_parallel.py": "times below a millisecond, which uvloop does not count"},
+    "memory": {
+        "test_clocks.py": "moves the clock of tests/virtual.py",
+        "test_a_tunnel_leads_to_the_market_and_the_key_stays_in_it": "TLS",
+        "test_a_certificate_that_does_not_hold_is_raised_at_once": "TLS",
+        "test_answers_carry_the_date_and_the_trace_of_the_sandbox": "reads the real clock",
+    },
+}
 
 
 def pytest_configure() -> None:
     """A file that was renamed must not slip into the quick part."""
-    missing = [name for name in SLOW | NOT_ON_UVLOOP if not (Path(__file__).parent / name).exists()]
+    files = {*SLOW, *(name for names in NOT_ON.values() for name in names if "." in name)}
+    missing = [name for name in files if not (Path(__file__).parent / name).exists()]
     if missing:
         raise pytest.UsageError(f"tests/conftest.py names files that do not exist: {missing}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test of a slow file is marked `slow`, also one that is new."""
-    on_uvloop = config.getoption("--loop") == "uvloop"
+    not_on = NOT_ON.get(config.getoption("--loop"), {})
     for item in items:
-        if on_uvloop and item.path.name in NOT_ON_UVLOOP:
-            item.add_marker(pytest.mark.skip(reason=NOT_ON_UVLOOP[item.path.name]))
+        reason = not_on.get(item.path.name) or not_on.get(getattr(item, "originalname", ""))
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)

@@ -8,7 +8,6 @@ import random
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -39,8 +38,7 @@ CLOSED, UNKNOWN = SessionClosedError, DeliveryUnknownError
 @pytest.fixture(autouse=True, scope="module")
 def _the_same_every_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        clock = SimpleNamespace(time=lambda: 1_790_000_000.25)
-        patch.setattr("yamarket_chat.sandbox.clock.time", clock)
+        patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: 1_790_000_000.25)
         random.seed(4)
         yield
 

@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from email.utils import formatdate
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import aiohttp
@@ -37,8 +36,7 @@ WRITES = ("send_message", "send_file")
 @pytest.fixture(autouse=True)
 def _the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(4)
-    clock = SimpleNamespace(time=lambda: 1_790_000_000.25)
-    monkeypatch.setattr("yamarket_chat.sandbox.clock.time", clock)
+    monkeypatch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: 1_790_000_000.25)
 
 
 def assert_no_limit_was_broken(market: Sandbox) -> None:

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import formatdate
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,8 +45,7 @@ T = 1_790_000_000.0
 @pytest.fixture(autouse=True, scope="module")
 def _the_same_every_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        clock = SimpleNamespace(time=lambda: T + 0.25)
-        patch.setattr("yamarket_chat.sandbox.clock.time", clock)
+        patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: T + 0.25)
         random.seed(4)
         yield
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -328,8 +327,7 @@ class Delivery(RuleBasedStateMachine):
 
 def test_what_was_stored_is_what_was_handed_over_less_what_was_not_sent() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        clock = SimpleNamespace(time=lambda: 1_790_000_000.25)
-        patch.setattr("yamarket_chat.sandbox.clock.time", clock)
+        patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: 1_790_000_000.25)
         run_state_machine_as_test(
             Delivery,
             settings=settings(

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import socket
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -640,3 +642,19 @@ def test_the_connector_of_ours_is_made_with_its_guards() -> None:
             assert options[socket.IPPROTO_TCP, TCP_USER_TIMEOUT] == 10_000
 
     run(main())
+
+
+PROGRAMS = re.findall(
+    r"<!-- runs in the tests -->\n```python\n(.*?)```",
+    (Path(__file__).parents[1] / "docs" / "sandbox.md").read_text(encoding="utf-8"),
+    re.S,
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_programs_of_the_docs_run(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(program, "docs/sandbox.md", "exec"), {"__name__": "__main__"})  # noqa: S102
+
+
+def test_the_docs_have_programs() -> None:
+    assert len(PROGRAMS) == 2

@@ -2,6 +2,10 @@
 
 Hours pass in seconds, with real loopback sockets: client and server live in one process and on
 one loop, so a selector that has nothing to report means that everybody waits for a timer.
+
+The public loop, `yamarket_chat.sandbox.VirtualLoop`, has a network in memory instead, where every
+run is the same. `--loop memory` runs the tests on it. This one stays, because what the real kernel,
+uvloop's C code, TLS and threads do can only be seen with them.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar, TypeVarTuple
 
+from yamarket_chat.sandbox import aiohttp_clock
+
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
@@ -23,6 +29,9 @@ PASS = 3e-6
 # carrying a packet from one socket to the other, and a long jump would make a timeout of it.
 LONG_JUMP = 0.3
 REAL_PATIENCE = 0.001
+
+
+aiohttp_clock.install()  # or no idle connection would ever expire
 
 
 class _VirtualSelector(selectors.DefaultSelector):

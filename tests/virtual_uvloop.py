@@ -67,6 +67,10 @@ class VirtualUvloop(uvloop.Loop):
     def time(self) -> float:
         return int(self._now * 1000) / 1000
 
+    def stood_still(self) -> float:
+        """As `VirtualLoop` has it."""
+        return 0.0
+
     # typeshed has a TypeVarTuple there, which says the same.
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None

@@ -49,14 +49,11 @@ def randomness(purpose: str) -> Randomness:
     Each purpose has a stream of its own where they can be repeated: one draw more for one purpose
     does not change what all others get.
     """
-    try:
-        own = getattr(asyncio.get_running_loop(), "randomness", None)
-    except RuntimeError:
-        own = None
+    own = getattr(asyncio._get_running_loop(), "randomness", None)
     return random if own is None else own(purpose)
 
 
 def make_socket(*kind: Any) -> socket.socket:
-    """Make a socket for the running loop: of a family, a type and a protocol."""
-    own = getattr(asyncio.get_running_loop(), "make_socket", None)
+    """Make a socket of a family, a type and a protocol, for the running loop if there is one."""
+    own = getattr(asyncio._get_running_loop(), "make_socket", None)
     return socket.socket(*kind) if own is None else own(*kind)

@@ -76,14 +76,14 @@ class Network:
     """What connects the machines of a world. All of them see the same addresses.
 
     Attributes:
-        latency: Seconds that a piece of data takes, at least and at most.
+        latency: Seconds that a piece of data takes, at least and at most. On loopback it is 0.
         pieces: The probability that written data arrives in several pieces.
         loss: The probability that a piece gets lost, and is sent again.
         black_holes: Addresses (host, port) that nothing reaches.
     """
 
     def __init__(self, world: World) -> None:
-        self.latency: tuple[float, float] = (5e-5, 5e-5)
+        self.latency: tuple[float, float] = (0.0, 0.0)
         self.pieces: float = 0.0
         self.loss: float = 0.0
         self.black_holes: set[Address] = set()
@@ -161,7 +161,7 @@ class Network:
             host = host.decode()
         if not host or host == "localhost":
             return "127.0.0.1"
-        if str(host).replace(".", "").isdigit():
+        if ":" in host or host.replace(".", "").isdigit():
             return str(host)
         return self._names.setdefault(str(host), f"10.0.0.{len(self._names) + 1}")
 

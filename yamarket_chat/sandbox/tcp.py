@@ -34,7 +34,7 @@ GIVES_UP = 924.0
 """Seconds after which the kernel gives up a connection whose data is not acknowledged."""
 ORPHAN_GIVES_UP = 100.0
 """The same for a connection that its process has closed."""
-GAP = 1e-5
+GAP = 2e-6
 """Seconds between two pieces of a connection, so that a program can read them one by one."""
 BUFFER = 2**18
 """Bytes that a kernel holds in each direction."""
@@ -259,7 +259,7 @@ class End:
         self._leave()
 
     def _send_reset(self) -> None:
-        when = self._arrives = max(self._arrives + GAP, self.world.now + self.network.delay())
+        when = self._arrives = max(self._arrives, self.world.now + self.network.delay())
         self.world.call_at(when, self._reset_arrives)
 
     def _reset_arrives(self) -> None:
