@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from yamarket_chat._delivery import shared
 from yamarket_chat.sandbox import VirtualLoop, World
 
 from .market import Market
@@ -31,8 +32,10 @@ def play(story: Story, *, lines: bool = False) -> Record:
     """Play a story, and return what came of it."""
     record = _Play(story, lines=lines).run()
     if any(isinstance(step, Kill) for step in story.steps):
-        with warnings.catch_warnings():  # a program that is killed closes nothing
+        # A program that is killed closes nothing, and its memory goes with it.
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
+            shared._of_loops.clear()
             gc.collect()
     return record
 
