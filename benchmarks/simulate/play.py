@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,9 @@ class _Play:
             try:
                 self._run()
             finally:
+                self.log.record = Record()  # what is cut off now is no part of the story
                 self.world.close()
+                sys.set_asyncgen_hooks(None, None)  # they would keep a loop, and all that it holds
         return self.record
 
     def _run(self) -> None:

@@ -73,6 +73,8 @@ class Log:
 
     def end(self, process: Process, told: Told, what: str) -> None:
         """Note that the call of a message is over."""
+        if told.ended is not None:
+            return  # it was killed, and its task is cut off only now
         told.ended = self.now()
         told.why = what
         self.active.pop(told.order, None)
