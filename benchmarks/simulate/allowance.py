@@ -101,9 +101,6 @@ def _allowance(story: Story, record: Record) -> float:
             allowed += abs(event.by) + trouble
         else:
             allowed += seconds + 3 * trouble
-    ended = sum(message.ended_by_program for message in record.messages)
-    if ended:
-        allowed += ended * (CUT_OFF + story.market.latency + story.market.jitter)
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
     allowed += sum(step.grace for step in story.steps if isinstance(step, Close))

@@ -28,7 +28,9 @@ def played(
     With `stop`, the rest is left out after the first seed that fails.
     """
     last = first + seeds - 1
-    chunks = [(begin, min(begin + CHUNK - 1, last), stop) for begin in range(first, last + 1, CHUNK)]
+    chunks = [
+        (begin, min(begin + CHUNK - 1, last), stop) for begin in range(first, last + 1, CHUNK)
+    ]
     # Spawned: nothing of this process comes along, neither a mutant nor a seed of a hash.
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(jobs, len(chunks)), _begin, (mutant,)) as pool:

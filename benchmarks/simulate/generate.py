@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Fault
+from yamarket_chat.sandbox.faults import FaultTime
 
 from . import story as parts
 from .story import AnyEvent, AnyStep, Failure, Story
@@ -46,6 +47,7 @@ SWARM: Mapping[str, float] = {
     "fails": 0.7,
     "gives no answer": 0.15,
     "reads fail": 0.3,
+    "last moment": 0.1,
     "slow": 0.25,
     "jitter": 0.2,
     "keep-alive": 0.15,
@@ -69,7 +71,7 @@ SWARM: Mapping[str, float] = {
     "stray": 0.12,
     # The clocks
     "ahead": 0.3,
-    "skew": 0.12,
+    "skew": 0.15,
     "date steps": 0.06,
     "storage steps": 0.04,
     "sleeps": 0.08,
@@ -80,10 +82,35 @@ SWARM: Mapping[str, float] = {
 }
 """What a seed may switch on, and how likely."""
 
-# Seconds by which the network and the history may be late in all: `Retry.settle_after` leaves five.
+THEMES: tuple[tuple[str, ...], ...] = (
+    # Things that only show together.
+    ("tight", "uneven", "cancels", "timeouts"),
+    ("tight", "uneven", "gives no answer", "short timeout"),
+    ("few places", "gives no answer", "short timeout", "reads"),
+    ("tight", "cancels", "max_wait"),
+    ("tight reads", "reads", "cut", "keep-alive"),
+    ("equal texts", "cancels", "timeouts", "fails", "slow"),
+    ("equal texts", "raises", "fails", "closes"),
+    ("equal texts", "fails", "last moment"),
+    ("equal texts", "skew", "fails"),
+    ("equal texts", "skew", "fails", "storage steps"),
+    ("equal texts", "sleeps", "fails", "slow"),
+    ("equal texts", "date steps", "fails", "slow"),
+    ("order", "pages", "old rows", "fails", "equal texts"),
+    ("order", "pages", "buyers", "gives no answer"),
+    ("last moment", "fails", "cancels", "short timeout", "delay"),
+    ("outage", "stops", "own http"),
+    ("outage", "stall", "cancels", "timeouts"),
+    ("stray", "one after another"),
+    ("stray", "reads", "few places"),
+    ("outage", "short timeout", "last moment", "fails"),
+)
+"""Sets of which a seed may switch all on at once."""
+
+# Seconds by which a history may be late.
 MOST_DELAY = 2.0
 
-_BEFORE_OR_AFTER = ("before", "after")
+_BEFORE_OR_AFTER: tuple[FaultTime, FaultTime] = ("before", "after")
 
 
 def generate(seed: int) -> Story:
@@ -102,6 +129,8 @@ class _Generator:
         swarm = self._random("swarm")
         strength = swarm.choice((0.3, 1.0, 1.0, 1.0, 1.6))
         self.on = {name for name, chance in SWARM.items() if swarm.random() < strength * chance}
+        if swarm.random() < 0.5:
+            self.on.update(swarm.choice(THEMES))
         shape = self._random("shape")
         self.chats = shape.choice((1, 1, 2, 3, 4, 8))
         self.messages = shape.choice((3, 6, 10, 14, 20))
@@ -109,6 +138,10 @@ class _Generator:
         if "tight" in self.on and shape.random() < 0.5:
             self.messages += 10
         self.texts = self._random("texts")
+        self.equal = self.texts.choice((("да",), ("да", "да", "нет")))
+        self.settle_after = shape.choice((15.0, 15.0, 15.0, 20.0))
+        if "last moment" in self.on:
+            self.settle_after = shape.choice((10.0, 12.0, 15.0))
         self.apart = self._skew(self._random("skew")) if "skew" in self.on else 0.0
         self._number = 0
 
@@ -189,7 +222,7 @@ class _Generator:
             if "short timeout" in self.on
             else 15.0,
             attempts=rng.choice((1, 2, 3)) if "few attempts" in self.on else 12,
-            settle_after=rng.choice((15.0, 15.0, 15.0, 20.0)),
+            settle_after=self.settle_after,
             max_wait=None,
             sessions_of_its_own="own http" in self.on,
         )
@@ -223,7 +256,7 @@ class _Generator:
         self._number += 1
         rng = self.texts
         if "equal texts" in self.on and rng.random() < 0.7:
-            text = rng.choice(("да", "да", "нет"))
+            text = rng.choice(self.equal)
         else:
             text = f"m{self._number}"
         if machine:
@@ -286,9 +319,7 @@ class _Generator:
                 )
         if "kills" in self.on:
             steps.append(
-                parts.Kill(
-                    at=round(rng.uniform(0.0, span), 2), machine=rng.randrange(machines)
-                )
+                parts.Kill(at=round(rng.uniform(0.0, span), 2), machine=rng.randrange(machines))
             )
         steps.sort(key=lambda step: step.at)
         return tuple(steps)
@@ -335,6 +366,9 @@ class _Generator:
         share = rng.choice((0.05, 0.15, 0.3, 0.5))
         silent = rng.choice((0.2, 0.5))
         kinds = rng.sample(SEND_FAULTS, rng.choice((1, 2, 4, 12)))
+        if "last moment" in self.on:
+            kinds = [*kinds, *_LATER]
+        room = self._room_for_late_ones()
         for operation in ("send_message", "send_file"):
             if operation == "send_file" and "files" not in self.on:
                 continue
@@ -345,6 +379,10 @@ class _Generator:
                     fault = Fault("no_answer", rng.choice(_BEFORE_OR_AFTER))
                 else:
                     continue
+                if fault.when == "later" and ("last moment" in self.on or fault.delay > room):
+                    fault = Fault(fault.kind, "later", delay=room, status=fault.status)
+                elif fault.kind == "slow":
+                    fault = Fault("slow", delay=min(fault.delay, max(room, 0.5)))
                 failures.append(Failure(operation=operation, number=number, fault=fault))
         rng = self._random("reads fail")
         share = rng.choice((0.1, 0.3, 0.5))
@@ -356,6 +394,12 @@ class _Generator:
                         failures.append(Failure(operation=operation, number=number, fault=fault))
         return tuple(failures)
 
+    def _room_for_late_ones(self) -> float:
+        """Return by how much a request may be carried out later, so that settling can see it."""
+        market, network = self._market({}), self._network()
+        late = market.latency + market.jitter + 2 * network.most + market.history_delay
+        return round(max(min(9.9, self.settle_after - late - 0.1), 0.05), 2)
+
     def _events(self, steps: tuple[AnyStep, ...]) -> tuple[AnyEvent, ...]:
         rng = self._random("events")
         moments = [step.at for step in steps]
@@ -364,6 +408,11 @@ class _Generator:
 
         def moment() -> float:
             return round(rng.choice(moments) + rng.choice((0.05, 1.0, 5.0, 25.0)) * rng.random(), 3)
+
+        def before(moments: list[float]) -> parts.Stray:
+            # Just before a send, so that it lies unread on the connection that is used.
+            at = max(rng.choice(moments) - rng.choice((0.05, 0.2, 1.0)), 0.0)
+            return parts.Stray(at=round(at, 3), connection=rng.randrange(4), what="200")
 
         def machine() -> int:
             return rng.randrange(machines)
@@ -374,7 +423,7 @@ class _Generator:
 
         add(
             "buyers",
-            6,
+            30 if "pages" in self.on else 6,
             lambda: parts.Says(
                 at=moment(),
                 chat=self._chat(rng),
@@ -469,6 +518,7 @@ class _Generator:
                 at=moment(), connection=rng.randrange(4), what=rng.choice(("408", "page"))
             ),
         )
+        add("stray", 3, lambda: before(moments))
         add(
             "sleeps",
             2,
@@ -480,7 +530,9 @@ class _Generator:
             "stops",
             2,
             lambda: parts.Stop(
-                at=moment(), machine=machine(), seconds=rng.choice((0.2, 1.0, 6.0, 8.0, 12.0, 14.0, 30.0, 120.0))
+                at=moment(),
+                machine=machine(),
+                seconds=rng.choice((0.2, 1.0, 6.0, 8.0, 12.0, 14.0, 30.0, 120.0)),
             ),
         )
         add(
@@ -497,7 +549,9 @@ class _Generator:
         return tuple(by for by in (0.6, 1.0, 3.0, 7.0, 20.0) if by <= room)
 
     def _step(self, rng: Random) -> float:
-        return rng.choice((-3600.0, -20.0, -7.0, -3.0, -1.0, -0.6, 0.6, 1.0, 3.0, 7.0, 20.0, 3600.0))
+        return rng.choice(
+            (-3600.0, -20.0, -7.0, -3.0, -1.0, -0.6, 0.6, 1.0, 3.0, 7.0, 20.0, 3600.0)
+        )
 
 
 # The faults of single requests
@@ -517,13 +571,18 @@ def _status(status: int, *, html: bool = False, after: bool = True) -> Callable[
     return make
 
 
-SEND_FAULTS: tuple[Callable[[Random], Fault], ...] = (
-    lambda rng: Fault("reset", rng.choice(_BEFORE_OR_AFTER)),
+_LATER: tuple[Callable[[Random], Fault], ...] = (
     lambda rng: Fault("reset", "later", delay=_delay(rng, 0.05, 9.9)),
-    lambda rng: Fault("no_answer", rng.choice(_BEFORE_OR_AFTER)),
     lambda rng: Fault("no_answer", "later", delay=_delay(rng, 0.05, 9.9)),
-    lambda rng: Fault("half_body", rng.choice(_BEFORE_OR_AFTER)),
     lambda rng: Fault("half_body", "later", delay=_delay(rng, 0.05, 9.9)),
+    lambda rng: Fault("status", "later", status=504, delay=_delay(rng, 0.05, 9.9)),
+)
+
+SEND_FAULTS: tuple[Callable[[Random], Fault], ...] = (
+    *_LATER,
+    lambda rng: Fault("reset", rng.choice(_BEFORE_OR_AFTER)),
+    lambda rng: Fault("no_answer", rng.choice(_BEFORE_OR_AFTER)),
+    lambda rng: Fault("half_body", rng.choice(_BEFORE_OR_AFTER)),
     lambda rng: Fault("slow", delay=_delay(rng, 0.5, 12.0)),
     lambda rng: Fault("unsolicited", delay=_delay(rng, 0.0, 4.0)),
     lambda rng: Fault("rate_limit", delay=_delay(rng, 0.5, 40.0)),
@@ -536,7 +595,6 @@ SEND_FAULTS: tuple[Callable[[Random], Fault], ...] = (
     _status(503, html=True),
     _status(504),
     _status(504, html=True),
-    lambda rng: Fault("status", "later", status=504, delay=_delay(rng, 0.05, 9.9)),
     _status(200, html=True),
     _status(302),
     _status(400, after=False),

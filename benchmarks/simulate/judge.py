@@ -10,12 +10,15 @@ from .record import Record, Told, Violation
 from .story import (
     Access,
     AnyEvent,
+    Cut,
     Kill,
     MarketClock,
     OthersHold,
     OthersUse,
+    Outage,
     Says,
     Sleep,
+    Stall,
     Stop,
     Story,
     Stray,
@@ -28,6 +31,7 @@ KINDS = (
     "disordered",
     "untrue",
     "refused",
+    "hasty",
     "hung",
     "leaked",
     "crashed",
@@ -44,6 +48,7 @@ def judge(story: Story, record: Record) -> list[Violation]:
         found.append(
             Violation("refused", f"{record.refused_in_parallel} requests too many in parallel")
         )
+    found += _hasty(story, record)
     if record.hung is not None:
         found.append(Violation("hung", record.hung))
     found += [Violation("leaked", what) for what in record.leaked]
@@ -80,6 +85,29 @@ def _alone(story: Story, what: str) -> bool:
         if own is None or own.requests > rate.requests or own.per < rate.per:
             return False
     return True
+
+
+def _hasty(story: Story, record: Record) -> Iterator[Violation]:
+    """Requests follow one another no faster than their token bucket lets them."""
+    network = story.network
+    events = any(isinstance(event, (Outage, Stall, Sleep, Stop, Cut)) for event in story.events)
+    if events or network.loss or network.pieces or story.machines() > 1 or story.clocks.drift:
+        return  # what was sent one after another may come at once
+    if any(isinstance(step, Kill) for step in story.steps):
+        return
+    for operation, moments in record.departures.items():
+        rate = story.program.limits.get(operation)
+        if rate is None or rate.burst is None:
+            continue
+        tokens, last = float(rate.burst), 0.0
+        for moment in moments:
+            gained = (moment - last + network.most - network.least) * rate.requests / rate.per
+            tokens, last = min(tokens + gained, float(rate.burst)) - 1.0, moment
+            # A connection is made before its first request.
+            slack = (network.most * 4 + 0.001) * rate.requests / rate.per
+            if tokens < -slack - 1e-6:
+                yield Violation("hasty", f"{operation} at {moment:.3f} s")
+                break
 
 
 # What became of the messages

@@ -166,4 +166,3 @@ def chats_of(story: Story) -> list[int]:
         else:
             chats[getattr(step, "chat", 1)] = None
     return list(chats)
-

@@ -5,8 +5,9 @@ Each one patches the product at run time, in a process of its own or within `mut
 
 from __future__ import annotations
 
-import asyncio
 import math
+import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from yamarket_chat import connections
 from yamarket_chat._delivery import (
     calls,
     deliveries,
+    failures,
     histories,
     sending,
     settler,
@@ -25,7 +27,7 @@ from yamarket_chat._delivery import (
     verdict,
 )
 from yamarket_chat._http import bodies, deadlines, exchange
-from yamarket_chat._limits import clock, lines, pace, places, scheduler, window
+from yamarket_chat._limits import clock, pace, places, scheduler, window
 from yamarket_chat._limits.clock import Clock, MarketClock
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat._limits.window import Window
@@ -44,7 +46,9 @@ class Mutant(msgspec.Struct, frozen=True):
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(guard: str, without: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+def _mutant(
+    guard: str, without: str
+) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     def add(leave_out: Callable[[Patch], None]) -> Callable[[Patch], None]:
         MUTANTS[leave_out.__name__.strip("_").replace("_", "-")] = Mutant(guard, without, leave_out)
         return leave_out
@@ -357,8 +361,6 @@ def _ungrant_if_sent(self: Any, ticket: Any) -> None:
 
 
 def _is_dropped() -> bool:
-    import sys
-
     return sys._getframe(2).f_code.co_name == "drop"
 
 
@@ -390,6 +392,34 @@ def unread_bytes(patch: Patch) -> None:
     patch(bodies, "_is_readable", lambda protocol, transport: False)
 
 
+@_mutant("a connection is not used again after an answer that is not the API's", "it is used")
+def strange_answers(patch: Patch) -> None:
+    original = bodies.RequestBody.give_up
+
+    def give_up(self: Any) -> None:
+        if sys._getframe(1).f_code.co_name != "send":
+            original(self)
+
+    patch(bodies.RequestBody, "give_up", give_up)
+
+
+@_mutant("an equal row that nothing explains forbids a NO", "it does not")
+def unexplained_rows(patch: Patch) -> None:
+    patch(settling, "_are_explained", lambda equal, items, wanted: True)
+
+
+@_mutant("what is sent after a message that is settled explains equal rows", "nothing does")
+def nothing_after(patch: Patch) -> None:
+    original = settling.find
+
+    def find(
+        rows: Any, wanted: Any, before: Any, offset: Any, since: float, after: Any = ()
+    ) -> settling.Found:
+        return original(rows, wanted, before, offset, since)
+
+    _find(patch, find)
+
+
 @_mutant("an answer has a trace of its own", "any answer is taken")
 def any_trace(patch: Patch) -> None:
     patch(exchange._Traces, "is_again", lambda self, parent: False)
@@ -410,8 +440,6 @@ def no_user_timeout(patch: Patch) -> None:
 
 
 def _keep_sending(patch: Patch, *, linger: bool, user_timeout: bool) -> None:
-    import socket
-
     original = connections._make_socket
 
     def make(address: Any) -> Any:
@@ -455,7 +483,7 @@ def _judge(patch: Patch, statuses: dict[int, verdict.Verdict], *, api: bool = Tr
             return statuses[status]
         return original(seen)
 
-    for owner in (verdict, calls):
+    for owner in (verdict, calls, failures):
         patch(owner, "judge", judge)
 
 
@@ -488,6 +516,3 @@ def redirects_refused(patch: Patch) -> None:
 @_mutant("a 200 counts if it has the API's form", "each one does")
 def any_200(patch: Patch) -> None:
     patch(calls, "is_done", lambda answer: answer.status == 200)
-
-
-__all__ = ["MUTANTS", "Mutant", "apply", "asyncio", "lines", "mutated"]

@@ -33,6 +33,8 @@ STRAYS = {
     "408": b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
     "page": b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\n"
     b"Content-Length: %d\r\n\r\n%s" % (len(PAGE), PAGE),
+    "200": b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n"
+    b"traceparent: 00-%032x-%016x-01\r\n\r\n" % (1, 1) + b'{"status":"OK"}',
 }
 
 
@@ -91,7 +93,7 @@ class Nature:
                     connection.cut(client=event.end != "server", server=event.end != "client")
             case Stray():
                 connection = self._connection(event.connection, None)
-                if connection is not None:
+                if connection is not None and (event.what != "200" or self._nobody_sends(event.at)):
                     connection.inject(STRAYS[event.what])
             case Sleep():
                 self._loops[event.machine].suspend(event.seconds)
@@ -112,6 +114,12 @@ class Nature:
                 world.call_later(event.seconds, holding.close)
             case _:
                 assert_never(event)
+
+    def _nobody_sends(self, at: float) -> bool:
+        """Whether no message is under way, and none begins until what is sent now has come."""
+        soon = at + 3 * self._story.network.most
+        steps = self._story.steps
+        return not self._log.active and not any(at <= step.at <= soon for step in steps)
 
     def _meets(self, what: str) -> None:
         if self._log.active:

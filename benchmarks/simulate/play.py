@@ -90,6 +90,9 @@ class _Play:
         self.record.refused_for_rate = box.refusals.rate
         self.record.refused_in_parallel = box.refusals.parallel
         self.record.requests_of = dict(box._recorder.requests)
+        for arrival in box.arrivals:
+            moments = self.record.departures.setdefault(arrival.operation, [])
+            moments.append(arrival.time - self.since)
         self.record.chats = self.market.rows()
         for rows in self.record.chats.values():
             for number, row in enumerate(rows):
@@ -179,7 +182,9 @@ class _Play:
         ]
         self._passes = 0
         try:
-            self.world.run(lambda: all(task.done() for _, task in looks), limit=self.world.now + 1e6)
+            self.world.run(
+                lambda: all(task.done() for _, task in looks), limit=self.world.now + 1e6
+            )
         except RuntimeError as error:
             self._hangs(str(error))
             return

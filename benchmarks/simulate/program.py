@@ -301,9 +301,7 @@ class Process:
         self._log.say(self.name, f"    {error}")
         return (told, error.pending) if isinstance(error, DeliveryUnknownError) else None
 
-    async def _settle(
-        self, told: Told, pending: Pending, session: int, wait: float
-    ) -> bool | None:
+    async def _settle(self, told: Told, pending: Pending, session: int, wait: float) -> bool | None:
         await asyncio.sleep(wait)
         self._log.say(self.name, f"chat {told.chat}: settles {told.content!r}")
         try:

@@ -54,6 +54,8 @@ class Record(msgspec.Struct, kw_only=True):
     chats: dict[int, list[Stood]] = {}
     refused_for_rate: int = 0
     refused_in_parallel: int = 0
+    departures: dict[str, list[float]] = {}
+    """When the requests of an operation came to the Market."""
     requests_of: dict[str, int] = {}
     hung: str | None = None
     leaked: list[str] = []

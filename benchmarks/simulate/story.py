@@ -21,7 +21,9 @@ Text = str
 OnUnknown = Literal["settle", "raise"]
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Part(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """A part of a story."""
 
 
@@ -185,10 +187,14 @@ class WallClock(Event, tag="wall_clock"):
 
 
 class Stray(Event, tag="stray"):
-    """The Market, or a balancer, writes an answer that nobody asked for on an open connection."""
+    """Somebody writes an answer that nobody asked for on an open connection.
+
+    One that looks like the Market's comes only while no message is under way: as the answer to
+    another request it could not be told from the right one.
+    """
 
     connection: int = 0
-    what: Literal["408", "page"] = "408"
+    what: Literal["408", "page", "200"] = "408"
 
 
 AnyEvent = (

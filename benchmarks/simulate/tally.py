@@ -17,6 +17,10 @@ from .record import Violation
 from .story import Story
 
 
+UNKNOWN = {"clocks behave": 0.03, "clocks differ or are set": 0.12}
+"""The share of messages in doubt that may stay unknown, by circumstances; generously."""
+
+
 class Tally(msgspec.Struct, kw_only=True):
     """What came of many stories, in numbers."""
 
@@ -49,6 +53,15 @@ class Tally(msgspec.Struct, kw_only=True):
                 self.spans[-1] = (self.spans[-1][0], last)
             else:
                 self.spans.append((first, last))
+
+    def knows_too_little(self) -> bool:
+        """Whether more outcomes are unknown than the product leaves unknown with its guards."""
+        for group, most in UNKNOWN.items():
+            doubtful = self.unknown.get(f"in doubt: {group}", 0)
+            unknown = self.unknown.get(f"unknown: {group}", 0)
+            if doubtful >= 100 and unknown > most * doubtful:
+                return True
+        return False
 
     def missing(self) -> list[str]:
         """Return what never met a send: then the simulation is too tame."""
