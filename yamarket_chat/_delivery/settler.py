@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from msgspec.structs import replace
 
 from .._limits.clock import MarketClock
 from ..errors import ChatError, DeliveryUnknownError
@@ -25,6 +26,10 @@ from .skew import Skew
 APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
 have been carried out. Rows and Dates have whole seconds, and what follows must be told apart."""
+
+SHOWS_WITHIN = 5.0
+"""Seconds within which a stored message stands in its chat's history. What was delivered later than
+so long before the history was read may be missing there."""
 
 
 class Suspect(msgspec.Struct, frozen=True):
@@ -153,6 +158,7 @@ class Settler:
             )
             if early > 0:
                 await wait(early)
+                asked = self._loop.time()
                 history = await read_history(read, oldest_needed)
         except ChatError as error:
             unknown = unknown_error(pending, f"its chat's history cannot be read: {error}")
@@ -163,7 +169,10 @@ class Settler:
             found, unclear = history.find_ever(wanted)
         else:
             now = self._loop.time()
-            known = self._deliveries.to_chat(pending.chat_id)
+            known = [
+                item if item.ended < asked - SHOWS_WITHIN else replace(item, surely=False)
+                for item in self._deliveries.to_chat(pending.chat_id)
+            ]
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, now)
             offset = self._skew.offset(now)
