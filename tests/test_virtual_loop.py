@@ -10,21 +10,25 @@ import hashlib
 import os
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 import pytest
 
-from yamarket_chat import ChatSession, OutgoingMessage, connector
+from yamarket_chat import ChatSession, OutgoingMessage, connections, connector
+from yamarket_chat._http import bodies
 from yamarket_chat.errors import ChatError
 from yamarket_chat.sandbox import Fault, Sandbox, VirtualLoop, World, random_faults
 from yamarket_chat.sandbox.tcp import TCP_USER_TIMEOUT
+from yamarket_chat.system import make_socket
 
 T = TypeVar("T")
 
@@ -245,6 +249,38 @@ def test_streams_work() -> None:
     assert answered[:3] == b"dne"
 
 
+def test_a_server_serves_until_it_is_cancelled_and_has_its_address_alone() -> None:
+    async def main() -> None:
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 8080)
+        assert server.is_serving()
+        serving = asyncio.create_task(server.serve_forever())
+        reader, writer = await asyncio.open_connection("localhost", 8080)
+        assert await reader.read() == b""
+        writer.close()
+        with pytest.raises(OSError, match="Address already in use"):
+            await asyncio.start_server(lambda *_: None, "127.0.0.1", 8080)
+        serving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        await server.wait_closed()
+        assert not server.is_serving()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("localhost", 8080)
+
+    run(main())
+
+
+def test_there_is_no_tls() -> None:
+    async def main() -> None:
+        with pytest.raises(ValueError, match="no TLS"):
+            await asyncio.open_connection("127.0.0.1", 443, ssl=True)
+        with pytest.raises(ValueError, match="no TLS"):
+            await asyncio.start_server(lambda *_: None, "127.0.0.1", 443, ssl=ssl_context)
+
+    ssl_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    run(main())
+
+
 # Idle connections
 
 
@@ -390,6 +426,19 @@ def test_a_reader_that_goes_on_gets_all() -> None:
     assert len(pair.got()) == 1_000_000
 
 
+def test_a_connection_that_closes_notices_that_it_is_reset() -> None:
+    """It still has to write, and reads no more."""
+    pair = Pair()
+    pair.sink.transports[0].pause_reading()
+    pair.transport.write(b"x" * 1_000_000)
+    pair.transport.close()
+    pair.go_on(1.0)
+    assert not pair.source.lost
+    pair.server.kill()
+    pair.go_on(1.0)
+    assert isinstance(pair.source.lost[0], ConnectionResetError)
+
+
 def test_what_is_in_flight_cannot_be_called_back() -> None:
     pair = Pair()
     both(pair.transport)
@@ -423,6 +472,27 @@ def test_a_killed_process_of_ours_resets_its_connections() -> None:
     assert not site.world.run(task.done, limit=100.0)
     assert any("is reset" in line for line in site.lines)
     assert site.texts() == ["one"]
+    site.close()
+
+
+@pytest.mark.parametrize("is_guarded", [True, False])
+def test_an_outage_of_40_s_doubles_a_message_only_without_our_guards(
+    is_guarded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_guarded:
+        monkeypatch.setattr(connections, "_make_socket", lambda address: make_socket(*address[:3]))
+        monkeypatch.setattr(bodies, "discard", lambda transport: transport.abort())
+    site = Site()
+
+    async def main() -> None:
+        async with session(site.box) as chats:
+            await chats.send_message(17, "one")
+            site.world.network.fail(40.0)
+            await chats.send_message(17, "two")
+            await asyncio.sleep(100)
+
+    site.shop.run_until_complete(main())
+    assert site.texts() == (["one", "two"] if is_guarded else ["one", "two", "two"])
     site.close()
 
 
@@ -518,6 +588,18 @@ def test_a_machine_sleeps_while_the_others_go_on() -> None:
     assert sleeper.wall_time() == other.wall_time()
 
 
+def test_a_process_is_killed_while_its_machine_sleeps() -> None:
+    pair = Pair()
+    pair.transport.write(b"message")
+    pair.client.suspend(60.0)
+    pair.client.kill()
+    pair.go_on(30.0)
+    assert not pair.got()
+    pair.go_on(60.0)  # its kernel goes on as the machine wakes up
+    assert pair.got() == b"message"
+    assert not pair.client.is_asleep
+
+
 def test_a_stopped_process_does_nothing_but_its_time_goes_on() -> None:
     world = make_world()
     loop = world.loop()
@@ -541,6 +623,22 @@ def test_a_wall_clock_steps_and_drifts() -> None:
     before = loop.stood_still()
     loop.step_wall_clock(60)
     assert loop.stood_still() - before == pytest.approx(60)
+
+
+def test_the_sandbox_follows_the_wall_clock_of_its_machine() -> None:
+    site = Site()
+    dates: list[datetime] = []
+
+    async def main() -> None:
+        async with session(site.box) as chats:
+            for _ in range(2):
+                await chats.send_message(17, "one")
+                dates.append(site.box.messages(17)[-1].created_at)
+                site.market.step_wall_clock(3600)
+
+    site.shop.run_until_complete(main())
+    assert (dates[1] - dates[0]).total_seconds() == pytest.approx(3600, abs=1)
+    site.close()
 
 
 # A seed decides everything

@@ -20,7 +20,8 @@ class Clock:
 
     The storage has a clock of its own, for createdAt. It is ahead of the other one by
     `storage_offset` seconds, and shows whole seconds or milliseconds. The wall time is read once,
-    when the clock is made.
+    when the clock is made, because the time of a loop may be virtual and that of the system is not.
+    If the loop has a wall clock of its own, it is followed: it may be set, and drift.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Clock:
         milliseconds: bool = False,
     ) -> None:
         self._loop = loop
-        self._wall_time_at_loop_zero = wall_time(loop) - loop.time() + offset
+        self._offset = offset
+        self._follows = hasattr(loop, "wall_time")
+        self._wall_time_at_loop_zero = wall_time(loop) - loop.time()
         self._storage_offset = storage_offset
         self._milliseconds = milliseconds
 
     def step(self, seconds: float) -> None:
-        self._wall_time_at_loop_zero += seconds
+        self._offset += seconds
 
     def now(self) -> float:
         return self._loop.time()
@@ -47,11 +50,17 @@ class Clock:
 
     def timestamp(self, loop_time: float) -> datetime:
         """Convert a time of the loop for a createdAt field: rounded down, Moscow's offset."""
-        seconds = self._wall_time_at_loop_zero + loop_time + self._storage_offset
+        seconds = self._ahead() + loop_time + self._storage_offset
         return _timestamp(int(seconds * 1000) / 1000 if self._milliseconds else int(seconds))
 
     def _wall_second(self, loop_time: float) -> int:
-        return int(self._wall_time_at_loop_zero + loop_time)
+        return int(self._ahead() + loop_time)
+
+    def _ahead(self) -> float:
+        """Return the seconds by which the wall time is ahead of the loop's."""
+        if self._follows:
+            self._wall_time_at_loop_zero = wall_time(self._loop) - self._loop.time()
+        return self._wall_time_at_loop_zero + self._offset
 
 
 @lru_cache(maxsize=1024)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .tcp import End
     from .world import World
 
+BEGINNING = 1_767_225_600.0
+"""The wall time at which each world begins: 2026-01-01, 00:00 UTC."""
+
 RESOLUTION = 1e-9  # timers that are so close are due: sums of floats are not exact
 MOST_CANCELLED = 100  # timers that are kept although they were cancelled
 
@@ -108,8 +111,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def wall_time(self) -> float:
         """Return the seconds since 1970 by the machine's own clock."""
-        from .world import BEGINNING
-
         now = self.world.now
         return BEGINNING + now + now * self.wall_drift + self._wall_steps
 
@@ -137,8 +138,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
             assert shop.is_asleep
         """
         world = self.world
-        if self._is_killed:
-            return
         world.note(f"{self.name} sleeps for {seconds:g} s")
         if self._asleep_since is None:
             self._asleep_since = world.now
@@ -178,6 +177,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._runs = False
         for end in list(self._ends):
             end.close(resets=end.transport is None)
+            end.transport = None
         self.world.network.stop_listening(self)
 
     def step_wall_clock(self, seconds: float) -> None:
@@ -194,14 +194,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _go_on(self) -> None:
         now = self.world.now
-        if self._is_killed:
-            return
         if self._asleep_since is not None and now >= self._awake_at:
             self._slept += now - self._asleep_since
             self._asleep_since = None
             self._next_timer()
             self.world.note(f"{self.name} wakes up")
-        self._runs = self._asleep_since is None and now >= self._paused_until
+        is_awake = self._asleep_since is None and now >= self._paused_until
+        self._runs = is_awake and not self._is_killed
 
     @property
     def is_asleep(self) -> bool:
@@ -247,7 +246,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
         for timer in [timer for _, _, timer in self._timers]:
             timer.cancel()
         self._runs = True
-        tasks = sorted(asyncio.all_tasks(self), key=lambda task: task.get_name())
+        # By the numbers in their names, and not by their addresses.
+        tasks = sorted(
+            asyncio.all_tasks(self), key=lambda task: (len(task.get_name()), task.get_name())
+        )
         for task in tasks:
             task.cancel()
         self.world._enter(self)
@@ -314,7 +316,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call a function after some seconds."""
-        return self.call_at(self.time() + delay, callback, *args, context=context)
+        return self._call_at(self.time() + delay, callback, args, context)
 
     def call_at(  # type: ignore[override]
         self,
@@ -324,6 +326,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call a function at a time of the loop."""
+        return self._call_at(when, callback, args, context)
+
+    def _call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        context: Context | None,
+    ) -> asyncio.TimerHandle:
         if self._closed:  # type: ignore[attr-defined]
             raise RuntimeError("Event loop is closed")
         timer = asyncio.TimerHandle(when, callback, args, self, context)

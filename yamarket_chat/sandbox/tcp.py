@@ -120,6 +120,7 @@ class End:
         # To send: pieces with the time at which they were written; None is the end (FIN).
         self.queue: deque[tuple[bytes | None, float]] = deque()
         self.queued = 0  # bytes
+        self._has_ended = False  # FIN is sent, or in the queue
         self.is_gone = False  # its process has closed it
         self.is_dead = False  # its kernel sends nothing any more
         self.stalled_until = -math.inf  # what it sends gets lost until then
@@ -134,13 +135,17 @@ class End:
         return BUFFER - self.queued
 
     def send(self, data: bytes) -> None:
+        if not self.network.pieces:
+            self.put(data)
+            return
         for piece in self.network.pieces_of(data):
             self.put(piece)
 
     def put(self, piece: bytes | None) -> None:
-        """Send one piece, or the end (FIN)."""
-        if self.is_dead:
+        """Send one piece, or the end (FIN), after which nothing follows."""
+        if self.is_dead or self._has_ended:
             return
+        self._has_ended = piece is None
         self.queue.append((piece, self.loop.time()))
         self.queued += len(piece or b"")
         if not self._retry:
@@ -213,7 +218,11 @@ class End:
 
     def receive(self, piece: bytes | None) -> None:
         if self.is_gone or self.is_dead:
+            # Nobody reads it any more. What was still to be sent is dropped as well.
+            self.is_dead = True
+            self.queue.clear()
             self._send_reset()
+            self._leave()
             return
         if self.accept is not None:
             server, self.accept = self.accept, None
@@ -280,6 +289,7 @@ class End:
         self._generation += 1
         if self.transport is not None:
             self.transport.wake()
+            self.transport.has_room()
         self._leave()
 
     def _leave(self) -> None:

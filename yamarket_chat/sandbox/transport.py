@@ -122,12 +122,15 @@ class Transport(asyncio.Transport):
             self._end.put(None)
 
     def has_room(self) -> None:
-        """Go on writing what is in the buffer."""
+        """Go on writing what is in the buffer, or notice that it cannot be written any more."""
         if self._buffer:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         if self._is_lost or not self._buffer:
+            return
+        if self._end.error is not None:
+            self._fail(self._end.error)
             return
         room = self._end.room()
         self._end.send(bytes(self._buffer[:room]))
@@ -195,7 +198,7 @@ class MemoryServer(asyncio.AbstractServer):
         self.loop = loop
         self._factory = factory
         self._sockets = [sock]
-        self._closed = loop.create_future()
+        self._closed = asyncio.Event()
 
     @property
     def sockets(self) -> tuple[Any, ...]:
@@ -223,14 +226,13 @@ class MemoryServer(asyncio.AbstractServer):
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
-        if not self._closed.done():
-            self._closed.set_result(None)
+        self._closed.set()
 
     async def wait_closed(self) -> None:
-        await self._closed
+        await self._closed.wait()
 
     async def serve_forever(self) -> None:
         try:
-            await self._closed
+            await self._closed.wait()
         finally:
             self.close()

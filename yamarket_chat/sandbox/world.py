@@ -18,9 +18,6 @@ PASS = 1e-6
 """Seconds that one pass of a loop takes. Above 0, or a timer that was rounded to "now" would spin
 for ever."""
 
-BEGINNING = 1_767_225_600.0
-"""The wall time at which each world begins: 2026-01-01, 00:00 UTC."""
-
 
 class World:
     """Machines that share one true time and one network, all in one thread.
@@ -148,7 +145,7 @@ class World:
         """Run all machines until a condition holds.
 
         Args:
-            until: The condition. It is looked at after each pass of a loop.
+            until: The condition. It is looked at after each pass of a loop, and after other events.
             limit: The true time in seconds at which to return in any case.
 
         Returns:
@@ -176,12 +173,16 @@ class World:
     def _run(self, until: Callable[[], bool], limit: float) -> bool:
         events = self._events
         machines = self.machines
-        while not until():
+        if until():
+            return True
+        while True:
             if events and events[0][0] <= self.now:
                 self._enter(None)
                 while events and events[0][0] <= self.now:
                     _, _, action, args = heapq.heappop(events)
                     action(*args)
+                if until():
+                    return True
             is_busy = False
             for loop in machines:
                 # What a method would ask is looked at here: it is asked millions of times.
@@ -196,7 +197,8 @@ class World:
             if not is_busy:
                 when = events[0][0] if events else math.inf
                 for loop in machines:
-                    if loop._runs and loop._next_timer() < when:
+                    # First a look: what is due first may have been cancelled, and so be due later.
+                    if loop._runs and loop._due < when and loop._next_timer() < when:
                         when = loop._due
                 if when > limit:
                     self.now = max(self.now, limit)
@@ -204,7 +206,6 @@ class World:
                 if when == math.inf:
                     raise RuntimeError("nothing can happen any more: all programs wait for ever")
                 self.now = max(self.now, when)
-        return True
 
     def _enter(self, loop: VirtualLoop | None) -> None:
         """Let a loop be the running one."""
