@@ -116,7 +116,7 @@ def find(
     known = {item.row_id for item in (*before, *after) if item.row_id is not None}
     shop = [row for row in shop if row.id not in known]
     before = [item for item in before if item.row_id is None]
-    later = [item for item in after if item.row_id is None and item.surely]
+    later = [item for item in after if item.row_id is None]  # may explain a row, if not surely
     verdicts = {_at_offset(shop, wanted, before, o) for o in offset.likely()}
     if Found.YES in verdicts:
         equal = [row for row in shop if row.content == wanted.content]
@@ -129,7 +129,7 @@ def find(
         by_content: dict[Content, list[Row]] = {}
         for row in shop:
             by_content.setdefault(row.content, []).append(row)
-        must += [wanted, *later]
+        must += [wanted, *(item for item in later if item.surely)]
         if not any(_arrived_fits(by_content, must, wanted, o) for o in offset.all()) and (
             _are_explained(by_content.get(wanted.content, ()), (*before, *later), wanted)
         ):
