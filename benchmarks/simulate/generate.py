@@ -268,6 +268,9 @@ class _Generator:
     def _steps(self) -> tuple[AnyStep, ...]:
         rng = self._random("steps")
         steps: list[AnyStep] = []
+        if "date steps" in self.on:
+            # Nothing tells that the Market's clock was set before its first answer.
+            steps.append(parts.Read())
         machines = 2 if "two machines" in self.on else 1
         left = self.messages
         at = 0.0
@@ -469,7 +472,7 @@ class _Generator:
             2,
             lambda: parts.MarketClock(
                 # All one way: two steps that cancel each other between two Dates show nowhere.
-                at=moment(),
+                at=moment() + 5.0,
                 which="both",
                 by=abs(self._step(rng)) * (1 if self.seed % 2 else -1),
             ),

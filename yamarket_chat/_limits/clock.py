@@ -136,7 +136,11 @@ class MarketClock:
             clock = clock.combined(quickest)
         # If the loop's time has stood still since, no Date from before may tell, or the Market's
         # clock may have been set meanwhile, so that both readings agree by chance.
-        return Clock(clock.least - self._stood_still_since(moment), clock.most)
+        clock = Clock(clock.least - self._stood_still_since(moment), clock.most)
+        if before is not None and after is None:
+            # It may have stood still between that Date and the moment.
+            return Clock(clock.least, clock.most + self._stood_still_since(before.answered))
+        return clock
 
     def _look_at_system(self) -> None:
         self._stood_still.append((self._loop.time(), stood_still(self._loop)))
