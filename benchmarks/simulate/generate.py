@@ -301,31 +301,31 @@ class _Generator:
                 at += rng.uniform(0.0, 2 * self.spread)
         span = max(at, 20.0)
         if "reads" in self.on:
-            for _ in range(rng.choice((1, 3, 8))):
-                steps.append(
-                    parts.Read(
-                        at=round(rng.uniform(0.0, span), 2),
-                        what=rng.choice(("get_chat", "get_chat", "history", "chats")),
-                        chat=self._chat(rng),
-                        cancel=rng.choice((None, None, 0.01, 0.5)),
-                    )
-                )
+            steps += [self._read(rng, span) for _ in range(rng.choice((1, 3, 8)))]
         if "closes" in self.on:
-            for _ in range(rng.choice((1, 1, 2))):
-                steps.append(
-                    parts.Close(
-                        at=round(rng.uniform(0.0, span), 2),
-                        machine=rng.randrange(machines),
-                        session=rng.randrange(2) if "two sessions" in self.on else 0,
-                        grace=rng.choice((0.0, 1.0, 5.0, 30.0)),
-                    )
-                )
+            steps += [self._close(rng, span, machines) for _ in range(rng.choice((1, 1, 2)))]
         if "kills" in self.on:
             steps.append(
                 parts.Kill(at=round(rng.uniform(0.0, span), 2), machine=rng.randrange(machines))
             )
         steps.sort(key=lambda step: step.at)
         return tuple(steps)
+
+    def _read(self, rng: Random, span: float) -> parts.Read:
+        return parts.Read(
+            at=round(rng.uniform(0.0, span), 2),
+            what=rng.choice(("get_chat", "get_chat", "history", "chats")),
+            chat=self._chat(rng),
+            cancel=rng.choice((None, None, 0.01, 0.5)),
+        )
+
+    def _close(self, rng: Random, span: float, machines: int) -> parts.Close:
+        return parts.Close(
+            at=round(rng.uniform(0.0, span), 2),
+            machine=rng.randrange(machines),
+            session=rng.randrange(2) if "two sessions" in self.on else 0,
+            grace=rng.choice((0.0, 1.0, 5.0, 30.0)),
+        )
 
     def _chat(self, rng: Random) -> int:
         return rng.randint(1, self.chats)
@@ -547,7 +547,7 @@ class _Generator:
         return tuple(events)
 
     def _room(self) -> tuple[float, ...]:
-        """Return by how much one of the Market's clocks may step: they stay less than 30 s apart."""
+        """Return by how much one of the Market's clocks may step, so that they agree to 30 s."""
         room = 28.0 - abs(self.apart)
         return tuple(by for by in (0.6, 1.0, 3.0, 7.0, 20.0) if by <= room)
 

@@ -1,4 +1,4 @@
-"""Compares what stands in the chats with what was told. It sees nothing of the product's insides."""
+"""Compares what stands in the chats with what was told, and sees nothing of the product inside."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Market:
                 limit = min(limit, market.page)
                 return history(*arguments, limit=limit, **others)  # type: ignore[arg-type]
 
-            state.history = shorter  # type: ignore[assignment]
+            state.history = shorter  # type: ignore[method-assign]
 
     def _fault(self, request: RequestInfo) -> Fault | None:
         fault = self._failures.get((request.operation, request.operation_number))

@@ -121,7 +121,7 @@ class Process:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._complain)
         for told, pending in list(self.unsettled):
-            self._start(self._settle(told, pending, 0, 0.0))
+            self._start(self._settle_later(told, pending))
         for number, step in self._steps:
             wait = since + step.at - loop.time()
             if wait > 0:
@@ -178,7 +178,6 @@ class Process:
                 timeout=self.story.program.timeout,
                 max_wait=self.story.program.max_wait,
                 http=http,
-                proxy=None if http is None else None,
             )
             self._log.say(self.name, f"opens session {number}")
         return session
@@ -300,6 +299,10 @@ class Process:
         self._log.end(self, told, type(error).__name__)
         self._log.say(self.name, f"    {error}")
         return (told, error.pending) if isinstance(error, DeliveryUnknownError) else None
+
+    async def _settle_later(self, told: Told, pending: Pending) -> None:
+        """Settle what a killed process has left."""
+        await self._settle(told, pending, 0, 0.0)
 
     async def _settle(self, told: Told, pending: Pending, session: int, wait: float) -> bool | None:
         await asyncio.sleep(wait)

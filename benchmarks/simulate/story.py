@@ -21,16 +21,14 @@ Text = str
 OnUnknown = Literal["settle", "raise"]
 
 
-class Part(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
-):
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A part of a story."""
 
 
 # What the programs do
 
 
-class Step(Part, tag_field="does"):
+class Step(Part, frozen=True, tag_field="does"):
     """One thing that a program does at a moment, on one of the machines, with one session of it."""
 
     at: float = 0.0
@@ -38,7 +36,7 @@ class Step(Part, tag_field="does"):
     session: int = 0
 
 
-class Send(Step, kw_only=True, tag="send"):
+class Send(Step, frozen=True, kw_only=True, tag="send"):
     """Sends a text, or if `size` is not 0, a file of this name and so many bytes."""
 
     chat: int = 1
@@ -58,7 +56,7 @@ class Send(Step, kw_only=True, tag="send"):
     """Texts that the same task sends to the chat afterwards, one after another."""
 
 
-class SendMany(Step, kw_only=True, tag="send_many"):
+class SendMany(Step, frozen=True, kw_only=True, tag="send_many"):
     """Sends many texts by one `send_many`."""
 
     messages: tuple[tuple[int, str], ...]
@@ -69,7 +67,7 @@ class SendMany(Step, kw_only=True, tag="send_many"):
     """Seconds that the program takes for each outcome."""
 
 
-class Read(Step, tag="read"):
+class Read(Step, frozen=True, tag="read"):
     """Reads a chat, its history, the list of chats or the token."""
 
     what: Literal["get_chat", "history", "chats", "get_message"] = "get_chat"
@@ -77,13 +75,13 @@ class Read(Step, tag="read"):
     cancel: float | None = None
 
 
-class Close(Step, tag="close"):
+class Close(Step, frozen=True, tag="close"):
     """Closes the session. Later steps have a new one."""
 
     grace: float = 30.0
 
 
-class Kill(Step, tag="kill"):
+class Kill(Step, frozen=True, tag="kill"):
     """Kills the process of a machine. Later steps run in a new process."""
 
 
@@ -93,13 +91,13 @@ AnyStep = Send | SendMany | Read | Close | Kill
 # What happens around them
 
 
-class Event(Part, tag_field="is"):
+class Event(Part, frozen=True, tag_field="is"):
     """Something that happens at a moment, of its own accord."""
 
     at: float = 0.0
 
 
-class Says(Event, tag="says"):
+class Says(Event, frozen=True, tag="says"):
     """Somebody writes to a chat: `shop` is a colleague, or another program of the seller."""
 
     chat: int = 1
@@ -107,48 +105,48 @@ class Says(Event, tag="says"):
     text: str = "?"
 
 
-class OthersUse(Event, tag="others_use"):
+class OthersUse(Event, frozen=True, tag="others_use"):
     """Other programs of the seller use up a part of a limit."""
 
     operation: str = "send_message"
     requests: int = 1
 
 
-class OthersHold(Event, tag="others_hold"):
+class OthersHold(Event, frozen=True, tag="others_hold"):
     """Other programs of the seller hold parallel places for a while."""
 
     places: int = 1
     seconds: float = 5.0
 
 
-class Down(Event, tag="down"):
+class Down(Event, frozen=True, tag="down"):
     """The Market refuses connections and resets the open ones for a while."""
 
     seconds: float = 5.0
 
 
-class Access(Event, tag="access"):
+class Access(Event, frozen=True, tag="access"):
     """The Market refuses all requests for a while."""
 
     why: Literal["revoked", "inactive", "locked"] = "locked"
     seconds: float = 5.0
 
 
-class MarketClock(Event, tag="market_clock"):
+class MarketClock(Event, frozen=True, tag="market_clock"):
     """The Market's clock is set: that of the Dates, of the storage, or both."""
 
     which: Literal["both", "date", "storage"] = "both"
     by: float = 1.0
 
 
-class Outage(Event, tag="outage"):
+class Outage(Event, frozen=True, tag="outage"):
     """The network between a machine and the Market carries nothing for a while."""
 
     machine: int = 0
     seconds: float = 5.0
 
 
-class Stall(Event, tag="stall"):
+class Stall(Event, frozen=True, tag="stall"):
     """One open connection of a machine carries nothing for a while, in one or both directions."""
 
     machine: int = 0
@@ -157,7 +155,7 @@ class Stall(Event, tag="stall"):
     way: Literal["both", "up", "down"] = "both"
 
 
-class Cut(Event, tag="cut"):
+class Cut(Event, frozen=True, tag="cut"):
     """Something on the way resets one open connection of a machine, or only one end of it."""
 
     machine: int = 0
@@ -165,28 +163,28 @@ class Cut(Event, tag="cut"):
     end: Literal["both", "client", "server"] = "both"
 
 
-class Sleep(Event, tag="sleep"):
+class Sleep(Event, frozen=True, tag="sleep"):
     """A machine sleeps: the time of its loop stands still, and its system's clock goes on."""
 
     machine: int = 0
     seconds: float = 60.0
 
 
-class Stop(Event, tag="stop"):
+class Stop(Event, frozen=True, tag="stop"):
     """A process is stopped (SIGSTOP), or blocks its loop; its kernel does what it does."""
 
     machine: int = 0
     seconds: float = 30.0
 
 
-class WallClock(Event, tag="wall_clock"):
+class WallClock(Event, frozen=True, tag="wall_clock"):
     """The system's clock of a machine is set."""
 
     machine: int = 0
     by: float = 1.0
 
 
-class Stray(Event, tag="stray"):
+class Stray(Event, frozen=True, tag="stray"):
     """Somebody writes an answer that nobody asked for on an open connection.
 
     One that looks like the Market's comes only while no message is under way: as the answer to
@@ -214,7 +212,7 @@ AnyEvent = (
 )
 
 
-class Failure(Part, kw_only=True):
+class Failure(Part, frozen=True, kw_only=True):
     """One request that fails: the `number`th of its operation that the limits let through."""
 
     operation: str = "send_message"
@@ -222,7 +220,7 @@ class Failure(Part, kw_only=True):
     fault: Fault
 
 
-class Market(Part):
+class Market(Part, frozen=True):
     """How the Market is set up."""
 
     limits: Mapping[str, Rate] = {}
@@ -246,7 +244,7 @@ class Market(Part):
     """Messages that stand in each chat from before the story."""
 
 
-class Program(Part):
+class Program(Part, frozen=True):
     """How the sessions of all machines are set up."""
 
     limits: Mapping[str, Rate] = {}
@@ -260,7 +258,7 @@ class Program(Part):
     """An aiohttp session of the program's, as `http`."""
 
 
-class Network(Part):
+class Network(Part, frozen=True):
     """How the network carries bytes. The time of each way is drawn between the two numbers."""
 
     least: float = 0.0005
@@ -271,7 +269,7 @@ class Network(Part):
     """The share of pieces that get lost, and are sent again."""
 
 
-class Clocks(Part):
+class Clocks(Part, frozen=True):
     """The clocks of a machine: by how much one is ahead, and seconds gained in a second."""
 
     offset: float = 0.0
@@ -279,7 +277,7 @@ class Clocks(Part):
     tells_sleep: bool = True
 
 
-class Story(Part):
+class Story(Part, frozen=True):
     """All that happens, and `seed`: the seed of what is drawn meanwhile (pauses, jitter, ids)."""
 
     seed: int = 0

@@ -16,7 +16,6 @@ from .play import play
 from .record import Violation
 from .story import Story
 
-
 UNKNOWN = {"clocks behave": 0.03, "clocks differ or are set": 0.12}
 """The share of messages in doubt that may stay unknown, by circumstances; generously."""
 
