@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from yamarket_chat.limits import CUT_OFF, Limits, Rate
 
 from .record import Record, Told
-from .story import Access, Close, Down, MarketClock, OthersHold, OthersUse, Read, Says, Story
+from .story import Access, Close, Down, MarketClock, OthersHold, OthersUse, Read, Says, SendMany, Story
 
 BASE = 2.0
 """Seconds that every story may take longer."""
@@ -103,6 +103,9 @@ def _allowance(story: Story, record: Record) -> float:
             allowed += seconds + 3 * trouble
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
+    for step in story.steps:
+        if isinstance(step, SendMany):
+            allowed += (step.stop or 0.0) + step.pause * len(step.messages)
     allowed += sum(step.grace for step in story.steps if isinstance(step, Close))
     refused = record.refused_for_rate + record.refused_in_parallel
     if refused:
@@ -123,6 +126,7 @@ def _repeated(story: Story, record: Record) -> float:
             1
             for message in record.messages
             if not message.ended_by_program
+            and message.fate != "not sent"
             and message.content.startswith("file ") is (operation == "send_file")
         )
         if (extra := requests - own) > 0:

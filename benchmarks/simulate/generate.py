@@ -131,6 +131,8 @@ class _Generator:
         self.on = {name for name, chance in SWARM.items() if swarm.random() < strength * chance}
         if swarm.random() < 0.5:
             self.on.update(swarm.choice(THEMES))
+        if "date steps" in self.on:  # a new process does not know what the clock was before
+            self.on -= {"kills", "two machines"}
         shape = self._random("shape")
         self.chats = shape.choice((1, 1, 2, 3, 4, 8))
         self.messages = shape.choice((3, 6, 10, 14, 20))

@@ -75,6 +75,8 @@ class Nature:
         self._meets(f"event {tag}")
         world = self._world
         match event:
+            case MarketClock() if event.which == "both" and not self._market.has_answered():
+                pass  # nothing could tell: the next Date is the first one
             case Says() | OthersUse() | MarketClock():
                 self._in_market(lambda: self._market.happen(event))
             case Outage():
