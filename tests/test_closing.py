@@ -38,7 +38,9 @@ CLOSED, UNKNOWN = SessionClosedError, DeliveryUnknownError
 @pytest.fixture(autouse=True, scope="module")
 def _the_same_every_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: 1_790_000_000.25)
+        patch.setattr(
+            "yamarket_chat.sandbox.clock.wall_time", lambda loop: 1_790_000_000.25 + loop.time()
+        )
         random.seed(4)
         yield
 

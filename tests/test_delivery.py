@@ -36,7 +36,9 @@ WRITES = ("send_message", "send_file")
 @pytest.fixture(autouse=True)
 def _the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     random.seed(4)
-    monkeypatch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: 1_790_000_000.25)
+    monkeypatch.setattr(
+        "yamarket_chat.sandbox.clock.wall_time", lambda loop: 1_790_000_000.25 + loop.time()
+    )
 
 
 def assert_no_limit_was_broken(market: Sandbox) -> None:

@@ -45,7 +45,7 @@ T = 1_790_000_000.0
 @pytest.fixture(autouse=True, scope="module")
 def _the_same_every_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: T + 0.25)
+        patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda loop: T + 0.25 + loop.time())
         random.seed(4)
         yield
 

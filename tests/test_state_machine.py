@@ -327,7 +327,9 @@ class Delivery(RuleBasedStateMachine):
 
 def test_what_was_stored_is_what_was_handed_over_less_what_was_not_sent() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("yamarket_chat.sandbox.clock.wall_time", lambda _: 1_790_000_000.25)
+        patch.setattr(
+            "yamarket_chat.sandbox.clock.wall_time", lambda loop: 1_790_000_000.25 + loop.time()
+        )
         run_state_machine_as_test(
             Delivery,
             settings=settings(
