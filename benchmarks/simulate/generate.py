@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
+from msgspec.structs import replace
+
 from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Fault
 from yamarket_chat.sandbox.faults import FaultTime
@@ -310,6 +312,10 @@ class _Generator:
             steps.append(
                 parts.Kill(at=round(rng.uniform(0.0, span), 2), machine=rng.randrange(machines))
             )
+        if "storage steps" in self.on:
+            # They are set in a long pause.
+            pause = rng.choice([step.at for step in steps])
+            steps = [replace(s, at=s.at + 170.0) if s.at >= pause else s for s in steps]
         steps.sort(key=lambda step: step.at)
         return tuple(steps)
 
@@ -483,7 +489,7 @@ class _Generator:
             "storage steps",
             1,
             lambda: parts.MarketClock(
-                at=moment(),
+                at=round(max(moments[0], rng.choice(moments) - 5.0), 3),
                 which=rng.choice(("storage", "date")),
                 by=rng.choice((1.0, -1.0)) * rng.choice(self._room()),
             ),

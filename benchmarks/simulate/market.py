@@ -133,10 +133,6 @@ class Market:
         }
         return says[event.who](event.chat, event.text)
 
-    def has_answered(self) -> bool:
-        """Whether the programs can know the Market's clock."""
-        return any(arrival.status == 200 for arrival in self.box.arrivals)
-
     def rows(self) -> dict[int, list[Stood]]:
         """Return all that stands in the chats."""
         return {

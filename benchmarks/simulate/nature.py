@@ -28,6 +28,9 @@ from .story import (
     WallClock,
 )
 
+QUIET = 150.0
+"""Seconds after which nothing is remembered of what was sent."""
+
 PAGE = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 STRAYS = {
     "408": b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -75,8 +78,8 @@ class Nature:
         self._meets(f"event {tag}")
         world = self._world
         match event:
-            case MarketClock() if event.which == "both" and not self._market.has_answered():
-                pass  # nothing could tell: the next Date is the first one
+            case MarketClock() if not self._can_be_set(event):
+                pass
             case Says() | OthersUse() | MarketClock():
                 self._in_market(lambda: self._market.happen(event))
             case Outage():
@@ -116,6 +119,16 @@ class Nature:
                 world.call_later(event.seconds, holding.close)
             case _:
                 assert_never(event)
+
+    def _can_be_set(self, event: MarketClock) -> bool:
+        """Whether a program has a chance to know that a clock was set.
+
+        It needs a Date from before. And of two clocks that move against each other while a chat's
+        messages say the same, nothing tells which row is whose.
+        """
+        if event.which == "both":
+            return self._log.heard
+        return not self._log.active and self._log.now() - self._log.last_end > QUIET
 
     def _nobody_sends(self, at: float) -> bool:
         """Whether no message is under way, and none begins until what is sent now has come."""

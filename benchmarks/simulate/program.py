@@ -48,6 +48,8 @@ class Log:
         self._lines = lines
         self._orders = itertools.count()
         self.active: dict[int, Told] = {}
+        self.heard = False  # an answer of the Market
+        self.last_end = 0.0
 
     def say(self, who: str, what: str) -> None:
         """Add a line to the time line, if there is one."""
@@ -75,7 +77,7 @@ class Log:
         """Note that the call of a message is over."""
         if told.ended is not None:
             return  # it was killed, and its task is cut off only now
-        told.ended = self.now()
+        told.ended = self.last_end = self.now()
         told.why = what
         self.active.pop(told.order, None)
         self.record.met[f"told {what}"] += 1
@@ -287,6 +289,7 @@ class Process:
 
     def _arrived(self, told: Told, receipt: Receipt) -> None:
         told.fate = "arrived"
+        self._log.heard = True
         if receipt.confirmed_by == "history":
             told.in_doubt = True
         self._log.end(self, told, f"arrived by {receipt.confirmed_by}")
@@ -377,6 +380,7 @@ class Process:
                 case "history":
                     async for _ in session.history(step.chat):
                         pass
+            self._log.heard = True
         except asyncio.CancelledError:
             if step.cancel is None:
                 raise
