@@ -14,11 +14,7 @@ from benchmarks.simulate.story import from_json, to_json
 from benchmarks.simulate.tally import tell_seeds
 
 STORIES = Path(__file__).parent / "stories"
-NOT_MENDED: dict[str, str] = {
-    "an-equal-text-is-in-doubt-as-one-is-settled": (
-        "settle() does not know of a message to the chat that is under way or in doubt meanwhile"
-    ),
-}
+NOT_MENDED: dict[str, str] = {}
 """Stories of faults that are known, with the reason."""
 
 

@@ -133,8 +133,9 @@ class _Generator:
         self.on = {name for name, chance in SWARM.items() if swarm.random() < strength * chance}
         if swarm.random() < 0.5:
             self.on.update(swarm.choice(THEMES))
-        if "date steps" in self.on:  # a new process does not know what the clock was before
-            self.on -= {"kills", "two machines"}
+        if "date steps" in self.on:
+            # A new process does not know what the clock was before, and neither does a Pending.
+            self.on -= {"kills", "two machines", "raises"}
         shape = self._random("shape")
         self.chats = shape.choice((1, 1, 2, 3, 4, 8))
         self.messages = shape.choice((3, 6, 10, 14, 20))
@@ -361,7 +362,9 @@ class _Generator:
             on_unknown="raise" if raises else "settle",
             cancel=self._soon(rng) if "cancels" in on and rng.random() < 0.35 else None,
             timeout=self._soon(rng) if "timeouts" in on and rng.random() < 0.4 else None,
-            settle=rng.choice((0.0, 3.0, 16.0, 40.0)) if raises or rng.random() < 0.5 else None,
+            settle=rng.choice((0.0, 3.0, 16.0, 40.0))
+            if "date steps" not in on and (raises or rng.random() < 0.5)
+            else None,
             again=rng.random() < 0.7,
             then=() if size else then,
         )

@@ -101,7 +101,7 @@ def _simpler_parts(part: Any) -> Iterator[Any]:
             for position in range(len(value)):
                 rest_of = (*value[:position], *value[position + 1 :])
                 yield msgspec.structs.replace(part, **{field.name: rest_of})
-        elif isinstance(value, float) and field.name not in _KEPT:
+        elif type(value) is float and field.name not in _KEPT:
             for rounder in (float(round(value)), round(value, 1), float(round(value / 2))):
                 if rounder != value and abs(rounder) <= abs(value) + 1:
                     yield msgspec.structs.replace(part, **{field.name: rounder})

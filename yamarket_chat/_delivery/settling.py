@@ -225,7 +225,13 @@ def _missing_fits(
     for item in items:
         following = set()
         for count in explained:
-            if not item.surely or not near or item.latest + offset < near[0].at:
+            # Its row may be older than these, or later than all is known.
+            if (
+                not item.surely
+                or not near
+                or item.latest + offset < near[0].at
+                or item.latest + 0.5 + offset > until
+            ):
                 following.add(count)
             if count < len(near) and _can_be(near[count], item, offset):
                 following.add(count + 1)
