@@ -16,7 +16,18 @@ from collections.abc import Iterable
 from yamarket_chat.limits import CUT_OFF, Limits, Rate
 
 from .record import Record, Told
-from .story import Access, Close, Down, MarketClock, OthersHold, OthersUse, Read, Says, SendMany, Story
+from .story import (
+    Access,
+    Close,
+    Down,
+    MarketClock,
+    OthersHold,
+    OthersUse,
+    Read,
+    Says,
+    SendMany,
+    Story,
+)
 
 BASE = 2.0
 """Seconds that every story may take longer."""

@@ -9,110 +9,15 @@ from msgspec.structs import replace
 
 from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Fault
-from yamarket_chat.sandbox.faults import FaultTime
 
 from . import story as parts
 from .story import AnyEvent, AnyStep, Failure, Story
+from .swarm import BEFORE_OR_AFTER, LATER, READ_FAULTS, SEND_FAULTS, SWARM, THEMES
 
 Random = random.Random
 
-SWARM: Mapping[str, float] = {
-    # The programs
-    "equal texts": 0.35,
-    "spaces": 0.15,
-    "files": 0.15,
-    "send_many": 0.25,
-    "one after another": 0.25,
-    "max_wait": 0.12,
-    "raises": 0.2,
-    "cancels": 0.3,
-    "timeouts": 0.1,
-    "closes": 0.15,
-    "kills": 0.08,
-    "reads": 0.2,
-    "two sessions": 0.2,
-    "two machines": 0.08,
-    "own http": 0.08,
-    "short timeout": 0.2,
-    "few attempts": 0.08,
-    # The limits
-    "tight": 0.35,
-    "tight reads": 0.1,
-    "burst": 0.1,
-    "fixed window": 0.15,
-    "few places": 0.25,
-    "lower at the Market": 0.08,
-    "no headers": 0.08,
-    "others use": 0.1,
-    "others hold": 0.1,
-    # The Market
-    "fails": 0.7,
-    "gives no answer": 0.15,
-    "reads fail": 0.3,
-    "last moment": 0.1,
-    "slow": 0.25,
-    "jitter": 0.2,
-    "keep-alive": 0.15,
-    "order": 0.4,
-    "pages": 0.12,
-    "delay": 0.12,
-    "milliseconds": 0.3,
-    "old rows": 0.15,
-    "buyers": 0.25,
-    "colleague": 0.08,
-    "down": 0.12,
-    "access": 0.06,
-    # The network
-    "far": 0.2,
-    "uneven": 0.2,
-    "pieces": 0.12,
-    "loss": 0.08,
-    "outage": 0.12,
-    "stall": 0.12,
-    "cut": 0.12,
-    "stray": 0.12,
-    # The clocks
-    "ahead": 0.3,
-    "skew": 0.15,
-    "date steps": 0.06,
-    "storage steps": 0.04,
-    "sleeps": 0.08,
-    "stops": 0.08,
-    "wall steps": 0.06,
-    "drift": 0.04,
-    "no boot clock": 0.08,
-}
-"""What a seed may switch on, and how likely."""
-
-THEMES: tuple[tuple[str, ...], ...] = (
-    # Things that only show together.
-    ("tight", "uneven", "cancels", "timeouts"),
-    ("tight", "uneven", "gives no answer", "short timeout"),
-    ("few places", "gives no answer", "short timeout", "reads"),
-    ("tight", "cancels", "max_wait"),
-    ("tight reads", "reads", "cut", "keep-alive"),
-    ("equal texts", "cancels", "timeouts", "fails", "slow"),
-    ("equal texts", "raises", "fails", "closes"),
-    ("equal texts", "fails", "last moment"),
-    ("equal texts", "skew", "fails"),
-    ("equal texts", "skew", "fails", "storage steps"),
-    ("equal texts", "sleeps", "fails", "slow"),
-    ("equal texts", "date steps", "fails", "slow"),
-    ("order", "pages", "old rows", "fails", "equal texts"),
-    ("order", "pages", "buyers", "gives no answer"),
-    ("last moment", "fails", "cancels", "short timeout", "delay"),
-    ("outage", "stops", "own http"),
-    ("outage", "stall", "cancels", "timeouts"),
-    ("stray", "one after another"),
-    ("stray", "reads", "few places"),
-    ("outage", "short timeout", "last moment", "fails"),
-)
-"""Sets of which a seed may switch all on at once."""
-
 # Seconds by which a history may be late.
 MOST_DELAY = 2.0
-
-_BEFORE_OR_AFTER: tuple[FaultTime, FaultTime] = ("before", "after")
 
 
 def generate(seed: int) -> Story:
@@ -209,6 +114,7 @@ class _Generator:
             order=rng.choice(("descending", "shuffled")) if "order" in self.on else "ascending",
             includes_from=rng.random() < 0.8,
             history_delay=round(rng.uniform(0.1, MOST_DELAY), 2) if "delay" in self.on else 0.0,
+            storage_hosts=rng.choice((0.3, 0.9)) if "storage hosts" in self.on else 0.0,
             page=rng.choice((1, 2, 3, 5)) if "pages" in self.on else 100,
             old_rows=rng.choice((1, 3, 14, 120)) if "old rows" in self.on else 0,
         )
@@ -370,7 +276,9 @@ class _Generator:
         )
 
     def _soon(self, rng: Random) -> float:
-        return round(rng.choice((0.0, 0.01, 0.1, 0.5, 2.0, 10.0, 25.0)) * rng.uniform(0.5, 2), 3)
+        flight = 2 * self._network().most  # while its request is on the way
+        soon = rng.choice((0.0, 0.01, 0.1, 0.5, 2.0, 10.0, 25.0, flight, flight))
+        return round(soon * rng.uniform(0.5, 2), 4)
 
     # What goes wrong
 
@@ -381,7 +289,7 @@ class _Generator:
         silent = rng.choice((0.2, 0.5))
         kinds = rng.sample(SEND_FAULTS, rng.choice((1, 2, 4, 12)))
         if "last moment" in self.on:
-            kinds = [*kinds, *_LATER]
+            kinds = [*kinds, *LATER]
         room = self._room_for_late_ones()
         for operation in ("send_message", "send_file"):
             if operation == "send_file" and "files" not in self.on:
@@ -390,7 +298,7 @@ class _Generator:
                 if "fails" in self.on and rng.random() < share:
                     fault = rng.choice(kinds)(rng)
                 elif "gives no answer" in self.on and rng.random() < silent:
-                    fault = Fault("no_answer", rng.choice(_BEFORE_OR_AFTER))
+                    fault = Fault("no_answer", rng.choice(BEFORE_OR_AFTER))
                 else:
                     continue
                 if fault.when == "later" and ("last moment" in self.on or fault.delay > room):
@@ -423,6 +331,10 @@ class _Generator:
         def moment() -> float:
             return round(rng.choice(moments) + rng.choice((0.05, 1.0, 5.0, 25.0)) * rng.random(), 3)
 
+        def as_it_is_read() -> float:
+            # The history is read 15 s after an attempt, in pages.
+            return round(rng.choice(moments) + rng.choice((15.0, 30.0)) + 8.0 * rng.random(), 3)
+
         def before(moments: list[float]) -> parts.Stray:
             # Just before a send, so that it lies unread on the connection that is used.
             at = max(rng.choice(moments) - rng.choice((0.05, 0.2, 1.0)), 0.0)
@@ -439,7 +351,7 @@ class _Generator:
             "buyers",
             30 if "pages" in self.on else 6,
             lambda: parts.Says(
-                at=moment(),
+                at=as_it_is_read() if "pages" in self.on else moment(),
                 chat=self._chat(rng),
                 who=rng.choice(("buyer", "buyer", "market", "support")),
                 text=rng.choice(("да", "нет", "?")),
@@ -566,70 +478,3 @@ class _Generator:
         return rng.choice(
             (-3600.0, -20.0, -7.0, -3.0, -1.0, -0.6, 0.6, 1.0, 3.0, 7.0, 20.0, 3600.0)
         )
-
-
-# The faults of single requests
-
-
-def _delay(rng: Random, least: float, most: float) -> float:
-    return round(rng.uniform(least, most), 2)
-
-
-def _status(status: int, *, html: bool = False, after: bool = True) -> Callable[[Random], Fault]:
-    """Return what makes a status; `after` says whether the Market may have carried it out."""
-
-    def make(rng: Random) -> Fault:
-        when = rng.choice(_BEFORE_OR_AFTER) if after else "before"
-        return Fault("status", when, status=status, html=html)
-
-    return make
-
-
-_LATER: tuple[Callable[[Random], Fault], ...] = (
-    lambda rng: Fault("reset", "later", delay=_delay(rng, 0.05, 9.9)),
-    lambda rng: Fault("no_answer", "later", delay=_delay(rng, 0.05, 9.9)),
-    lambda rng: Fault("half_body", "later", delay=_delay(rng, 0.05, 9.9)),
-    lambda rng: Fault("status", "later", status=504, delay=_delay(rng, 0.05, 9.9)),
-)
-
-SEND_FAULTS: tuple[Callable[[Random], Fault], ...] = (
-    *_LATER,
-    lambda rng: Fault("reset", rng.choice(_BEFORE_OR_AFTER)),
-    lambda rng: Fault("no_answer", rng.choice(_BEFORE_OR_AFTER)),
-    lambda rng: Fault("half_body", rng.choice(_BEFORE_OR_AFTER)),
-    lambda rng: Fault("slow", delay=_delay(rng, 0.5, 12.0)),
-    lambda rng: Fault("unsolicited", delay=_delay(rng, 0.0, 4.0)),
-    lambda rng: Fault("rate_limit", delay=_delay(rng, 0.5, 40.0)),
-    lambda rng: Fault("parallel_limit"),
-    _status(500),
-    _status(500, html=True),
-    _status(502),
-    _status(502, html=True),
-    _status(503, after=False),
-    _status(503, html=True),
-    _status(504),
-    _status(504, html=True),
-    _status(200, html=True),
-    _status(302),
-    _status(400, after=False),
-    _status(404, after=False),
-    _status(408),
-    _status(418, html=True),
-    _status(423, after=False),
-    _status(429, html=True, after=False),
-    _status(499),
-)
-
-READ_FAULTS: tuple[Callable[[Random], Fault], ...] = (
-    lambda rng: Fault("reset"),
-    lambda rng: Fault("no_answer"),
-    lambda rng: Fault("half_body", "after"),
-    lambda rng: Fault("slow", delay=_delay(rng, 0.5, 6.0)),
-    lambda rng: Fault("unsolicited", delay=_delay(rng, 0.0, 4.0)),
-    lambda rng: Fault("rate_limit", delay=_delay(rng, 0.5, 20.0)),
-    lambda rng: Fault("parallel_limit"),
-    _status(500, after=False),
-    _status(502, html=True, after=False),
-    _status(503, after=False),
-    _status(200, html=True, after=False),
-)

@@ -192,6 +192,7 @@ def circumstances(story: Story) -> str:
         return "the history cannot be read"
     if (
         story.market.storage_offset
+        or story.market.storage_hosts
         or story.clocks.drift
         or any(is_of_clocks(event) for event in story.events)
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox, StoredMessage
 from yamarket_chat.sandbox.state import HistoryPage
@@ -34,9 +35,10 @@ def name_of(fault: Fault) -> str:
 class Market:
     """The sandbox of a story, and what happens to it."""
 
-    def __init__(self, story: Story, log: Log, jitter: random.Random) -> None:
+    def __init__(self, story: Story, log: Log, jitter: random.Random, hosts: random.Random) -> None:
         self._story = story
         self._log = log
+        self._hosts = hosts
         self._failures = {
             (failure.operation, failure.number): failure.fault for failure in story.failures
         }
@@ -88,6 +90,24 @@ class Market:
                 return history(*arguments, limit=limit, **others)  # type: ignore[arg-type]
 
             state.history = shorter  # type: ignore[method-assign]
+
+        if market.storage_hosts:
+            self._store_on_hosts(market.storage_hosts)
+
+    def _store_on_hosts(self, differ: float) -> None:
+        """Let the rows be stored by hosts whose clocks differ."""
+        state, clock = self.box._state, self.box._clock
+        store = state.store
+
+        def by_some_host(*arguments: Any, **others: Any) -> StoredMessage:
+            before = clock._storage_offset
+            clock._storage_offset += self._hosts.uniform(-differ, differ)
+            try:
+                return store(*arguments, **others)
+            finally:
+                clock._storage_offset = before
+
+        state.store = by_some_host  # type: ignore[method-assign]
 
     def _fault(self, request: RequestInfo) -> Fault | None:
         fault = self._failures.get((request.operation, request.operation_number))

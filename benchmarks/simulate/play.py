@@ -48,7 +48,9 @@ class _Play:
         self.world = World(story.seed)
         self.since = 0.0
         self.log = Log(self.record, lambda: self.world.now - self.since, lines=lines)
-        self.market = Market(story, self.log, self.world.randomness("jitter"))
+        self.market = Market(
+            story, self.log, self.world.randomness("jitter"), self.world.randomness("hosts")
+        )
         self.market_loop = self.world.loop("market")
         self.loops: list[VirtualLoop] = []
         self.processes: list[Process] = []

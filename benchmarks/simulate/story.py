@@ -234,6 +234,8 @@ class Market(Part, frozen=True):
     clock_offset: float = 0.0
     storage_offset: float = 0.0
     storage_milliseconds: bool = False
+    storage_hosts: float = 0.0
+    """Seconds by which the clocks of several hosts of the storage may be ahead or behind."""
     strip_spaces: bool = True
     order: Literal["ascending", "descending", "shuffled"] = "ascending"
     includes_from: bool = True
