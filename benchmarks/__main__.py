@@ -1,9 +1,10 @@
-"""`python -m benchmarks [names] [--quick]`."""
+"""`python -m benchmarks [names] [--quick]`, and `python -m benchmarks simulate`."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -75,4 +76,8 @@ def _show(console: Console, report: Report) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["simulate"]:
+        from .simulate import command
+
+        sys.exit(command.main(sys.argv[2:]))
     main()

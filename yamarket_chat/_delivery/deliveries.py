@@ -38,7 +38,9 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
         content = self.content
         if isinstance(content, str):
             content = content_of_text(content)
-        earliest, latest = self.began + began.least, self.ended + ended.most
+        # If the Market's clock was set meanwhile, nobody knows on which side of that it was.
+        earliest = self.began + min(began.least, ended.least)
+        latest = self.ended + max(began.most, ended.most)
         return Stored(content, earliest, latest, self.surely, self.row_id)
 
 

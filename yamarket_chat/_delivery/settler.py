@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from msgspec.structs import replace
 
 from .._limits.clock import MarketClock
 from ..errors import ChatError, DeliveryUnknownError
 from ..pending import Content, Pending, Stored
 from .calls import Doubt
-from .deliveries import Deliveries, Delivery
+from .deliveries import SAME, Deliveries, Delivery
 from .failures import unknown_error
 from .histories import ReadHistory, read_history
 from .settling import KNOWN_FOR, SKEW, Found, Offset, content_of_text, last_equal, rows_of_shop
@@ -26,6 +27,10 @@ APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
 have been carried out. Rows and Dates have whole seconds, and the next message must have a later
 second."""
+
+SHOWS_WITHIN = 5.0
+"""Seconds within which a stored message stands in its chat's history. What was delivered later than
+so long before the history was read may be missing there."""
 
 
 class Suspect(msgspec.Struct, frozen=True):
@@ -158,6 +163,7 @@ class Settler:
             )
             if early > 0:
                 await wait(early)
+                asked = self._loop.time()
                 history = await read_history(read, oldest_needed)
         except ChatError as error:
             unknown = unknown_error(pending, f"its chat's history cannot be read: {error}")
@@ -168,16 +174,21 @@ class Settler:
             found, unclear = history.find_ever(wanted)
         else:
             now = self._loop.time()
-            known = self._deliveries.to_chat(pending.chat_id)
+            known = [
+                item if item.ended < asked - SHOWS_WITHIN else replace(item, surely=False)
+                for item in self._deliveries.to_chat(pending.chat_id)
+            ]
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, now)
             offset = self._offset_then(pending, now)
-            # What came long after it says nothing of the clocks of its time.
+            # Its chat rested, so what begins later than this was sent after it. Comparing with the
+            # end of its time would miss some, because clocks are known to within seconds. What came
+            # long after it says nothing of the clocks of its time.
             near = wanted.latest + LEARNT_FOR
             after = [
                 stored
                 for stored in here
-                if stored.earliest > wanted.latest
+                if stored.earliest > wanted.earliest + SAME
                 and (stored.earliest < near or stored.row_id is not None)
             ]
             found, unclear = history.find(wanted, pending.before, offset, after)

@@ -116,7 +116,7 @@ def find(
     known = {item.row_id for item in (*before, *after) if item.row_id is not None}
     shop = [row for row in shop if row.id not in known]
     before = [item for item in before if item.row_id is None]
-    later = [item for item in after if item.row_id is None and item.surely]
+    later = [item for item in after if item.row_id is None]  # may explain a row, if not surely
     verdicts = {_at_offset(shop, wanted, before, o) for o in offset.likely()}
     if Found.YES in verdicts:
         equal = [row for row in shop if row.content == wanted.content]
@@ -129,8 +129,10 @@ def find(
         by_content: dict[Content, list[Row]] = {}
         for row in shop:
             by_content.setdefault(row.content, []).append(row)
-        must += [wanted, *later]
-        if not any(_arrived_fits(by_content, must, wanted, o) for o in offset.all()):
+        must += [wanted, *(item for item in later if item.surely)]
+        if not any(_arrived_fits(by_content, must, wanted, o) for o in offset.all()) and (
+            _are_explained(by_content.get(wanted.content, ()), (*before, *later), wanted)
+        ):
             return Found.NO
     return Found.UNCLEAR
 
@@ -224,12 +226,29 @@ def _missing_fits(
     for item in items:
         following = set()
         for count in explained:
-            if not item.surely or not near or item.latest + offset < near[0].at:
+            # Its row may be older than these, or later than all is known.
+            if (
+                not item.surely
+                or not near
+                or item.latest + offset < near[0].at
+                or item.latest + 0.5 + offset > until
+            ):
                 following.add(count)
             if count < len(near) and _can_be(near[count], item, offset):
                 following.add(count + 1)
         explained = following
     return len(near) in explained
+
+
+def _are_explained(equal: Sequence[Row], items: Sequence[Stored], wanted: Stored) -> bool:
+    """Whether all rows near the attempt that say the same can be other messages.
+
+    If one cannot, it may be the message, and a clock was set since the rows before it were stored.
+    """
+    since, until = wanted.earliest - SKEW - 1.5, wanted.latest + SKEW + 0.5
+    near = [row for row in equal if since < row.at <= until]
+    items = [item for item in items if item.content == wanted.content]
+    return not near or any(_missing_fits(near, items, wanted, until, o) for o in Offset().all())
 
 
 def _time_of(row: Row) -> float:

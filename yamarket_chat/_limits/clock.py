@@ -135,9 +135,12 @@ class MarketClock:
         quickest = None if self._quickest is None else self._quickest.clock()
         if quickest is not None and all(quickest.agrees(other) for other in clocks):
             clock = clock.combined(quickest)
-        if before is None:
-            # No earlier Date can show whether the loop's time has stood still since.
-            clock = Clock(clock.least - self._stood_still_since(moment), clock.most)
+        # If the loop's time has stood still since, no Date from before may tell, or the Market's
+        # clock may have been set meanwhile, so that both readings agree by chance.
+        clock = Clock(clock.least - self._stood_still_since(moment), clock.most)
+        if before is not None and after is None:
+            # It may have stood still between that Date and the moment.
+            return Clock(clock.least, clock.most + self._stood_still_since(before.answered))
         return clock
 
     def _look_at_system(self) -> None:

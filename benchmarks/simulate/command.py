@@ -1,0 +1,143 @@
+"""`python -m benchmarks simulate`: plays seeds, replays one, and tries the mutants."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from .cores import cores, played
+from .generate import generate
+from .judge import judge
+from .mutants import MUTANTS, mutated
+from .play import play
+from .report import mutants_table, summary
+from .shrink import shrink
+from .story import Story, from_json, to_json
+from .tally import Tally
+from .timeline import told
+
+MUTANT_SEEDS = 2000
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; return its exit code: 1 if a promise did not hold."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks simulate", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000, help="how many seeds; default: 1000")
+    parser.add_argument("--from", dest="first", type=int, default=1, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=cores(), help="processes; default: all cores")
+    parser.add_argument(
+        "--record", type=Path, help="add the figures to those in this file, for many runs"
+    )
+    parser.add_argument("--replay", type=int, metavar="SEED", help="show what happens in a seed")
+    parser.add_argument("--story", type=Path, help="show what happens in a stored story")
+    parser.add_argument(
+        "--shrink", type=int, metavar="SEED", help="make the story of a failing seed short"
+    )
+    parser.add_argument("--mutant", choices=MUTANTS, metavar="NAME", help="leave a guard out")
+    parser.add_argument(
+        "--mutants", nargs="*", metavar="NAME", help="how many seeds each mutant takes; all of them"
+    )
+    options = parser.parse_args(arguments)
+    console = Console()
+    if options.mutants is not None:
+        return _mutants(console, options)
+    one = options.replay if options.replay is not None else options.shrink
+    if one is not None or options.story is not None:
+        story = generate(one) if one is not None else from_json(options.story.read_bytes())
+        with mutated(options.mutant):
+            return _one(story, shorter=options.shrink is not None)
+    return _many(console, options)
+
+
+def _one(story: Story, *, shorter: bool) -> int:
+    if shorter:
+        kinds = {violation.kind for violation in judge(story, play(story))}
+        if kinds:
+            story = shrink(story, lambda other: _fails(other, kinds))
+        print(to_json(story).decode())
+    record = play(story, lines=True)
+    violations = judge(story, record)
+    for line in told(story, record, violations):
+        print(line)
+    return 1 if violations else 0
+
+
+def _fails(story: Story, kinds: set[str]) -> bool:
+    return any(violation.kind in kinds for violation in judge(story, play(story)))
+
+
+def _many(console: Console, options: argparse.Namespace) -> int:
+    total = Tally()
+    shown: set[int] = set()
+    with _progress(console) as progress:
+        task = progress.add_task("seeds", total=options.seeds)
+        for tally in played(options.first, options.seeds, jobs=options.jobs, mutant=options.mutant):
+            total.add(tally)
+            failed = sum(total.violations.values())
+            progress.update(task, advance=tally.seeds, description=f"{failed} failed")
+            for kind, seeds in tally.failed.items():
+                for seed in seeds:
+                    if seed not in shown:
+                        shown.add(seed)
+                        console.print(f"seed {seed}: {kind}", highlight=False)
+    if options.record is not None:
+        stored = Tally()
+        if options.record.exists():
+            stored = msgspec.json.decode(options.record.read_bytes(), type=Tally)
+        stored.add(total)
+        text = msgspec.json.format(msgspec.json.encode(stored), indent=1)
+        options.record.write_bytes(text + b"\n")
+        total = stored
+    for line in summary(total):
+        print(line)
+    if total.failed and options.mutant is None:
+        seed = min(seed for seeds in total.failed.values() for seed in seeds)
+        story = generate(seed)
+        kinds = {violation.kind for violation in judge(story, play(story))}
+        if kinds:
+            story = shrink(story, lambda other: _fails(other, kinds))
+            console.print(f"The story of seed {seed}, as short as it gets:")
+            print(to_json(story).decode())
+    too_tame = total.seeds >= 1000 and total.missing()
+    return 1 if total.failed or too_tame else 0
+
+
+def _mutants(console: Console, options: argparse.Namespace) -> int:
+    names = options.mutants or list(MUTANTS)
+    if unknown := set(names) - set(MUTANTS):
+        sys.exit(f"unknown mutants {', '.join(sorted(unknown))}: choose from {', '.join(MUTANTS)}")
+    took: dict[str, tuple[int | None, str]] = {}
+    for name in names:
+        total = Tally()
+        for tally in played(
+            options.first,
+            options.seeds if options.seeds != 1000 else MUTANT_SEEDS,
+            jobs=options.jobs,
+            mutant=name,
+            stop=True,
+        ):
+            total.add(tally)
+            if total.knows_too_little():
+                break
+        kinds = ", ".join(sorted(total.failed))
+        found = min((seed for seeds in total.failed.values() for seed in seeds), default=None)
+        if found is None and total.knows_too_little():
+            found, kinds = total.seeds + options.first - 1, "unknown"
+        took[name] = (None if found is None else found - options.first + 1, kinds)
+        console.print(f"{name}: {took[name][0] or 'not found'} {kinds}", highlight=False)
+    for line in mutants_table(took):
+        print(line)
+    return 1 if any(found is None for found, _ in took.values()) else 0
+
+
+def _progress(console: Console) -> Progress:
+    columns = Progress.get_default_columns()
+    return Progress(
+        *columns[:2], MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+    )

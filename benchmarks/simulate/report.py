@@ -1,0 +1,44 @@
+"""The figures as a person reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from .judge import KINDS
+from .mutants import MUTANTS
+from .tally import Tally
+
+
+def summary(tally: Tally) -> Iterator[str]:
+    """Yield the lines of a summary."""
+    seconds = tally.seconds or 1.0
+    yield (
+        f"{tally.seeds:,} seeds, {tally.messages:,} messages, {tally.requests:,} requests,"
+        f" {tally.hours:,.0f} hours of virtual time;"
+        f" {tally.seeds / seconds:.0f} seeds and {tally.messages / seconds:,.0f} messages a second"
+        " and core"
+    )
+    yield "violations: " + ", ".join(f"{kind} {tally.violations.get(kind, 0)}" for kind in KINDS)
+    for name, count in sorted(tally.unknown.items()):
+        if name.startswith("in doubt: "):
+            group = name.removeprefix("in doubt: ")
+            unknown = tally.unknown.get(f"unknown: {group}", 0)
+            yield f"unknown, {group}: {unknown:,} of {count:,} in doubt ({unknown / count:.2%})"
+    for prefix in ("fault ", "read fault ", "event ", "told ", "settled: ", "with "):
+        found = {what: count for what, count in tally.met.items() if what.startswith(prefix)}
+        shown = ", ".join(
+            f"{what.removeprefix(prefix)} {count:,}" for what, count in sorted(found.items())
+        )
+        yield f"met, {prefix.strip(' :')}: {shown}"
+    if missing := tally.missing():
+        yield f"NEVER MET A SEND: {', '.join(missing)}"
+
+
+def mutants_table(took: Mapping[str, tuple[int | None, str]]) -> Iterator[str]:
+    """Yield the lines of the table for docs/delivery.md."""
+    yield "| guard | without it | found after | as |"
+    yield "| --- | --- | --: | --- |"
+    for name, (seeds, kinds) in took.items():
+        mutant = MUTANTS[name]
+        found = "not found" if seeds is None else f"{seeds:,} seeds" if seeds > 1 else "1 seed"
+        yield f"| {mutant.guard} | {mutant.without} | {found} | {kinds} |"

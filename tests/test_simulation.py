@@ -1,0 +1,62 @@
+"""Stories that are played in virtual time: a few hundred seeds, and those that once failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.simulate.generate import generate
+from benchmarks.simulate.judge import judge
+from benchmarks.simulate.mutants import mutated
+from benchmarks.simulate.play import play
+from benchmarks.simulate.story import from_json, to_json
+from benchmarks.simulate.tally import tell_seeds
+
+STORIES = Path(__file__).parent / "stories"
+NOT_MENDED: dict[str, str] = {}
+"""Stories of faults that are known, with the reason."""
+
+
+def stories() -> list[object]:
+    return [
+        pytest.param(
+            path,
+            id=path.stem,
+            marks=[pytest.mark.xfail(reason=NOT_MENDED[path.stem], strict=True)]
+            if path.stem in NOT_MENDED
+            else [],
+        )
+        for path in sorted(STORIES.glob("*.json"))
+    ]
+
+
+@pytest.mark.parametrize("path", stories())
+def test_a_story_that_once_failed_ends_well(path: Path) -> None:
+    story = from_json(path.read_bytes())
+    assert judge(story, play(story)) == []
+
+
+@pytest.mark.parametrize("first", range(1, 301, 25))
+def test_all_promises_hold(first: int) -> None:
+    tally = tell_seeds(first, first + 24)
+    assert tally.failed == {}, "python -m benchmarks simulate --shrink SEED shows what happens"
+
+
+# Mutants that are found at once: the simulation sees what it is there for.
+FOUND = {
+    "no-lines": 10,
+}
+
+
+@pytest.mark.parametrize(("name", "seeds"), FOUND.items())
+def test_a_product_without_a_guard_is_found_out(name: str, seeds: int) -> None:
+    with mutated(name):
+        assert tell_seeds(1, seeds, stop=True).failed
+
+
+def test_a_story_is_a_value() -> None:
+    for seed in range(50):
+        story = generate(seed)
+        assert generate(seed) == story
+        assert from_json(to_json(story)) == story
