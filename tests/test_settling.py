@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests import virtual
-from tests.helpers import HOUR, KEY, error_of, http_server, now, session_of, texts
+from tests.helpers import HOUR, KEY, error_of, http_server, now, outcome_of, session_of, texts
 from yamarket_chat import (
     ChatError,
     ChatSession,

@@ -1,8 +1,8 @@
 """The Market's clock: the Date of its responses, plus the loop's time since then.
 
 The local wall clock is not used, because it may be minutes off. But the loop's time may stand still
-while the machine sleeps or is paused, and either clock may be set. So the clock keeps the Dates of
-the last minutes, and dates a request by the responses that came before and after it. The system's
+while the machine sleeps or is paused, and either clock may be set. So the clock keeps some Dates,
+and dates a request by the responses that came before and after it. The system's
 clock is asked only how long the loop's time has stood still: before the first Date, nothing else
 can say.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import email.utils
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 
@@ -25,7 +25,7 @@ SPACING = 1.0
 """Seconds between two readings that are kept."""
 
 KEPT = 256
-"""The readings that are kept: more than four minutes, longer than deliveries are remembered."""
+"""The most readings that are kept. The older ones lie further apart."""
 
 HOLDS = 60.0
 """Seconds for which the Date of a quick response is kept although slower ones come."""
@@ -83,10 +83,10 @@ class MarketClock:
         self._loop = loop
         self._quickest: Reading | None = None  # recent: its Date is the most exact
         self._latest: Reading | None = None
-        self._kept: deque[Reading] = deque(maxlen=KEPT)
+        self._kept: list[Reading] = []
         self._next = NEVER  # when the next reading is kept
         # How long the loop's time had stood still, and when that was checked.
-        self._stood_still: deque[tuple[float, float]] = deque(maxlen=KEPT)
+        self._stood_still: list[tuple[float, float]] = []
         self._look_at_system()
 
     def read(self, headers: Mapping[str, str], asked: float, answered: float) -> None:
@@ -102,6 +102,7 @@ class MarketClock:
         if answered >= self._next:
             self._next = answered + SPACING
             self._kept.append(latest)
+            _thin_out(self._kept)
             self._look_at_system()
 
     def now(self) -> Clock | None:
@@ -145,11 +146,21 @@ class MarketClock:
 
     def _look_at_system(self) -> None:
         self._stood_still.append((self._loop.time(), stood_still(self._loop)))
+        _thin_out(self._stood_still)
 
     def _stood_still_since(self, moment: float) -> float:
         totals = [total for at, total in self._stood_still if at <= moment]
         stood = abs(stood_still(self._loop) - (totals[-1] if totals else self._stood_still[0][1]))
         return stood if stood > NOTICEABLE else 0.0
+
+
+def _thin_out(kept: list[Any]) -> None:
+    """Drop every other item of the older half if there are too many. The first one stays.
+
+    So something is known of any moment: to read a long history may take an hour.
+    """
+    if len(kept) > KEPT:
+        del kept[1 : KEPT // 2 : 2]
 
 
 def _answered(reading: Reading) -> float:
