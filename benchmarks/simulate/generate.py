@@ -78,7 +78,9 @@ class _Generator:
         rng = self._random("limits")
         own: dict[str, Rate] = {}
         if "tight" in self.on:
-            requests, per = rng.choice(((1, 3.0), (2, 5.0), (3, 20.0), (5, 60.0), (8, 600.0)))
+            requests, per = rng.choice(
+                ((1, 3.0), (4, 3.0), (2, 5.0), (3, 20.0), (5, 60.0), (8, 600.0))
+            )
             burst = rng.randint(1, requests) if "burst" in self.on else None
             own["send_message"] = Rate(requests, per=per, burst=burst)
             own["send_file"] = Rate(max(1, requests // 2), per=per)
