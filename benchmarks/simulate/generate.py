@@ -224,7 +224,7 @@ class _Generator:
         if "storage steps" in self.on:
             # They are set in a long pause.
             pause = rng.choice([step.at for step in steps])
-            steps = [replace(s, at=s.at + 170.0) if s.at >= pause else s for s in steps]
+            steps = [replace(s, at=s.at + 400.0) if s.at >= pause else s for s in steps]
         steps.sort(key=lambda step: step.at)
         return tuple(steps)
 
