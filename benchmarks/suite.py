@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import cost, decoding, faults, growth, imports, limit
+from . import cost, decoding, faults, growth, imports, limit, simulation
 from .report import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -14,4 +14,5 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "growth": growth,
     "decoding": decoding,
     "imports": imports,
+    "simulation": simulation,
 }

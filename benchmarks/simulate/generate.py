@@ -78,7 +78,9 @@ class _Generator:
         rng = self._random("limits")
         own: dict[str, Rate] = {}
         if "tight" in self.on:
-            requests, per = rng.choice(((1, 3.0), (2, 5.0), (3, 20.0), (5, 60.0), (8, 600.0)))
+            requests, per = rng.choice(
+                ((1, 3.0), (4, 3.0), (2, 5.0), (3, 20.0), (5, 60.0), (8, 600.0))
+            )
             burst = rng.randint(1, requests) if "burst" in self.on else None
             own["send_message"] = Rate(requests, per=per, burst=burst)
             own["send_file"] = Rate(max(1, requests // 2), per=per)
@@ -222,7 +224,7 @@ class _Generator:
         if "storage steps" in self.on:
             # They are set in a long pause.
             pause = rng.choice([step.at for step in steps])
-            steps = [replace(s, at=s.at + 170.0) if s.at >= pause else s for s in steps]
+            steps = [replace(s, at=s.at + 400.0) if s.at >= pause else s for s in steps]
         steps.sort(key=lambda step: step.at)
         return tuple(steps)
 

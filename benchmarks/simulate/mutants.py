@@ -138,8 +138,8 @@ def settle_does_not_wait(patch: Patch) -> None:
     async def no_wait(seconds: float) -> None:
         pass
 
-    def settle(self: Any, pending: Any, read: Any, wait: Any) -> Any:
-        return original(self, pending, read, no_wait)
+    def settle(self: Any, pending: Any, read: Any, wait: Any, under_way: Any) -> Any:
+        return original(self, pending, read, no_wait, under_way)
 
     patch(settler.Settler, "settle", settle)
 
@@ -389,7 +389,15 @@ def place_held_while_settling(patch: Patch) -> None:
 
 @_mutant("a connection that has received anything is not used", "it is used")
 def unread_bytes(patch: Patch) -> None:
+    original = bodies.RequestBody.begin
+
+    def begin(self: Any, writer: Any) -> None:
+        self.sent = False
+        original(self, writer)
+
     patch(bodies, "_is_readable", lambda protocol, transport: False)
+    patch(bodies.RequestBody, "begin", begin)
+    patch(bodies.RequestBody, "sent", True)  # or an answer before the request is seen to be none
 
 
 @_mutant("a connection is not used again after an answer that is not the API's", "it is used")

@@ -57,6 +57,7 @@ class _Play:
         self.tasks: list[asyncio.Task[None]] = []
         self.unsettled: list[Unsettled] = [[] for _ in range(story.machines())]
         self._passes = 0
+        self._running = 0  # programs
 
     def run(self) -> Record:
         with _noticed(self.log):
@@ -139,6 +140,8 @@ class _Play:
             self.processes.append(process)
         since = loop.time() - (self.world.now - self.since)
         task = loop.create_task(process.live(since))
+        task.add_done_callback(self._ended)
+        self._running += 1
         if machine < len(self.tasks):
             self.tasks[machine] = task
         else:
@@ -149,15 +152,18 @@ class _Play:
         if self.tasks[machine].done():
             return  # there is nothing to kill
         self.log.say("world", f"kills program {machine}")
+        self._running -= 1  # its task never ends
+        self.tasks[machine].remove_done_callback(self._ended)
         self.processes[machine].kill()
         self.loops[machine].kill()
         self._boot(machine, self.processes[machine].life + 1, step.at)
 
+    def _ended(self, _: asyncio.Task[None]) -> None:
+        self._running -= 1
+
     def _all_done(self) -> bool:
-        self._passes += 1
-        if self._passes > MOST_PASSES:
-            return True
-        return all(task.done() for task in self.tasks)
+        self._passes += 1  # this is asked in each of them
+        return not self._running or self._passes > MOST_PASSES
 
     def _until_done(self, limit: float) -> bool:
         try:

@@ -94,6 +94,7 @@ THEMES: tuple[tuple[str, ...], ...] = (
     ("equal texts", "fails", "last moment"),
     ("equal texts", "skew", "fails"),
     ("equal texts", "skew", "gives no answer"),
+    ("storage steps", "fails"),
     ("equal texts", "storage hosts", "fails", "last moment"),
     ("equal texts", "raises", "last moment", "fails"),
     ("equal texts", "skew", "fails", "storage steps"),

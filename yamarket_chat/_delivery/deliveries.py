@@ -64,6 +64,11 @@ class Deliveries:
         while deliveries and deliveries[0].ended < oldest:
             deliveries.popleft()
 
+    def drop(self, delivery: Delivery) -> None:
+        """Forget a delivery, because its outcome is known now."""
+        if delivery in self._deliveries:
+            self._deliveries.remove(delivery)
+
     def to_chat(self, chat_id: int) -> list[Delivery]:
         """Return the messages that were or may have been delivered to a chat recently, in order."""
         return [delivery for delivery in self._deliveries if delivery.chat_id == chat_id]

@@ -188,6 +188,8 @@ class Sending:
             settle_after,
         )
         attempt = suspect.doubt.attempt
+        delivery = suspect.delivery(surely=False)
+        self._deliveries.remember(delivery, self._loop.time())  # others may be settled meanwhile
         self.scheduler.hold(turn.ticket, attempt, suspect.until)  # undone by `leave_suspect`
         await asyncio.sleep(suspect.until - self._loop.time())
         turn.spent += settle_after
@@ -196,6 +198,7 @@ class Sending:
         read = partial(self._history, turn.chat_id, ask)
         found, unclear = await self._settler.look_up(suspect, read)
         turn.spent = reading.spent
+        self._deliveries.drop(delivery)
         self.scheduler.release(turn.ticket, attempt)
         if found is Found.UNCLEAR:
             turn.suspect = msgspec.structs.replace(suspect, why=f"{suspect.why}; {unclear}")
@@ -211,7 +214,9 @@ class Sending:
     def leave_suspect(self, ticket: Ticket, suspect: Suspect) -> None:
         """End the turn of a message that may still arrive. Its chat rests until it cannot."""
         now = self._loop.time()
-        self._deliveries.remember(suspect.delivery(surely=False), now)
+        delivery = suspect.delivery(surely=False)
+        self._deliveries.drop(delivery)  # remembered already if its settling was cancelled
+        self._deliveries.remember(delivery, now)
         self.scheduler.release(ticket, suspect.doubt.attempt)
         self.scheduler.leave(ticket, suspect.rest(now))
 
@@ -231,7 +236,8 @@ class Sending:
         wait = partial(self.scheduler.pause, ticket)
         ask = partial(self._calls.ask, max_wait=max_wait)
         read = partial(self._history, pending.chat_id, ask)
-        if not await self._settler.settle(pending, read, wait):
+        under_way = partial(self.scheduler.under_way, pending.chat_id)
+        if not await self._settler.settle(pending, read, wait, under_way):
             return None
         return Receipt(pending.chat_id, pending.requests, "history", None)
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec.structs import replace
 
+from .._http.attempt import Attempt
 from .._limits.clock import MarketClock
 from ..errors import ChatError, DeliveryUnknownError
 from ..pending import Content, Pending, Stored
@@ -140,11 +141,16 @@ class Settler:
         return found, unclear
 
     async def settle(
-        self, pending: Pending, read: ReadHistory, wait: Callable[[float], Awaitable[None]]
+        self,
+        pending: Pending,
+        read: ReadHistory,
+        wait: Callable[[float], Awaitable[None]],
+        under_way: Callable[[], Attempt | None],
     ) -> bool:
         """Return whether a stored message of unknown outcome, of this process or another, arrived.
 
         If the Market may still carry it out, this awaits `wait(seconds)` and reads once more.
+        `under_way` returns the attempt that is in progress in the chat: it may say the same.
         Raises DeliveryUnknownError if the history cannot be read or is unclear.
         """
         wanted = _wanted(pending)
@@ -178,6 +184,10 @@ class Settler:
                 item if item.ended < asked - SHOWS_WITHIN else replace(item, surely=False)
                 for item in self._deliveries.to_chat(pending.chat_id)
             ]
+            attempt = under_way()
+            if attempt is not None:
+                content = wanted.content
+                known.append(Delivery(pending.chat_id, content, attempt.began, now, surely=False))
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, now)
             offset = self._offset_then(pending, now)

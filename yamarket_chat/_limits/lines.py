@@ -44,6 +44,13 @@ class Lines:
         ticket.before = ticket.after = None  # or a kept traceback would keep all of them
         return after if before is None and after is not None and after.future is not None else None
 
+    def first(self, line: int) -> Ticket | None:
+        """Return the first call of a line."""
+        first = self._last.get(line)
+        while first is not None and first.before is not None:
+            first = first.before
+        return first
+
     def block(self, line: int | None, until: float) -> None:
         """Let no call of a line go before a moment. A call that has no line is never blocked."""
         if line is None:

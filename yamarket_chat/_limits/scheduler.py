@@ -400,6 +400,11 @@ class Scheduler:
             waiting=queue.waiting,
         )
 
+    def under_way(self, line: int) -> Attempt | None:
+        """Return the attempt of a line that is in progress, if there is one."""
+        first = self._lines.first(line)
+        return None if first is None else first.attempt
+
     def is_waiting_for_answer(self, group: CallGroup) -> bool:
         """Whether only an answer frees a slot, and this group waits for an answer."""
         if self._places.wait() is not None:
