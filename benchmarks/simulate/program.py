@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, assert_never
 
 import aiohttp
+import msgspec
 
 from yamarket_chat import (
     ChatError,
@@ -311,7 +312,9 @@ class Process:
         await asyncio.sleep(wait)
         self._log.say(self.name, f"chat {told.chat}: settles {told.content!r}")
         try:
-            receipt = await self._session(session).settle(pending)
+            # As it is stored: that is what it is for.
+            stored = msgspec.json.decode(msgspec.json.encode(pending), type=Pending)
+            receipt = await self._session(session).settle(stored)
         except DeliveryUnknownError as error:
             arrived = None
             told.said = f"settle: {error}"
