@@ -138,11 +138,11 @@ def _mutants(console: Console, options: argparse.Namespace) -> int:
             only=options.only or MUTANTS[name].aim,
         ):
             total.add(tally)
-            if total.knows_too_little():
+            if total.knows_too_little() and not MUTANTS[name].aim:
                 break
         kinds = ", ".join(sorted(total.failed))
         found = min((seed for seeds in total.failed.values() for seed in seeds), default=None)
-        if found is None and total.knows_too_little():
+        if found is None and total.knows_too_little() and not MUTANTS[name].aim:
             found, kinds = total.seeds + options.first - 1, "unknown"
         took[name] = (None if found is None else found - options.first + 1, kinds)
         console.print(f"{name}: {took[name][0] or 'not found'} {kinds}", highlight=False)
