@@ -91,7 +91,13 @@ def _many(console: Console, options: argparse.Namespace) -> int:
     shown: set[int] = set()
     with _progress(console) as progress:
         task = progress.add_task("seeds", total=options.seeds)
-        for tally in played(options.first, options.seeds, jobs=options.jobs, mutant=options.mutant):
+        for tally in played(
+            options.first,
+            options.seeds,
+            jobs=options.jobs,
+            mutant=options.mutant,
+            only=options.only,
+        ):
             total.add(tally)
             failed = sum(total.violations.values())
             progress.update(task, advance=tally.seeds, description=f"{failed} failed")
