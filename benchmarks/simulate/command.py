@@ -19,6 +19,7 @@ from .play import play
 from .report import mutants_table, summary
 from .shrink import shrink
 from .story import Story, from_json, to_json
+from .swarm import SWARM
 from .tally import Tally
 from .timeline import told
 
@@ -39,17 +40,30 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--shrink", type=int, metavar="SEED", help="make the story of a failing seed short"
     )
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="THINGS",
+        help="switch on these rare things of swarm.py, separated by commas, and no others",
+    )
     parser.add_argument("--mutant", choices=MUTANTS, metavar="NAME", help="leave a guard out")
     parser.add_argument(
         "--mutants", nargs="*", metavar="NAME", help="how many seeds each mutant takes; all of them"
     )
     options = parser.parse_args(arguments)
+    if strange := set(options.only) - set(SWARM):
+        parser.error(f"there is no {', '.join(strange)}: choose from {', '.join(SWARM)}")
     console = Console()
     if options.mutants is not None:
         return _mutants(console, options)
     one = options.replay if options.replay is not None else options.shrink
     if one is not None or options.story is not None:
-        story = generate(one) if one is not None else from_json(options.story.read_bytes())
+        story = (
+            generate(one, options.only)
+            if one is not None
+            else from_json(options.story.read_bytes())
+        )
         with mutated(options.mutant):
             return _one(story, shorter=options.shrink is not None)
     return _many(console, options)
@@ -98,7 +112,7 @@ def _many(console: Console, options: argparse.Namespace) -> int:
         print(line)
     if total.failed and options.mutant is None:
         seed = min(seed for seeds in total.failed.values() for seed in seeds)
-        story = generate(seed)
+        story = generate(seed, options.only)
         kinds = {violation.kind for violation in judge(story, play(story))}
         if kinds:
             story = shrink(story, lambda other: _fails(other, kinds))
@@ -121,6 +135,7 @@ def _mutants(console: Console, options: argparse.Namespace) -> int:
             jobs=options.jobs,
             mutant=name,
             stop=True,
+            only=options.only or MUTANTS[name].aim,
         ):
             total.add(tally)
             if total.knows_too_little():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .mutants import apply
 from .tally import Tally, tell_seeds
@@ -21,7 +21,13 @@ def cores() -> int:
 
 
 def played(
-    first: int, seeds: int, *, jobs: int, mutant: str | None = None, stop: bool = False
+    first: int,
+    seeds: int,
+    *,
+    jobs: int,
+    mutant: str | None = None,
+    stop: bool = False,
+    only: Sequence[str] = (),
 ) -> Iterator[Tally]:
     """Play seeds from the first on, and yield the figures of some seeds at a time, in order.
 
@@ -29,7 +35,7 @@ def played(
     """
     last = first + seeds - 1
     chunks = [
-        (begin, min(begin + CHUNK - 1, last), stop) for begin in range(first, last + 1, CHUNK)
+        (begin, min(begin + CHUNK - 1, last), stop, only) for begin in range(first, last + 1, CHUNK)
     ]
     # Spawned: nothing of this process comes along, neither a mutant nor a seed of a hash.
     context = multiprocessing.get_context("spawn")
@@ -47,6 +53,6 @@ def _begin(mutant: str | None) -> None:
     gc.freeze()  # what is imported stays: to look through it again and again costs a lot
 
 
-def _chunk(chunk: tuple[int, int, bool]) -> Tally:
-    first, last, stop = chunk
-    return tell_seeds(first, last, stop=stop)
+def _chunk(chunk: tuple[int, int, bool, Sequence[str]]) -> Tally:
+    first, last, stop, only = chunk
+    return tell_seeds(first, last, stop=stop, only=only)

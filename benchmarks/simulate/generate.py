@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -20,24 +20,28 @@ Random = random.Random
 MOST_DELAY = 2.0
 
 
-def generate(seed: int) -> Story:
-    """Return the story of a seed."""
-    return _Generator(seed).story()
+def generate(seed: int, only: Sequence[str] = ()) -> Story:
+    """Return the story of a seed. `only` switches on these rare things, and no others."""
+    return _Generator(seed, only).story()
 
 
-def switched_on(seed: int) -> set[str]:
+def switched_on(seed: int, only: Sequence[str] = ()) -> set[str]:
     """Return the rare things that a seed switches on."""
-    return _Generator(seed).on
+    return _Generator(seed, only).on
 
 
 class _Generator:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, only: Sequence[str]) -> None:
         self.seed = seed
         swarm = self._random("swarm")
         strength = swarm.choice((0.3, 1.0, 1.0, 1.0, 1.6))
         self.on = {name for name, chance in SWARM.items() if swarm.random() < strength * chance}
         if swarm.random() < 0.5:
+            if swarm.random() < 0.4:
+                self.on.clear()  # nothing hides what only the theme shows
             self.on.update(swarm.choice(THEMES))
+        if only:
+            self.on = set(only)
         if "date steps" in self.on:
             # A new process does not know what the clock was before, and neither does a Pending.
             self.on -= {"kills", "two machines", "raises"}

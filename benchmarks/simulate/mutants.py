@@ -41,16 +41,19 @@ class Mutant(msgspec.Struct, frozen=True):
     guard: str
     without: str
     leave_out: Callable[[Patch], None]
+    aim: tuple[str, ...] = ()
+    """The rare things that show it, if seeds with anything else hardly do."""
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
 def _mutant(
-    guard: str, without: str
+    guard: str, without: str, *, aim: tuple[str, ...] = ()
 ) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     def add(leave_out: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        MUTANTS[leave_out.__name__.strip("_").replace("_", "-")] = Mutant(guard, without, leave_out)
+        name = leave_out.__name__.strip("_").replace("_", "-")
+        MUTANTS[name] = Mutant(guard, without, leave_out, aim)
         return leave_out
 
     return add
@@ -93,7 +96,11 @@ def no_rest(patch: Patch) -> None:
     patch(settler.Suspect, "rest", lambda self, now: 0.0)
 
 
-@_mutant("the rest is 3 s longer than the message may take", "not longer")
+@_mutant(
+    "the rest is 3 s longer than the message may take",
+    "not longer",
+    aim=("equal texts", "raises", "last moment", "fails"),
+)
 def not_apart(patch: Patch) -> None:
     patch(settler, "APART", 0.0)
 
@@ -183,7 +190,11 @@ def suspects_are_forgotten(patch: Patch) -> None:
     patch(deliveries.Deliveries, "remember", remember)
 
 
-@_mutant("a message found in a history is known by the id of its row", "by its time")
+@_mutant(
+    "a message found in a history is known by the id of its row",
+    "by its time",
+    aim=("equal texts", "skew", "gives no answer"),
+)
 def no_row_ids(patch: Patch) -> None:
     original = settler.Suspect.delivery
 
@@ -233,7 +244,9 @@ def no_skew(patch: Patch) -> None:
     patch(settling.Offset, "likely", lambda self: range(1))
 
 
-@_mutant("a learnt offset has a margin of 2 s", "none")
+@_mutant(
+    "a learnt offset has a margin of 2 s", "none", aim=("equal texts", "storage hosts", "fails")
+)
 def no_margin(patch: Patch) -> None:
     patch(skew, "MARGIN", 0.0)
 
@@ -276,7 +289,11 @@ def one_row_descends(patch: Patch) -> None:
     patch(histories, "PROVEN", 1)
 
 
-@_mutant("a history in no order is read twice", "once")
+@_mutant(
+    "a history in no order is read twice",
+    "once",
+    aim=("order", "pages", "buyers", "gives no answer", "slow"),
+)
 def read_once(patch: Patch) -> None:
     async def read_history(read: Any, oldest_needed: Any) -> Any:
         return await histories._read(read, oldest_needed)

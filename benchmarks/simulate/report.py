@@ -40,5 +40,6 @@ def mutants_table(took: Mapping[str, tuple[int | None, str]]) -> Iterator[str]:
     yield "| --- | --- | --: | --- |"
     for name, (seeds, kinds) in took.items():
         mutant = MUTANTS[name]
+        aimed = ", aimed" if mutant.aim else ""
         found = "not found" if seeds is None else f"{seeds:,} seeds" if seeds > 1 else "1 seed"
-        yield f"| {mutant.guard} | {mutant.without} | {found} | {kinds} |"
+        yield f"| {mutant.guard} | {mutant.without} | {found}{aimed} | {kinds} |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
@@ -85,15 +86,15 @@ def tell(story: Story) -> tuple[list[Violation], Tally]:
     )
 
 
-def tell_seeds(first: int, last: int, *, stop: bool = False) -> Tally:
+def tell_seeds(first: int, last: int, *, stop: bool = False, only: Sequence[str] = ()) -> Tally:
     """Play the stories of the seeds from the first to the last, or up to the first that fails."""
     tally = Tally()
     began = time.process_time()  # once: on some systems to ask costs as much as a message
     for seed in range(first, last + 1):
-        violations, figures = tell(generate(seed))
+        violations, figures = tell(generate(seed, only))
         figures.spans = [(seed, seed)]
         if any(what.startswith("in doubt") for what in figures.unknown):
-            figures.met.update((f"with {feature}", 1) for feature in switched_on(seed))
+            figures.met.update((f"with {feature}", 1) for feature in switched_on(seed, only))
         tally.add(figures)
         if stop and violations:
             break
