@@ -18,6 +18,7 @@ from ..listing import Item, Page, Unreadable
 from ..models import Campaign, Chat, ChatContext, Message, Received, Token
 
 TRACEPARENT = istr("traceparent")
+DATE = istr("Date")
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
