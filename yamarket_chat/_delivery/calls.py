@@ -154,12 +154,7 @@ class Calls:
             if isinstance(answer.seen, NoAnswer) and answer.seen.cancelled is not None:
                 raise answer.seen.cancelled
             raise self._failures.error(operation.name, answer.seen)
-        result = answer.decoded if operation.answer is Any else answer.decoded.result
-        if result is None:
-            error = self._failures.error(operation.name, answer)
-            error.sent = None  # the Market said that it carried the call out
-            raise error
-        return result
+        return answer.decoded if operation.answer is Any else answer.decoded.result
 
     async def call(
         self, ticket: Ticket, request: Request, budget: Budget, max_wait: float | None
@@ -197,6 +192,9 @@ class Calls:
                 else:
                     if seen.decoded is not None:  # a balancer in front may have another clock
                         self._shared.clock.read(seen.headers, seen.began, seen.ended)
+                    else:
+                        # The Market's own answer may follow. No other request must take it.
+                        body.give_up()
                     if seen.status == 420:
                         pause = self._refused(ticket, attempt, operation, seen)
                         body = None  # or it would be kept while the call pauses
@@ -208,6 +206,8 @@ class Calls:
                     )
                     if is_done(seen):
                         return seen
+                    if judge(seen) is Verdict.UNKNOWN:
+                        body.give_up()  # as above
                 body = None
                 budget.attempts += 1
                 budget.spent += attempt.ended - attempt.began

@@ -7,7 +7,8 @@ from collections import deque
 
 import msgspec
 
-from .._limits.clock import MarketClock
+from .._limits.clock import MarketClock, parse_date
+from ..limits import CUT_OFF
 from ..pending import Content, Stored
 from .settling import KNOWN_FOR, SKEW, content_of_text
 
@@ -29,15 +30,22 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
     ended: float
     surely: bool = True
     row_id: int | None = None  # of its row in the history, if it was found there
+    date: str | None = None  # the Date header of the response that confirmed it
 
     def on(self, clock: MarketClock) -> Stored | None:
         """Return the delivery on the Market's clock; None if that clock is not known."""
-        began, ended = clock.at(self.began), clock.at(self.ended)
-        if began is None or ended is None:
-            return None
         content = self.content
         if isinstance(content, str):
             content = content_of_text(content)
+        date = parse_date(self.date)
+        if date is not None:
+            # Nothing is as exact, and a clock that was set before or after does not matter.
+            took = self.ended - self.began
+            least = date - took - min(clock.stood_still_since(self.began), CUT_OFF)
+            return Stored(content, least, date + 1 + took, self.surely, self.row_id)
+        began, ended = clock.at(self.began), clock.at(self.ended)
+        if began is None or ended is None:
+            return None
         # If the Market's clock was set meanwhile, nobody knows on which side of that it was.
         earliest = self.began + min(began.least, ended.least)
         latest = self.ended + max(began.most, ended.most)

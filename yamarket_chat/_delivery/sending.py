@@ -14,7 +14,7 @@ from typing import Any, Self
 import msgspec
 
 from .._http import operations
-from .._http.answers import Answer, NoAnswer
+from .._http.answers import DATE, Answer, NoAnswer
 from .._http.bodies import JsonBody, RequestBody
 from .._http.operations import Operation
 from .._http.uploads import Upload
@@ -155,7 +155,13 @@ class Sending:
                 answer = await self._calls.call(turn.ticket, turn, turn, max_wait)
                 if isinstance(answer, Answer):
                     self._deliveries.remember(
-                        Delivery(turn.chat_id, turn.content(), answer.began, answer.ended),
+                        Delivery(
+                            turn.chat_id,
+                            turn.content(),
+                            answer.began,
+                            answer.ended,
+                            date=answer.headers.get(DATE),
+                        ),
                         answer.ended,
                     )
                     turn.ticket.attempt = None

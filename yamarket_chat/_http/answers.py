@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, get_origin
 
 import msgspec
 from multidict import CIMultiDictProxy, istr
@@ -18,6 +18,7 @@ from ..listing import Item, Page, Unreadable
 from ..models import Campaign, Chat, ChatContext, Message, Received, Token
 
 TRACEPARENT = istr("traceparent")
+DATE = istr("Date")
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -150,7 +151,13 @@ def decoder(form: Any) -> Decode:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
-    return read
+    def read_result(body: bytes) -> Any:
+        answer = read(body)
+        if answer is not None and answer.status == "OK" and answer.result is None:
+            return None  # an OK to another request
+        return answer
+
+    return read_result if get_origin(form) is Answered else read
 
 
 decode_envelope = decoder(Envelope)

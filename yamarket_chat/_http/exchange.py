@@ -206,12 +206,7 @@ class Exchange:
         if reason is not None:
             return Answer(status, headers, b"", None, attempt.began, ended, parent, reason)
         read = decode if status == 200 else decode_envelope
-        decoded = read(content)
-        if decoded is None:
-            # Perhaps a server on the way sent it, and the Market's answer follows. No other
-            # request must take that for its answer.
-            body.give_up()
-        return Answer(status, headers, content, decoded, attempt.began, ended, parent)
+        return Answer(status, headers, content, read(content), attempt.began, ended, parent)
 
     def _headers_of(self, body: RequestBody) -> CIMultiDict[str]:
         # Not in a variable, because a traceback would show it.

@@ -138,17 +138,18 @@ class MarketClock:
             clock = clock.combined(quickest)
         # If the loop's time has stood still since, no Date from before may tell, or the Market's
         # clock may have been set meanwhile, so that both readings agree by chance.
-        clock = Clock(clock.least - self._stood_still_since(moment), clock.most)
+        clock = Clock(clock.least - self.stood_still_since(moment), clock.most)
         if before is not None and after is None:
             # It may have stood still between that Date and the moment.
-            return Clock(clock.least, clock.most + self._stood_still_since(before.answered))
+            return Clock(clock.least, clock.most + self.stood_still_since(before.answered))
         return clock
 
     def _look_at_system(self) -> None:
         self._stood_still.append((self._loop.time(), stood_still(self._loop)))
         _thin_out(self._stood_still)
 
-    def _stood_still_since(self, moment: float) -> float:
+    def stood_still_since(self, moment: float) -> float:
+        """Return for how many seconds the loop's time has stood still since a moment, at most."""
         totals = [total for at, total in self._stood_still if at <= moment]
         stood = abs(stood_still(self._loop) - (totals[-1] if totals else self._stood_still[0][1]))
         return stood if stood > NOTICEABLE else 0.0
