@@ -43,21 +43,17 @@ def test_all_promises_hold(first: int) -> None:
     assert tally.failed == {}, "python -m benchmarks simulate --shrink SEED shows what happens"
 
 
-# Mutants that are found soon: the simulation sees what it is there for.
-FOUND = {
-    "no-lines": 10,
-    "no-rest": 30,
-    "no-settling": 10,
-    "settle-does-not-wait": 60,
-    "free-window": 30,
-    "no-timeout": 10,
-}
+# Mutants that are found soon, and usually far sooner than this: the simulation sees what it is for.
+FOUND_WITHIN = 200
 
 
-@pytest.mark.parametrize(("name", "seeds"), FOUND.items())
-def test_a_product_without_a_guard_is_found_out(name: str, seeds: int) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["no-lines", "no-rest", "no-settling", "settle-does-not-wait", "free-window", "no-timeout"],
+)
+def test_a_product_without_a_guard_is_found_out(name: str) -> None:
     with mutated(name):
-        assert tell_seeds(1, seeds, stop=True).failed
+        assert tell_seeds(1, FOUND_WITHIN, stop=True).failed
 
 
 @pytest.mark.parametrize("name", MUTANTS)
