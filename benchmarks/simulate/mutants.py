@@ -320,7 +320,11 @@ def free_window(patch: Patch) -> None:
     patch(Window, "unanswered", unanswered)
 
 
-@_mutant("it counts from when the Market has ended it", "from when it was given up")
+@_mutant(
+    "it counts from when the Market has ended it",
+    "from when it was given up",
+    aim=("tight", "cancels", "uneven"),
+)
 def window_without_cut_off(patch: Patch) -> None:
     patch(window, "CUT_OFF", 0.0)
 
@@ -364,7 +368,7 @@ def early_tokens(patch: Patch) -> None:
     patch(Scheduler, "drop", drop)
 
 
-@_mutant("what a cancelled call holds is given back", "it is kept")
+@_mutant("what a cancelled call holds is given back", "it is kept", aim=("tight", "cancels"))
 def nothing_given_back(patch: Patch) -> None:
     patch(scheduler.Scheduler, "_ungrant", _ungrant_if_sent)
 
@@ -417,7 +421,11 @@ def unread_bytes(patch: Patch) -> None:
     patch(bodies.RequestBody, "sent", True)  # or an answer before the request is seen to be none
 
 
-@_mutant("a connection is not used again after an answer that is not the API's", "it is used")
+@_mutant(
+    "a connection is not used again after an answer that is not the API's",
+    "it is used",
+    aim=("stray", "few places", "reads"),
+)
 def strange_answers(patch: Patch) -> None:
     original = bodies.RequestBody.give_up
 
