@@ -91,7 +91,13 @@ def _many(console: Console, options: argparse.Namespace) -> int:
     shown: set[int] = set()
     with _progress(console) as progress:
         task = progress.add_task("seeds", total=options.seeds)
-        for tally in played(options.first, options.seeds, jobs=options.jobs, mutant=options.mutant):
+        for tally in played(
+            options.first,
+            options.seeds,
+            jobs=options.jobs,
+            mutant=options.mutant,
+            only=options.only,
+        ):
             total.add(tally)
             failed = sum(total.violations.values())
             progress.update(task, advance=tally.seeds, description=f"{failed} failed")
@@ -138,11 +144,11 @@ def _mutants(console: Console, options: argparse.Namespace) -> int:
             only=options.only or MUTANTS[name].aim,
         ):
             total.add(tally)
-            if total.knows_too_little():
+            if total.knows_too_little() and not MUTANTS[name].aim:
                 break
         kinds = ", ".join(sorted(total.failed))
         found = min((seed for seeds in total.failed.values() for seed in seeds), default=None)
-        if found is None and total.knows_too_little():
+        if found is None and total.knows_too_little() and not MUTANTS[name].aim:
             found, kinds = total.seeds + options.first - 1, "unknown"
         took[name] = (None if found is None else found - options.first + 1, kinds)
         console.print(f"{name}: {took[name][0] or 'not found'} {kinds}", highlight=False)

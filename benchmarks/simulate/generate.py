@@ -122,6 +122,7 @@ class _Generator:
             history_delay=round(rng.uniform(0.1, MOST_DELAY), 2) if "delay" in self.on else 0.0,
             storage_hosts=rng.choice((0.3, 0.9)) if "storage hosts" in self.on else 0.0,
             page=rng.choice((1, 2, 3, 5)) if "pages" in self.on else 100,
+            odd_rows=rng.choice((0.05, 0.3)) if "odd rows" in self.on else 0.0,
             old_rows=rng.choice((1, 3, 14, 120)) if "old rows" in self.on else 0,
         )
 

@@ -186,6 +186,8 @@ def can_have_become(messages: Sequence[Told], rows: Sequence[str]) -> bool:
 def circumstances(story: Story) -> str:
     """Return what bounds what can be known in a story: how its clocks behave, and who writes."""
     colleagues = any(isinstance(event, Says) and event.who == "shop" for event in story.events)
+    if story.market.odd_rows:
+        return "the history cannot be read"
     if colleagues or story.machines() > 1 or any(isinstance(step, Kill) for step in story.steps):
         return "others write as the shop"
     if story.program.attempts < 12 or any(isinstance(event, Access) for event in story.events):

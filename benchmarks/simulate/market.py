@@ -6,6 +6,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox, StoredMessage
 from yamarket_chat.sandbox.state import HistoryPage
 
@@ -81,18 +83,27 @@ class Market:
                     row = says(chat, OLD[number % len(OLD)])
                     self._old.add(row.message_id)
             self.box.step_clock(7200.0)
-        if market.page < 100:
-            state = self.box._state
-            history = state.history
-
-            def shorter(*arguments: object, limit: int, **others: object) -> HistoryPage:
-                limit = min(limit, market.page)
-                return history(*arguments, limit=limit, **others)  # type: ignore[arg-type]
-
-            state.history = shorter  # type: ignore[method-assign]
-
+        if market.page < 100 or market.odd_rows:
+            self._change_histories(market.page, market.odd_rows)
         if market.storage_hosts:
             self._store_on_hosts(market.storage_hosts)
+
+    def _change_histories(self, page: int, odd: float) -> None:
+        """Make the pages of histories short, and give some rows a time that is none."""
+        state = self.box._state
+        history = state.history
+
+        def changed(*arguments: Any, limit: int, **others: Any) -> HistoryPage:
+            found = history(*arguments, limit=min(limit, page), **others)
+            rows: list[Any] = [
+                replace(row, created_at="yesterday")
+                if row.message_id * 2_654_435_761 % 1000 < 1000 * odd
+                else row
+                for row in found.messages
+            ]
+            return HistoryPage(rows, found.last_id)
+
+        state.history = changed  # type: ignore[method-assign]
 
     def _store_on_hosts(self, differ: float) -> None:
         """Let the rows be stored by hosts whose clocks differ."""

@@ -87,7 +87,7 @@ def mutated(name: str | None) -> Iterator[None]:
 
 @_mutant("the calls of a chat go one after another", "all at once")
 def no_lines(patch: Patch) -> None:
-    patch(Scheduler, "join", lambda self, ticket, line: None)
+    patch(Scheduler, "join", lambda self, ticket: None)
     patch(Scheduler, "leave", lambda self, ticket, rest=0.0: None)
 
 

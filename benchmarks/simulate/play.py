@@ -32,8 +32,8 @@ MOST_PASSES = 3_000_000
 def play(story: Story, *, lines: bool = False) -> Record:
     """Play a story, and return what came of it."""
     record = _Play(story, lines=lines).run()
-    if any(isinstance(step, Kill) for step in story.steps):
-        # A program that is killed closes nothing, and its memory goes with it.
+    if record.hung or any(isinstance(step, Kill) for step in story.steps):
+        # A program that is killed or hangs closes nothing, and its memory goes with it.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             shared._of_loops.clear()

@@ -242,6 +242,8 @@ class Market(Part, frozen=True):
     history_delay: float = 0.0
     page: int = 100
     """The most rows of a page of a history, whatever is asked for."""
+    odd_rows: float = 0.0
+    """The share of rows of a history that have another form than the documented one."""
     old_rows: int = 0
     """Messages that stand in each chat from before the story."""
 

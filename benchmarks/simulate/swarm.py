@@ -54,6 +54,7 @@ SWARM: Mapping[str, float] = {
     "delay": 0.12,
     "milliseconds": 0.3,
     "old rows": 0.15,
+    "odd rows": 0.06,
     "buyers": 0.25,
     "colleague": 0.08,
     "down": 0.12,
