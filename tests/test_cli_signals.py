@@ -105,7 +105,9 @@ async def test_a_second_signal_ends_send_many_at_once(
         process.send_signal(second)
         async with asyncio.timeout(6):  # the requests in progress end after 8 s
             finished = await end(process)
-        assert (finished.status, finished.out, finished.err) == (128 + second, "", "")
+        assert (finished.status, finished.out) == (128 + second, "")
+        # It may still say of which messages it does not know.
+        assert all(": unknown: " in line for line in finished.err.splitlines())
         assert report.with_name("r.jsonl.running").exists()  # --resume looks up what was under way
 
 

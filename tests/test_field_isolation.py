@@ -255,7 +255,7 @@ async def test_failing_log_handler_does_not_block_other_calls(fault: Fault) -> N
     faults = numbered_faults(dict.fromkeys(range(1, 7), fault), operation="send_message")
     async with Sandbox(faults=faults) as market:
         session = session_of(market)
-        for number in range(6):  # more than there are parallel places
+        for number in range(6):  # more than there are parallel slots
             outcome = await outcome_of(session.send_message(number + 1, "one"))
             assert isinstance(outcome, Boom)
         async with asyncio.timeout(300):

@@ -37,7 +37,7 @@ class Safe(str):
 
 async def test_str_subclasses_are_sent_and_release_their_parallel_slots() -> None:
     async with Sandbox() as market, session_of(market) as session:
-        for number in range(6):  # more than there are parallel places
+        for number in range(6):  # more than there are parallel slots
             await session.send_message(1, Safe(f"hello {number}"))
         [outcome] = [o async for o in session.send_many([OutgoingMessage(2, Safe("many"))])]
         assert type(outcome) is Delivered

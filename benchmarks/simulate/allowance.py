@@ -1,7 +1,7 @@
 """By when the calls of a story have to be over, at the latest.
 
 The least possible time is that of a perfect client: it sends each message as soon as the limits,
-the parallel places and the order of the chat allow it, and each answer takes as long as the
+the parallel slots and the order of the chat allow it, and each answer takes as long as the
 Market and the network need. To it comes an allowance for everything that went wrong. Without
 faults it is a few seconds.
 """

@@ -27,7 +27,7 @@ from yamarket_chat._delivery import (
     verdict,
 )
 from yamarket_chat._http import bodies, deadlines, exchange
-from yamarket_chat._limits import clock, pace, places, scheduler, window
+from yamarket_chat._limits import clock, pace, scheduler, slots, window
 from yamarket_chat._limits.clock import Clock, MarketClock
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat._limits.window import Window
@@ -304,12 +304,12 @@ def read_once(patch: Patch) -> None:
 # The limits
 
 
-@_mutant("a parallel place of a request given up is held", "it is free at once")
+@_mutant("a parallel slot of a request given up is held", "it is free at once")
 def free_places(patch: Patch) -> None:
     def unanswered(self: Any, attempt: Any) -> None:
         self._held -= 1
 
-    patch(places.Places, "unanswered", unanswered)
+    patch(slots.Slots, "unanswered", unanswered)
 
 
 @_mutant("a request given up counts in the window", "it does not")
@@ -378,7 +378,7 @@ def _ungrant_if_sent(self: Any, ticket: Any) -> None:
     if ticket.wait is None and ticket.future is None and _is_dropped():
         return
     self._queues[ticket.operation].window.give_back()
-    self._places.give_back()
+    self._slots.give_back()
 
 
 def _is_dropped() -> bool:

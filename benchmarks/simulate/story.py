@@ -113,7 +113,7 @@ class OthersUse(Event, frozen=True, tag="others_use"):
 
 
 class OthersHold(Event, frozen=True, tag="others_hold"):
-    """Other programs of the seller hold parallel places for a while."""
+    """Other programs of the seller hold parallel slots for a while."""
 
     places: int = 1
     seconds: float = 5.0

@@ -59,7 +59,7 @@ class Batch(CallGroup):
         self.outcomes: deque[Outcome | BaseException | None] = deque()
         self._outcome_ready: asyncio.Future[None] | None = None
         scheduler.bulks[self] = None
-        self.place_freed()
+        self.slot_freed()
 
     async def wait(self) -> None:
         """Return when there is something to take."""
@@ -74,7 +74,7 @@ class Batch(CallGroup):
             raise ended
         self._in_hand -= 1
         if self._in_hand == READ_AHEAD - 1:
-            self.place_freed()
+            self.slot_freed()
         return ended
 
     def _put(self, ended: Outcome | BaseException | None) -> None:
@@ -107,9 +107,9 @@ class Batch(CallGroup):
         """See `CallGroup`: another worker may step in front."""
         if self._front is not None and asyncio.current_task(self._loop) is self._front:
             self._front = None
-        self.place_freed()
+        self.slot_freed()
 
-    def place_freed(self) -> None:
+    def slot_freed(self) -> None:
         """Put a worker in front if one more message could be sent."""
         # If all slots are taken, and one of them by this batch, its worker steps in front later.
         if (

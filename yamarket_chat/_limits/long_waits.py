@@ -69,7 +69,7 @@ class LongWaits:
             self._watch()
             return
         self._warn(
-            "calls have waited for more than %.0f s, for a parallel place or for earlier messages"
+            "calls have waited for more than %.0f s, for a parallel slot or for earlier messages"
             " of their chats",
             LONG_WAIT,
         )

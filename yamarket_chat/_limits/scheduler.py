@@ -26,8 +26,8 @@ from ..errors import MaxWaitExceededError
 from ..limits import Limits, QuotaStatus, Rate
 from .lines import Lines
 from .pace import SHORTEST_WAIT
-from .places import Places
 from .queues import Queue
+from .slots import Slots
 from .tickets import CallGroup, Ticket, wake
 
 UNLIMITED = Rate(1_000_000_000, per=1e-3)
@@ -51,7 +51,7 @@ class Scheduler:
     def __init__(self, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.limits = limits
         self._loop = loop
-        self._places = Places(limits.parallel, loop)
+        self._slots = Slots(limits.parallel, loop)
         rates = {**limits.rates(), "request": UNLIMITED}
         self._queues = {name: Queue(name, rate, loop) for name, rate in rates.items()}
         self._lines = Lines(loop)
@@ -137,7 +137,7 @@ class Scheduler:
             or ticket.before is not None
             or ticket.group.closed_by is not None
             or self._lines.is_blocked(ticket.line)
-            or not self._places.free(now)
+            or not self._slots.free(now)
             or not self._queues[ticket.operation].window.admits(now, ticket.reserve or 0)
         ):
             return None
@@ -148,7 +148,7 @@ class Scheduler:
         task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 - a coroutine of asyncio's runs in one
         attempt = self._queues[ticket.operation].window.send(task, now)
-        self._places.take()
+        self._slots.take()
         ticket.attempt = attempt
         group = ticket.group
         group.under_way[attempt] = None
@@ -198,7 +198,7 @@ class Scheduler:
     def _least_wait(self, ticket: Ticket, ahead: int, reserve: int) -> float:
         return max(
             self._queues[ticket.operation].window.wait(ahead, reserve),
-            self._places.wait() or 0.0,
+            self._slots.wait() or 0.0,
             self._lines.blocked_for(ticket.line),
         )
 
@@ -250,13 +250,13 @@ class Scheduler:
     def _grant(self, ticket: Ticket) -> None:
         ticket.granted = True
         self._queues[ticket.operation].window.grant()
-        self._places.take()
+        self._slots.take()
 
     def _ungrant(self, ticket: Ticket) -> None:
         """Undo `_grant`: the call is sent in this step, or not now."""
         ticket.granted = False
         self._queues[ticket.operation].window.give_back()
-        self._places.give_back()
+        self._slots.give_back()
 
     def _dispatch(self, ended: CallGroup | None = None) -> None:
         """Grant all calls that can go now. `ended` is the group whose attempt has just ended."""
@@ -267,13 +267,13 @@ class Scheduler:
             self._timer = None
         for bulk in self.bulks:
             if bulk is not ended:  # that group looks for its next call by itself
-                bulk.place_freed()
+                bulk.slot_freed()
 
     def _grant_all(self) -> None:
         for ticket in self._lines.unblocked():
             self._queues[ticket.operation].push(ticket)
         now = self._loop.time()
-        while self._places.free(now):
+        while self._slots.free(now):
             best: Ticket | None = None
             for queue in self._queues.values():
                 for head in queue.heads():
@@ -297,10 +297,10 @@ class Scheduler:
         # Time passes during this check: a call that was refused a moment ago may be due now.
         unblocked = self._lines.next_unblocked()
         waits = [] if unblocked is None else [max(unblocked - now, SHORTEST_WAIT)]
-        place = self._places.wait()
-        if place is not None and place > 0:
-            waits.append(place)
-        elif place is not None:
+        slot_wait = self._slots.wait()
+        if slot_wait is not None and slot_wait > 0:
+            waits.append(slot_wait)
+        elif slot_wait is not None:
             for queue in self._queues.values():
                 for head in queue.heads():
                     reserve = head.reserve or 0
@@ -330,7 +330,7 @@ class Scheduler:
     def answered(self, ticket: Ticket, attempt: Attempt, headers: Mapping[str, str]) -> None:
         """Note an answer that is no refusal over a limit."""
         ticket.group.attempt_ended(attempt)
-        self._places.answered()
+        self._slots.answered()
         self._queues[ticket.operation].window.answered(attempt, headers)
         if self._waiting or self._timer is not None or self.bulks:
             self._dispatch(ticket.group)
@@ -344,7 +344,7 @@ class Scheduler:
         """
         ticket.group.attempt_ended(attempt)
         ticket.attempt = None
-        pause = self._places.refused(attempt, named)
+        pause = self._slots.refused(attempt, named)
         self._queues[ticket.operation].window.answered(attempt, headers)
         self._dispatch(ticket.group)
         return pause
@@ -355,7 +355,7 @@ class Scheduler:
         """Note a 420 for the resource. Returns for how many seconds its window is closed."""
         ticket.group.attempt_ended(attempt)
         ticket.attempt = None
-        self._places.answered()
+        self._slots.answered()
         closed_for = self._queues[ticket.operation].window.refused(attempt, headers, named)
         self._dispatch(ticket.group)
         return closed_for
@@ -366,11 +366,11 @@ class Scheduler:
         window = self._queues[ticket.operation].window
         if sent:
             window.unanswered(attempt)
-            self._places.unanswered(attempt)
+            self._slots.unanswered(attempt)
         else:
             ticket.attempt = None
             window.unsent()
-            self._places.give_back()
+            self._slots.give_back()
         self._dispatch(ticket.group)
 
     def hold(self, ticket: Ticket, attempt: Attempt, until: float) -> None:
@@ -407,7 +407,7 @@ class Scheduler:
 
     def is_waiting_for_answer(self, group: CallGroup) -> bool:
         """Whether only an answer frees a slot, and this group waits for an answer."""
-        if self._places.wait() is not None:
+        if self._slots.wait() is not None:
             return False
         return any(map(Attempt.is_under_way, group.under_way))
 
@@ -415,7 +415,7 @@ class Scheduler:
         """Whether nothing is remembered that a later session has to respect."""
         return (
             self._lines.idle()
-            and self._places.idle()
+            and self._slots.idle()
             and all(queue.window.idle() for queue in self._queues.values())
         )
 
@@ -433,7 +433,7 @@ def _before_in_line(ticket: Ticket) -> int:
 def _max_wait_exceeded(ticket: Ticket, max_wait: float, least: float) -> MaxWaitExceededError:
     why = ""
     if least <= SHORTEST_WAIT:
-        least, why = SOON, " (its chat or the parallel places were busy)"
+        least, why = SOON, " (its chat or the parallel slots were busy)"
     return MaxWaitExceededError(
         f"{ticket.operation} could not be sent within max_wait={max_wait:g} s{why}. Nothing was"
         f" sent. Retry in {least:.1f} s, or allow a longer wait",

@@ -63,7 +63,7 @@ class CallGroup:
     def make_way(self) -> None:
         """Note that one of its calls was sent, or waits for something other than a slot."""
 
-    def place_freed(self) -> None:
+    def slot_freed(self) -> None:
         """Note that another call may have freed a slot."""
 
 

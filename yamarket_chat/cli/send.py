@@ -125,6 +125,8 @@ async def _send_and_report(
     reason = ""
     async with session:
         sending = asyncio.create_task(send())
+        # If the user quits without knowing, nobody awaits it, and asyncio would log its error.
+        sending.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             async with waiting.response_timeout(session, give_up_after):
                 with console.err.status("Sending"):

@@ -21,7 +21,7 @@ FIRST_PARALLEL_PAUSE = 0.5
 LONGEST_PARALLEL_PAUSE = 30.0
 
 
-class Places:
+class Slots:
     """The parallel slots of a business, shared by all its operations.
 
     A request holds a slot until its answer has arrived. Without an answer, it holds the slot until
