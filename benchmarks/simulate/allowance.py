@@ -40,7 +40,7 @@ APART = 3.0
 def latest_end(story: Story, record: Record) -> float:
     """Return the moment by which all calls have to be over."""
     messages = [message for message in record.messages if not message.ended_by_program]
-    least = max(_least(story, messages), story.ends() if record.messages else 0.0)
+    least = max(_least(story, messages), story.ends())
     return least + _allowance(story, record)
 
 

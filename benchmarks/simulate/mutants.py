@@ -396,11 +396,11 @@ def place_held_while_settling(patch: Patch) -> None:
     original = sending.Sending._arrived
 
     async def arrived(self: Any, turn: Any, suspect: Any) -> bool:
-        self.scheduler._places.take()
+        self.scheduler._slots.take()
         try:
             return await original(self, turn, suspect)
         finally:
-            self.scheduler._places.give_back()
+            self.scheduler._slots.give_back()
 
     patch(sending.Sending, "_arrived", arrived)
 
