@@ -115,6 +115,8 @@ def _allowance(story: Story, record: Record) -> float:
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
     for step in story.steps:
+        if isinstance(step, Read) and step.cancel is not None:
+            allowed += CUT_OFF  # for so long its slot is held
         if isinstance(step, SendMany):
             allowed += (step.stop or 0.0) + step.pause * len(step.messages)
     allowed += sum(step.grace for step in story.steps if isinstance(step, Close))
