@@ -174,6 +174,7 @@ class Calls:
                 )
                 max_wait = None  # it bounds the wait before the first request
                 budget.requests += 1
+                self._shared.clock.leaves(attempt.began)
                 body = request.body()
                 seen = await self._exchange.send(
                     attempt,

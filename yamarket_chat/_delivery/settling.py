@@ -230,6 +230,7 @@ def _missing_fits(
             if (
                 not item.surely
                 or not near
+                or item.earliest - 1.5 + offset < since
                 or item.latest + offset < near[0].at
                 or item.latest + 0.5 + offset > until
             ):

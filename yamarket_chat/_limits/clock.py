@@ -105,6 +105,11 @@ class MarketClock:
             _thin_out(self._kept)
             self._look_at_system()
 
+    def leaves(self, now: float) -> None:
+        """Note that a request is sent now."""
+        if now - self._stood_still[-1][0] > SPACING:
+            self._look_at_system()  # or a sleep before it could not be told from one after it
+
     def now(self) -> Clock | None:
         """Return the Market's clock; None before its first response.
 
