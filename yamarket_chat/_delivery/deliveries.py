@@ -79,7 +79,8 @@ class Deliveries:
 
     def to_chat(self, chat_id: int) -> list[Delivery]:
         """Return the messages that were or may have been delivered to a chat recently, in order."""
-        return [delivery for delivery in self._deliveries if delivery.chat_id == chat_id]
+        oldest = self._loop.time() - self._remembered
+        return [d for d in self._deliveries if d.chat_id == chat_id and d.ended >= oldest]
 
     def forget(self, chat_id: int, lost: Stored, clock: MarketClock) -> None:
         """Forget a delivery of unknown outcome, because settling found that it never arrived."""

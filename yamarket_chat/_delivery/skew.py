@@ -11,7 +11,7 @@ from .settling import SKEW, Offset, Row
 MARGIN = 2.0
 """Seconds by which a learnt offset may be wrong: clocks drift, and a storage has several hosts."""
 
-LEARNT_FOR = 600.0
+LEARNT_FOR = 120.0
 """Seconds for which a learnt offset is used."""
 
 

@@ -13,7 +13,7 @@ import asyncio
 import email.utils
 from bisect import bisect_right
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Any
 
 import msgspec
@@ -130,14 +130,15 @@ class MarketClock:
         position = bisect_right(readings, moment, key=_answered)
         before = readings[position - 1] if position else None
         after = next((r for r in readings[position:] if r.asked >= moment), None)
+        around = [r for r in readings[position:] if r.asked < moment]  # requests under way then
         clocks = [
             clock
-            for reading in (before, after)
+            for reading in (before, *around, after)
             if reading is not None and (clock := reading.clock()) is not None
         ]
         if not clocks:
             return None
-        clock = clocks[0].combined(clocks[-1])
+        clock = reduce(Clock.combined, clocks)
         quickest = None if self._quickest is None else self._quickest.clock()
         if quickest is not None and all(quickest.agrees(other) for other in clocks):
             clock = clock.combined(quickest)
