@@ -85,7 +85,6 @@ SLOW = {
     "test_memory.py": "a million messages",
     "test_recipes.py": "starts web servers and a worker, and waits on the real clock",
     "test_schemathesis.py": "hundreds of requests on the real clock",
-    "test_state_machine.py": "hundreds of sessions",
 }
 
 

@@ -499,6 +499,33 @@ def test_an_outage_of_40_s_doubles_a_message_only_without_our_guards(
 # Faults of the network
 
 
+def test_a_cancelled_connect_leaves_no_connection() -> None:
+    world = make_world()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 8080)
+        connecting = loop.create_task(loop.create_connection(asyncio.Protocol, "127.0.0.1", 8080))
+        while not world.network.connections:
+            await asyncio.sleep(0)
+        connecting.cancel()
+        await asyncio.wait({connecting})
+        assert connecting.cancelled()
+        await asyncio.sleep(1)
+        assert not world.network.connections
+        server.close()
+
+    run(main(), world.loop())
+
+
+def test_a_closed_world_leaves_the_thread_as_it_was() -> None:
+    before = sys.get_asyncgen_hooks()
+    world = World()
+    world.loop().create_task(asyncio.sleep(1))
+    world.close()
+    assert sys.get_asyncgen_hooks() == before
+
+
 def test_a_connection_is_refused_if_nobody_listens() -> None:
     async def main() -> None:
         with pytest.raises(ConnectionRefusedError):

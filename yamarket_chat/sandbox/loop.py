@@ -11,6 +11,7 @@ import heapq
 import itertools
 import math
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -252,6 +253,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         )
         for task in tasks:
             task.cancel()
+        hooks = sys.get_asyncgen_hooks()
         self.world._enter(self)
         try:
             for _ in range(1000):
@@ -260,6 +262,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     break
         finally:
             self.world._enter(None)
+            sys.set_asyncgen_hooks(*hooks)  # those of the loop would keep it alive
 
     def timers(self) -> list[asyncio.TimerHandle]:
         """Return the timers that are neither due nor cancelled, for tests that look for leaks."""
@@ -404,7 +407,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if sock is None:
             [(_, _, _, _, address)] = await self.getaddrinfo(host, port)
             sock = self.make_socket()
-            await self.sock_connect(sock, address)
+            try:
+                await self.sock_connect(sock, address)
+            except BaseException:
+                sock.close()
+                raise
         end = self._connected.pop(sock)
         if not isinstance(sock, MemorySocket):
             sock.close()
@@ -412,7 +419,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         transport = Transport(self, end, protocol)
         made = self.create_future()
         self.call_soon(_set_done, made)  # after the protocol's connection_made
-        await made
+        try:
+            await made
+        except BaseException:
+            transport.close()
+            raise
         return transport, protocol
 
     async def create_server(  # type: ignore[override]
