@@ -283,7 +283,8 @@ class Outbox:
             MessageCancelledError: It was cancelled.
             MessageExpiredError: It was not sent before its `not_after`.
             TimeoutError: It has not ended in time. It goes on.
-            OutboxDatabaseError: The database cannot be used, and this does not pass by itself.
+            OutboxDatabaseError: The database cannot be used. While this waits, it waits for a
+                database that is away to return as well.
 
         Example:
             number = await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
