@@ -643,3 +643,14 @@ def test_put_many_puts_what_puts_one_after_another_would(
             await remove(outbox, put)  # the next example may have the same business
 
     run(check())
+
+
+def test_program_of_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "outbox.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("<!-- runs in the tests -->\n```python\n")
+    program, _, _ = rest.partition("```")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "docs/outbox.md", "exec"), {"__name__": "__main__"})  # noqa: S102
+    assert capsys.readouterr().out == "message 1 has this key\nwaiting\n"
