@@ -230,6 +230,9 @@ async def test_mark_of_a_row_touches_no_index(postgres_url: URL) -> None:
     count = "SELECT pg_stat_get_xact_tuples_hot_updated('yamarket_outbox_messages'::regclass)"
     ((in_place,),) = execute(postgres_url, mark, count)
     assert in_place > 25  # as many as find space on their pages: fillfactor 70
+    options = "SELECT reloptions FROM pg_class WHERE relname = 'yamarket_outbox_messages'"
+    ((storage,),) = execute(postgres_url, options)
+    assert {"fillfactor=70", "autovacuum_vacuum_scale_factor=0"} <= set(storage)
 
 
 # Settings

@@ -499,7 +499,7 @@ async def test_sql_works_with_asyncpg(postgres_url: URL) -> None:
         assert contents(outbox) == [b"paper"]
 
 
-@pytest.mark.parametrize("style", ["qmark", "named", "numeric"])
+@pytest.mark.parametrize("style", ["qmark", "named"])
 async def test_sql_works_with_sqlite3(style: str, tmp_path: Path) -> None:
     async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
         await outbox.create()

@@ -53,7 +53,7 @@ PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
 FORGET_AFTER = 3600.0
 """Seconds after which the text of a message cannot be needed to tell equal ones apart."""
 
-PARAMSTYLES = ("format", "pyformat", "named", "qmark", "numeric", "numeric_dollar")
+PARAMSTYLES = ("format", "pyformat", "named", "qmark", "numeric_dollar")
 
 
 class Outbox:
@@ -207,8 +207,7 @@ class Outbox:
                 here.
             dialect: "postgresql" or "sqlite".
             paramstyle: How the library marks parameters: "format" (%s; Django and psycopg),
-                "numeric_dollar" ($1; asyncpg), "qmark" (?; sqlite3), "pyformat", "named" or
-                "numeric".
+                "numeric_dollar" ($1; asyncpg), "qmark" (?; sqlite3), "pyformat" or "named".
 
         Returns:
             The statement and a list of parameters; a dict for "pyformat" and "named".
