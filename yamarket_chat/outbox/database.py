@@ -48,8 +48,8 @@ class Database:
     """
 
     def __init__(self, url: str | URL, *, idle: float = PATIENCE) -> None:
-        self.url = _checked(url)
-        self.dialect = self.url.get_backend_name()
+        self.url: URL = _checked(url)
+        self.dialect: str = self.url.get_backend_name()
         self._begin = (
             f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{PATIENCE}s';"
             f" SET LOCAL idle_in_transaction_session_timeout = '{idle * 1000:.0f}ms'"

@@ -34,8 +34,6 @@ class Numbers(Sequence[int]):
             return list(self._numbers) == list(other)
         return NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # as of a list
-
     def __repr__(self) -> str:
         some = ", ".join(map(str, self._numbers[:5]))
         return f"<{len(self)} numbers: {some}{', …' if len(self) > 5 else ''}>"

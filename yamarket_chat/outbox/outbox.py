@@ -298,8 +298,7 @@ class Outbox:
         entry = await self.get(number)
         if entry is not None and entry.ended_at is None:
             watch = self._watches.setdefault(asyncio.get_running_loop(), Watch(self._database))
-            async with asyncio.timeout(timeout):
-                await watch.end_of(number)
+            await watch.end_of(number, timeout)
             entry = await self.get(number)
         if entry is None:
             raise InvalidArgumentError(

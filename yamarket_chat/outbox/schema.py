@@ -55,7 +55,7 @@ DIALECTS: dict[str, Callable[..., Dialect]] = {
 _LOCK = 0x79616D61726B6574
 """Held in PostgreSQL while the tables are made: two programs may start at the same moment."""
 
-metadata = MetaData()
+metadata: MetaData = MetaData()
 _prefix = "yamarket_outbox_"
 
 
@@ -76,13 +76,13 @@ def _often_changed(threshold: int) -> dict[str, Any]:
     return {"info": {"storage": ", ".join(f"{name} = {to}" for name, to in storage.items())}}
 
 
-schema = _table(
+schema: Table = _table(
     "schema",
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("oldest_reader", Integer, nullable=False),
 )
 
-messages = _table(
+messages: Table = _table(
     "messages",
     # SQLite numbers only an INTEGER. AUTOINCREMENT: the number of a pruned row never comes back.
     Column("number", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
@@ -140,7 +140,7 @@ _partial("context", _open & _row.context.is_not(None), _row.business_id, _row.co
 _partial("ended", _row.ended_at.is_not(None), _row.business_id, _row.ended_at)
 _partial("untold", _row.untold, _row.business_id, _row.number)
 
-files = _table(
+files: Table = _table(
     "files",
     Column(
         "number",
@@ -152,7 +152,7 @@ files = _table(
     Column("content", LargeBinary, nullable=False),
 )
 
-chats = _table(
+chats: Table = _table(
     "chats",  # the chats of orders and returns that were opened
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
     Column("context", Text, primary_key=True),
@@ -161,7 +161,7 @@ chats = _table(
     Column("opened_at", BigInteger, nullable=False),
 )
 
-workers = _table(
+workers: Table = _table(
     "workers",
     Column("token", Text, primary_key=True),
     Column("beat", BigInteger, nullable=False, server_default=text("0")),
@@ -173,7 +173,7 @@ workers = _table(
     **_often_changed(100),
 )
 
-leases = _table(
+leases: Table = _table(
     "leases",
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
     Column("worker", Text),  # its token; null if nobody holds the lease
@@ -183,7 +183,7 @@ leases = _table(
     **_often_changed(1_000),
 )
 
-counts = _table(
+counts: Table = _table(
     "counts",  # how many requests left, for the limits of the last hour
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
     Column("operation", Text, primary_key=True),

@@ -20,15 +20,19 @@ class Watch:
         self._waiting: dict[int, set[asyncio.Future[None]]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def end_of(self, number: int) -> None:
-        """Wait until a message has ended, or is gone."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def end_of(self, number: int, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Wait until a message has ended, or is gone. Raises TimeoutError."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        timer = None if timeout is None else loop.call_later(timeout, _give_up, future)
         self._waiting.setdefault(number, set()).add(future)
         if self._task is None:
             self._task = asyncio.create_task(self._look())
         try:
             await future
         finally:
+            if timer is not None:
+                timer.cancel()
             waiting = self._waiting.get(number, set())
             waiting.discard(future)
             if not waiting:
@@ -65,3 +69,8 @@ class Watch:
                     future.set_result(None)
                 else:
                     future.set_exception(error)
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError("the message has not ended in time: it goes on"))
