@@ -285,6 +285,14 @@ class OfTheCaller(Exception):
     """What an iterable raises."""
 
 
+async def test_equal_messages_of_one_key_in_put_many_are_put_once(outbox: Outbox) -> None:
+    file = OutboxFile(12345, 17, b"paper", filename="a.pdf", key="file")
+    numbers = await outbox.put_many([file, message(key="k"), file, message(key="k"), message()])
+    assert (numbers[0], numbers[1]) == (numbers[2], numbers[3])
+    assert await waiting(outbox) == 3
+    assert contents(outbox) == [b"paper"]
+
+
 async def test_error_of_put_many_carries_what_is_in(outbox: Outbox) -> None:
     def broken(error: Exception | None = None, bad: OutboxMessage | None = None) -> Iterator[Any]:
         for index in range(1_005):
