@@ -214,6 +214,54 @@ async def test_key_put_by_many_at_once_is_put_once(outbox: Outbox, database_url:
     assert await waiting(outbox) == 1
 
 
+async def test_puts_at_once_get_their_own_results(outbox: Outbox) -> None:
+    """Puts that share a commit have nothing else in common."""
+    taken = await outbox.put(message(key="taken"))
+    puts = [message("1"), message("2", key="taken"), message("3", key="k"), message("3", key="k")]
+    puts += [message("4", key="k"), message("5")]
+    results = await asyncio.gather(*map(outbox.put, puts), return_exceptions=True)
+    numbers = [result for result in results if isinstance(result, int)]
+    assert [(await got(outbox, number)).text for number in numbers] == ["1", "3", "3", "5"]
+    conflicts = [result for result in results if isinstance(result, KeyConflictError)]
+    assert [(error.key, error.number) for error in conflicts] == [
+        ("taken", taken),
+        ("k", numbers[1]),
+    ]
+    assert await waiting(outbox) == 4
+
+
+async def test_put_that_is_cancelled_does_not_disturb_others(outbox: Outbox) -> None:
+    puts = [asyncio.ensure_future(outbox.put(message(str(index)))) for index in range(8)]
+    await asyncio.sleep(0)
+    for put in puts[::2]:
+        put.cancel()
+    numbers = await asyncio.gather(*puts[1::2])
+    assert [(await got(outbox, number)).text for number in numbers] == ["1", "3", "5", "7"]
+
+
+async def test_error_of_the_database_reaches_each_put(tmp_path: Path) -> None:
+    async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        puts = (outbox.put(message()) for _ in range(3))
+        errors = await asyncio.gather(*puts, return_exceptions=True)
+        assert [type(error) for error in errors] == [OutboxDatabaseError] * 3
+        assert len(set(map(id, errors))) == 3
+        await outbox.create()
+        assert await outbox.put(message()) == 1
+
+
+async def test_sqlite_without_returning_works_too(tmp_path: Path) -> None:
+    async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        await outbox.create()
+        outbox._database._open().dialect.insert_returning = False  # SQLite before 3.35
+        first = await outbox.put(message(key="k"))
+        numbers = await outbox.put_many([message("1"), message(key="k"), message("2")])
+        assert numbers[1] == first
+        assert [(await got(outbox, n)).text for n in (numbers[0], numbers[2])] == ["1", "2"]
+        with pytest.raises(KeyConflictError):
+            await outbox.put(message("3", key="k"))
+        assert await waiting(outbox) == 3
+
+
 async def test_messages_without_a_key_are_all_put(outbox: Outbox) -> None:
     numbers = await asyncio.gather(*(outbox.put(message()) for _ in range(10)))
     assert len(set(numbers)) == 10

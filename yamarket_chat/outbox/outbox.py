@@ -27,6 +27,7 @@ from .messages import OutboxEntry, OutboxFile, OutboxMessage, OutboxStatus
 from .numbers import Numbers
 from .rows import Row, check_key, now, prepare
 from .schema import DIALECTS
+from .together import Together
 from .watching import Watch
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     CallersConnection = Connection | AsyncConnection | Session | AsyncSession
 
 T = TypeVar("T")
+ByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
 Put = OutboxMessage | OutboxFile
 Stored = tuple[list[int], KeyConflictError | None]
 
@@ -84,9 +86,9 @@ class Outbox:
         self._keep = check_seconds("keep", keep)
         self._forget_text = check_type("forget_text", forget_text, bool)
         self._database = Database(url)
-        self._watches: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Watch] = (
-            weakref.WeakKeyDictionary()
-        )
+        # By event loop. A loop that is gone takes its own with it.
+        self._watches: ByLoop[Watch] = weakref.WeakKeyDictionary()
+        self._together: ByLoop[Together] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Outbox({self._database.url.render_as_string()!r})"  # without the password
@@ -140,8 +142,12 @@ class Outbox:
             message = OutboxMessage(business_id, 17, "Заказ собран", key="packed-55")
             number = await outbox.put(message)
         """
-        numbers = await self._put([await self._prepared(message)], connection)
-        return numbers[0]
+        row = await self._prepared(message)
+        if connection is None and self._database.dialect == "sqlite":
+            loop = asyncio.get_running_loop()
+            return await self._together.setdefault(loop, Together(self._database)).put(row)
+        (number,) = await self._put([row], connection)
+        return number
 
     async def put_many(
         self,

@@ -51,6 +51,10 @@ def _insert(dialect: str) -> postgresql.Insert | sqlite.Insert:
 
 _BY_KEY = [_row.business_id, _row.key]
 _INSERTS = {name: _insert(name).on_conflict_do_nothing(index_elements=_BY_KEY) for name in DIALECTS}
+_RETURNING = {
+    name: statement.returning(_row.number, _row.business_id, _row.key)
+    for name, statement in _INSERTS.items()
+}
 
 
 def put(connection: Connection, rows: Sequence[Row]) -> tuple[list[int], KeyConflictError | None]:
@@ -103,19 +107,29 @@ def put(connection: Connection, rows: Sequence[Row]) -> tuple[list[int], KeyConf
     return [numbers[_named(row)] for row in rows], conflict
 
 
+def put_each(connection: Connection, rows: Sequence[Row]) -> list[int | KeyConflictError]:
+    """Insert rows that have nothing to do with each other: a conflict concerns its row alone."""
+    results: list[int | KeyConflictError] = []
+    while len(results) < len(rows):
+        numbers, conflict = put(connection, rows[len(results) :])
+        results += numbers
+        if conflict is not None:
+            results.append(conflict)
+    return results
+
+
 def _insert_rows(connection: Connection, rows: Sequence[Row]) -> dict[_Named, int]:
-    statement = _INSERTS[connection.dialect.name]
+    dialect = connection.dialect
     values = [row.values for row in rows]
-    if connection.dialect.insert_returning:
+    if dialect.insert_returning:
         returned = connection.execute(
-            statement.returning(_row.number, _row.business_id, _row.key),
-            values if len(values) > 1 else values[0],
+            _RETURNING[dialect.name], values if len(values) > 1 else values[0]
         )
         return {(business_id, key): number for number, business_id, key in returned}
     # SQLite before 3.35. Numbers ascend and are never used twice, so what was inserted now has a
     # higher one: nobody else writes during this transaction.
     before = connection.execute(select(func.max(_row.number))).scalar() or 0
-    connection.execute(statement, values)
+    connection.execute(_INSERTS[dialect.name], values)
     found = connection.execute(
         select(_row.number, _row.business_id, _row.key).where(_row.number > before)
     )
