@@ -461,13 +461,15 @@ def losing_commits(upstream: str, lost: Callable[[bytes], bool]) -> Iterator[str
 
     thread = threading.Thread(target=accept)
     thread.start()
-    yield folder
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
-    for end in ends:
-        end.close()
-    shutil.rmtree(folder)
+    try:
+        yield folder
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for end in ends:
+            end.close()
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("commits", [1, 3])
