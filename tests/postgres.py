@@ -112,6 +112,17 @@ def server() -> Iterator[URL]:
             process.wait()
 
 
+def address(url: URL) -> dict[str, Any]:
+    """Where a server is and how to log in, under the names that most libraries use."""
+    return {
+        "host": url.host or url.query.get("host"),
+        "port": url.port or 5432,
+        "user": url.username,
+        "password": url.password,
+        "database": url.database,
+    }
+
+
 @contextmanager
 def schema(url: URL) -> Iterator[URL]:
     """Make an empty schema, and yield an address whose sessions see only that."""

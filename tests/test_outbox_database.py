@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, Connection, create_engine, event, make_url
 
+from tests.postgres import address
 from tests.virtual import run
 from yamarket_chat import InvalidArgumentError
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxMessage, schema, troubles
@@ -380,11 +381,11 @@ async def test_database_that_is_locked_for_long_is_said(
 async def test_row_that_is_locked_for_long_is_said(
     postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_room, "PATIENCE", 1)
+    monkeypatch.setattr(database_room, "PATIENCE", 2)
     async with Outbox(postgres_url) as outbox:
         await outbox.create()
         number = await outbox.put(TEXT)
-        outbox._database._begin = outbox._database._begin.replace("'1s'", "'20ms'")
+        outbox._database._begin = outbox._database._begin.replace("'2s'", "'20ms'")
         await outbox.close()
         engine = create_engine(postgres_url)
         with engine.connect() as connection:
@@ -422,8 +423,9 @@ async def test_restart_of_the_server_between_two_calls_is_not_noticed(postgres_u
 
 
 @contextmanager
-def losing_commits(upstream: str, lost: Callable[[bytes], bool]) -> Iterator[str]:
+def losing_commits(url: URL, lost: Callable[[bytes], bool]) -> Iterator[URL]:
     """A proxy of PostgreSQL: it may close a connection before the answer to a COMMIT comes."""
+    upstream = address(url)
     folder = tempfile.mkdtemp(prefix="proxy-")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{folder}/.s.PGSQL.5432")
@@ -431,9 +433,12 @@ def losing_commits(upstream: str, lost: Callable[[bytes], bool]) -> Iterator[str
     ends: list[socket.socket] = []
 
     def serve(client: socket.socket) -> None:
-        server = socket.socket(socket.AF_UNIX)
+        if upstream["host"].startswith("/"):
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(f"{upstream['host']}/.s.PGSQL.{upstream['port']}")
+        else:
+            server = socket.create_connection((upstream["host"], upstream["port"]))
         ends.append(server)
-        server.connect(f"{upstream}/.s.PGSQL.5432")
         threading.Thread(target=answers, args=(server, client)).start()
         while data := client.recv(65_536):
             if losing := b"COMMIT" in data and lost(data):
@@ -462,7 +467,7 @@ def losing_commits(upstream: str, lost: Callable[[bytes], bool]) -> Iterator[str
     thread = threading.Thread(target=accept)
     thread.start()
     try:
-        yield folder
+        yield url.set(host="", port=5432).update_query_dict({"host": folder})
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
@@ -479,9 +484,8 @@ async def test_commit_whose_success_is_not_learnt_is_repeated_and_put_once(
     losses = [True] * commits
     async with Outbox(postgres_url) as outbox:
         await outbox.create()
-    host = str(postgres_url.query["host"])
-    with losing_commits(host, lambda _: bool(losses) and losses.pop()) as folder:
-        async with Outbox(postgres_url.update_query_dict({"host": folder})) as outbox:
+    with losing_commits(postgres_url, lambda _: bool(losses) and losses.pop()) as proxied:
+        async with Outbox(proxied) as outbox:
             number = await outbox.put(TEXT)
             assert losses == []
             assert (await outbox.status()).waiting == 1
@@ -495,8 +499,8 @@ async def test_commit_whose_success_is_not_learnt_is_repeated_and_put_once(
 async def test_put_says_if_it_cannot_learn_whether_it_was_committed(postgres_url: URL) -> None:
     async with Outbox(postgres_url) as outbox:
         await outbox.create()
-    with losing_commits(str(postgres_url.query["host"]), lambda _: True) as folder:
-        async with Outbox(postgres_url.update_query_dict({"host": folder})) as outbox:
+    with losing_commits(postgres_url, lambda _: True) as proxied:
+        async with Outbox(proxied) as outbox:
             error = await error_of(outbox.put(OutboxMessage(12345, 17, "x", key="k")))
     assert error.sent is None
     async with Outbox(postgres_url) as outbox:  # the same key finds out

@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
+from tests.postgres import address
 from tests.virtual import run
 from yamarket_chat import InvalidArgumentError
 from yamarket_chat.outbox import (
@@ -537,9 +538,7 @@ async def test_sql_works_with_asyncpg(postgres_url: URL) -> None:
     async with Outbox(postgres_url) as outbox:
         await outbox.create()
         connection = await asyncpg.connect(
-            host=postgres_url.query["host"],
-            user=postgres_url.username,
-            database=postgres_url.database,
+            **address(postgres_url),
             server_settings={"search_path": str(postgres_url.query["options"]).partition("=")[2]},
         )
         file = OutboxFile(12345, 17, b"paper", filename="чек.pdf", not_before=NOON)
@@ -588,7 +587,9 @@ else:
         "ENGINE": "django.db.backends.postgresql",
         "NAME": parsed.database,
         "USER": parsed.username,
-        "HOST": parsed.query["host"],
+        "PASSWORD": parsed.password,
+        "HOST": parsed.host or parsed.query["host"],
+        "PORT": parsed.port or 5432,
         "OPTIONS": {"options": parsed.query["options"]},
     }
 settings.configure(DATABASES={"default": database})
