@@ -12,7 +12,7 @@ import tempfile
 import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -431,15 +431,25 @@ def losing_commits(url: URL, lost: Callable[[bytes], bool]) -> Iterator[URL]:
     listener.bind(f"{folder}/.s.PGSQL.5432")
     listener.listen()
     ends: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def start(work: Callable[..., None], *args: socket.socket) -> None:
+        def quietly() -> None:
+            with suppress(OSError):  # an end was closed
+                work(*args)
+
+        threads.append(threading.Thread(target=quietly))
+        threads[-1].start()
 
     def serve(client: socket.socket) -> None:
         if upstream["host"].startswith("/"):
             server = socket.socket(socket.AF_UNIX)
+            ends.append(server)
             server.connect(f"{upstream['host']}/.s.PGSQL.{upstream['port']}")
         else:
             server = socket.create_connection((upstream["host"], upstream["port"]))
-        ends.append(server)
-        threading.Thread(target=answers, args=(server, client)).start()
+            ends.append(server)
+        start(answers, server, client)
         while data := client.recv(65_536):
             if losing := b"COMMIT" in data and lost(data):
                 client.shutdown(socket.SHUT_RDWR)
@@ -449,30 +459,25 @@ def losing_commits(url: URL, lost: Callable[[bytes], bool]) -> Iterator[URL]:
         server.shutdown(socket.SHUT_WR)
 
     def answers(server: socket.socket, client: socket.socket) -> None:
-        try:
-            while data := server.recv(65_536):
-                client.sendall(data)
-        except OSError:
-            pass
+        while data := server.recv(65_536):
+            client.sendall(data)
 
     def accept() -> None:
-        try:
-            while True:
-                client, _ = listener.accept()
-                ends.append(client)
-                threading.Thread(target=serve, args=(client,)).start()
-        except OSError:
-            pass
+        while True:
+            client, _ = listener.accept()
+            ends.append(client)
+            start(serve, client)
 
-    thread = threading.Thread(target=accept)
-    thread.start()
+    start(accept)
     try:
         yield url.set(host="", port=5432).update_query_dict({"host": folder})
     finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-        for end in ends:
+        for end in (listener, *ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        for end in (listener, *ends):
             end.close()
         shutil.rmtree(folder)
 
