@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Connection, create_engine, event, make_url
+from sqlalchemy import URL, Connection, create_engine, event, make_url, select
 
 from tests.postgres import address
 from tests.virtual import run
@@ -564,3 +564,41 @@ def test_process_that_is_killed_loses_nothing_that_was_put(database_url: Any) ->
             return (await outbox.status()).waiting
 
     assert run(check()) == 1
+
+
+async def test_questions_of_a_courier_use_their_indexes(outbox: Outbox) -> None:
+    """However many messages wait or have ended: the table is never read as a whole."""
+    business, row = schema.messages.c.business_id == 12345, schema.messages.c
+    is_open = row.ended_at.is_(None)
+    questions = {
+        "due": select(row.number)
+        .where(business, is_open, row.due_at.is_(None))
+        .order_by(row.bulk, row.number),
+        "not_due": select(row.number).where(
+            business, is_open, row.due_at.is_not(None), row.due_at < 5
+        ),
+        "expiring": select(row.number).where(
+            business, is_open, row.not_after.is_not(None), row.not_after < 5
+        ),
+        "chat": select(row.number).where(business, is_open, row.chat_id == 17),
+        "context": select(row.number).where(
+            business, is_open, row.context.is_not(None), row.context_id == 55
+        ),
+        "ended": select(row.number).where(business, row.ended_at.is_not(None), row.ended_at < 5),
+        "untold": select(row.number).where(business, schema.UNTOLD),
+        "key": select(row.number).where(business, row.key == "k"),
+    }
+
+    def plans(connection: Connection) -> dict[str, str]:
+        explain = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        found = {}
+        for name, question in questions.items():
+            query = question.compile(connection, compile_kwargs={"literal_binds": True})
+            lines = connection.exec_driver_sql(explain + str(query).replace("%", "%%")).all()
+            found[name] = " ".join(str(line) for line in lines)
+        return found
+
+    for name, plan in (await outbox._database.write(plans)).items():
+        assert f"yamarket_outbox_{name}" in plan, (name, plan)
