@@ -16,6 +16,7 @@ from pathlib import Path
 
 PACKAGE = "yamarket-chat"
 DEPENDENCIES = {"aiohttp", "aiolimiter", "msgspec"}
+EXTRAS = ("yamarket_chat.cli", "yamarket_chat.outbox")
 
 
 def required(distribution: str) -> set[str]:
@@ -44,10 +45,10 @@ def with_all_below(distributions: set[str]) -> set[str]:
 
 
 def core_modules() -> list[str]:
-    """Every module of the package but the command's, which needs an extra."""
+    """Every module of the package but those of the extras."""
     package = importlib.import_module("yamarket_chat")
-    modules = pkgutil.walk_packages(package.__path__, "yamarket_chat.", onerror=print)
-    return [name for _, name, _ in modules if not name.startswith("yamarket_chat.cli")]
+    modules = pkgutil.walk_packages(package.__path__, "yamarket_chat.", onerror=lambda _: None)
+    return [name for _, name, _ in modules if not name.startswith(EXTRAS)]
 
 
 def main() -> None:
@@ -74,6 +75,13 @@ def main() -> None:
     assert done.returncode == 1, done
     assert "yamarket-chat[cli]" in done.stderr, done
     assert "Traceback" not in done.stderr, done
+
+    # So does the outbox.
+    try:
+        importlib.import_module("yamarket_chat.outbox")
+    except ImportError as error:
+        said = str(error)
+    assert "yamarket-chat[outbox]" in said, said
 
     version = metadata.version(PACKAGE)
     print(f"{PACKAGE} {version}: {len(modules)} modules import {', '.join(sorted(DEPENDENCIES))}")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,44 @@ def pytest_asyncio_loop_factories(
 def description() -> Any:
     """Our own description of the Market's API."""
     return market_api.ours()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """The address of a PostgreSQL server; the reason as text if there is none."""
+    pytest.importorskip("sqlalchemy")
+    if sys.platform == "win32":
+        yield "PostgreSQL's server of the wheel is for Linux"
+        return
+    from tests.postgres import Missing, server
+
+    try:
+        running = server()
+        url = running.__enter__()
+    except Missing as missing:
+        yield str(missing)
+        return
+    yield url
+    running.__exit__(None, None, None)
+
+
+@pytest.fixture
+def postgres_url(postgres: Any) -> Iterator[Any]:
+    """The address of an empty PostgreSQL schema, which only this test sees."""
+    if isinstance(postgres, str):
+        pytest.skip(postgres)
+    from tests.postgres import schema
+
+    with schema(postgres) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """The address of an empty database; a test that wants it runs on both databases."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres_url")
+    return f"sqlite:///{tmp_path}/outbox.db"
 
 
 # Slow files, or files that depend on the machine more than on the versions of Python and of the

@@ -9,20 +9,26 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import yamarket_chat
-from yamarket_chat import sandbox
+from yamarket_chat import outbox, sandbox
 
-NO_RECORDS = (yamarket_chat.ChatSession, sandbox.Sandbox, sandbox.VirtualLoop, sandbox.World)
-NO_NEED = {"__version__", "Outcome", "FaultPlan", "EVERY_FAULT"}  # values and aliases
+MODULES = (yamarket_chat, outbox, sandbox)
+NO_RECORDS = (
+    *(yamarket_chat.ChatSession, outbox.Outbox),
+    *(sandbox.Sandbox, sandbox.VirtualLoop, sandbox.World),
+)
+# Values and aliases.
+NO_NEED = {"__version__", "Outcome", "OutboxState", "FaultPlan", "EVERY_FAULT"}
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Return all public objects: the exports of the package and the sandbox, and their methods."""
-    for module in (yamarket_chat, sandbox):
+    """Return all public objects: the exports of the package and its wings, and their methods."""
+    for module in MODULES:
         for name in module.__all__:
             if name in NO_NEED:
                 continue
@@ -61,8 +67,10 @@ def test_public_name_has_a_docstring(name: str) -> None:
 
 def arguments_of(thing: Any) -> set[str]:
     """The arguments of a function, or of a class that is more than a record of data."""
-    if isinstance(thing, (property, classmethod)):
+    if isinstance(thing, property):
         return set()
+    if isinstance(thing, classmethod):
+        thing = thing.__func__
     if inspect.isclass(thing) and thing not in NO_RECORDS:
         return set()
     return {name for name in inspect.signature(thing).parameters if name not in ("self", "cls")}
@@ -93,18 +101,26 @@ RUNS_LOOPS = {name for name in EXAMPLES if name.startswith(("World", "VirtualLoo
 def test_the_example_runs_loops_of_its_own(name: str) -> None:
     world = sandbox.World(seed=7)
     scope: dict[str, Any] = {"asyncio": asyncio, "world": world, "shop": world.loop("shop")}
-    for module in (yamarket_chat, sandbox):
+    for module in MODULES:
         scope |= {exported: getattr(module, exported) for exported in module.__all__}
     exec(EXAMPLES[name], scope)  # noqa: S102 - our own docstring
     world.close()
 
 
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - RUNS_LOOPS))
-async def test_docstring_example_runs(name: str) -> None:
+async def test_docstring_example_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
-    for module in (yamarket_chat, sandbox):
+    for module in MODULES:
         scope |= {exported: getattr(module, exported) for exported in module.__all__}
-    async with sandbox.Sandbox(business_id=12345) as market:
+    async with (
+        sandbox.Sandbox(business_id=12345) as market,
+        outbox.Outbox("sqlite:///outbox.db") as box,
+    ):
+        if "Outbox" in name or "outbox." in EXAMPLES[name]:
+            await box.create()
         market.buyer_says(17, "Где мой заказ?")
         market.buyer_sends_file(17, "чек.jpg", b"photo")
         async with yamarket_chat.ChatSession(
@@ -113,6 +129,7 @@ async def test_docstring_example_runs(name: str) -> None:
             scope |= {
                 "market": market,
                 "session": session,
+                "outbox": box,
                 "api_key": market.api_key,
                 "business_id": market.business_id,
                 "chat_id": 17,

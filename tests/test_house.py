@@ -22,7 +22,8 @@ ALLOWED = {
     "aiolimiter": {"_limits/pace.py"},
 }
 CORE = {*ALLOWED, "msgspec"}
-APART = {"cli", "sandbox"}  # not the core: the command is an extra, the sandbox needs a server
+# Not the core: the command and the outbox are extras, and the sandbox needs a server.
+APART = {"cli", "outbox", "sandbox"}
 
 
 def rooms() -> list[str]:
@@ -32,7 +33,7 @@ def rooms() -> list[str]:
     assert lines is not None
     found: list[str] = []
     for name, said in re.findall(r"^ {4}(\S+) +((?:.*\n)(?: {8,}.*\n)*)", lines[1], re.M):
-        if name.startswith("_") and name.endswith("/"):
+        if name.endswith("/") and ":" in said:
             files = re.findall(r"\w+", said.partition(":")[2])
             found += (f"{name}{file}.py" for file in files)
         else:

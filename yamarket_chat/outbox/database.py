@@ -1,0 +1,266 @@
+"""The connections to the database, and the threads that work with them.
+
+SQLAlchemy works in threads of its own, so the event loop never waits for a disk. Its drivers begin
+no transactions by themselves here: one statement begins each, with the settings that it needs. In
+PostgreSQL these are settings of the transaction alone, so PgBouncer may share the connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from ..errors import InvalidArgumentError
+from . import schema
+from .errors import OutboxDatabaseError
+from .troubles import BrokenConnectionError, refuse_network, translated
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = {"sqlite": 1, "postgresql": 4}
+"""SQLite has one writer at a time, so more threads would only wait for each other."""
+
+PATIENCE = 10
+"""Seconds to wait for somebody else's lock, for a connection, and for a peer that is silent."""
+
+_of_parents: list[object] = []
+"""What a fork left of the parent's connections."""
+
+_URLS = "sqlite:///outbox.db, or postgresql+psycopg://user:password@host/database"
+
+
+class Database:
+    """A database: runs functions in transactions, in threads.
+
+    Args:
+        url: Its address.
+        idle: Seconds after which PostgreSQL ends a transaction that does nothing.
+    """
+
+    def __init__(self, url: str | URL, *, idle: float = PATIENCE) -> None:
+        self.url: URL = _checked(url)
+        self.dialect: str = self.url.get_backend_name()
+        self._begin = (
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{PATIENCE}s';"
+            f" SET LOCAL idle_in_transaction_session_timeout = '{idle * 1000:.0f}ms'"
+        )
+        self._check_driver()
+        self._checked = False
+        self._pid = 0
+        self._engine: Engine | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._watching: list[sqlite3.Connection] = []
+        self._closing: Callable[[], Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"Database({self.url.render_as_string()!r})"  # without the password
+
+    async def call(self, function: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
+        """Run a function in a thread."""
+        self._open()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    async def write(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs
+    ) -> T:
+        """Run a function in a thread, in a transaction that is committed when it returns.
+
+        Raises OutboxDatabaseError if the database cannot be used.
+        """
+        return await self.call(self._transact, False, function, args)
+
+    async def read(
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs
+    ) -> T:
+        """Run a function that changes nothing, as `write` does."""
+        return await self.call(self._transact, True, function, args)
+
+    async def create(self) -> None:
+        """Make the tables, or bring them to the newest version."""
+        await self.call(self._create)
+
+    def usable(self, connection: Connection) -> None:
+        """Check the version of the tables, once. Works on a connection of the caller's as well."""
+        if not self._checked:
+            schema.check_usable(connection)
+            self._checked = True
+
+    async def data_version(self) -> int | None:
+        """Return a number that changes when anybody commits; None if the database has none."""
+        return await self.call(self._data_version) if self.dialect == "sqlite" else None
+
+    async def close(self) -> None:
+        """Close the connections. A later call opens them again."""
+        if self._closing is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._closing)
+            self._closing = self._engine = self._threads = None
+
+    def _open(self) -> Engine:
+        if self._engine is not None and self._pid == os.getpid():
+            return self._engine
+        if self._engine is not None:
+            # After a fork neither the threads nor the connections are of this process. They must
+            # not even be closed, because they are the parent's.
+            _of_parents.append((self._engine, self._watching))
+        threads = THREADS[self.dialect]
+        options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": threads, "max_overflow": 0}
+        if self.dialect == "sqlite":
+            options["creator"] = self._connect_sqlite
+        else:
+            options["connect_args"] = {
+                "prepare_threshold": None,  # PgBouncer
+                "client_encoding": "utf8",
+                "connect_timeout": PATIENCE,
+                # A network that is gone shows neither an answer nor an end.
+                "keepalives_idle": PATIENCE // 2,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": PATIENCE * 1000,
+            }
+        engine = create_engine(self.url, hide_parameters=True, **options)
+        event.listen(engine, "begin", self._on_begin)
+        if self.dialect == "postgresql":
+            event.listen(engine, "connect", self._on_connect)
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="yamarket-outbox")
+        self._pid, self._engine, self._threads, self._watching = os.getpid(), engine, executor, []
+        self._closing = weakref.finalize(self, _close, engine, executor, self._watching, self._pid)
+        return engine
+
+    def _transact(
+        self, reading: bool, function: Callable[..., T], args: Sequence[Any], create: bool = False
+    ) -> T:
+        for last in (False, True):
+            began = False
+            try:
+                with self._open().connect() as connection:
+                    connection = connection.execution_options(outbox_reading=reading)
+                    with connection.begin():
+                        began = True
+                        if not create:
+                            self.usable(connection)
+                        return function(connection, *args)
+            except SQLAlchemyError as error:
+                trouble = translated(error, self.url)
+                if last or began or not isinstance(trouble, BrokenConnectionError):
+                    raise trouble from error
+                # A kept connection: the server was restarted since. Nothing was sent on it.
+        raise AssertionError
+
+    def _data_version(self) -> int:
+        # A connection does not count its own commits, so this one makes none.
+        try:
+            if not self._watching:
+                self._watching.append(self._connect_sqlite())
+            (version,) = self._watching[0].execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error as error:
+            raise translated(error, self.url) from error
+        return int(version)
+
+    def _create(self) -> None:
+        if self.dialect == "sqlite":
+            # All other connections want the file to be there: a wrong path must not make a new one.
+            try:
+                self._connect_sqlite("rwc").close()
+            except sqlite3.Error as error:
+                raise translated(error, self.url) from error
+        self._transact(False, schema.create, (), True)
+
+    def _connect_sqlite(self, mode: str = "rw") -> sqlite3.Connection:
+        path = self.url.database or ""
+        refuse_network(path)
+        connection = sqlite3.connect(
+            f"file:{quote(path)}?mode={mode}",
+            uri=True,
+            timeout=PATIENCE,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            (journal,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            if journal != "wal":
+                raise OutboxDatabaseError(
+                    f"{path} cannot have a write-ahead log (its journal is {journal!r}): move it to"
+                    " a local disk"
+                )
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _on_connect(self, driver: Any, record: Any) -> None:
+        driver.autocommit = True  # `_on_begin` begins the transactions
+        with driver.cursor() as cursor:
+            cursor.execute("SHOW synchronous_commit")
+            (durable,) = cursor.fetchone()
+        # What was accepted must be on a disk, whatever the server's or the role's setting is.
+        record.info["begin"] = self._begin + (
+            "; SET LOCAL synchronous_commit = local" if durable == "off" else ""
+        )
+
+    def _on_begin(self, connection: Connection) -> None:
+        if self.dialect == "postgresql":
+            connection.exec_driver_sql(connection.info["begin"])
+        elif connection.get_execution_options().get("outbox_reading"):
+            connection.exec_driver_sql("BEGIN")
+        else:
+            # A transaction that begins with reading could not write after somebody else wrote.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def _check_driver(self) -> None:
+        if self.dialect == "postgresql":
+            try:
+                import psycopg  # noqa: F401
+            except ImportError as error:
+                raise ImportError(
+                    "PostgreSQL needs psycopg 3, which is not installed or cannot be loaded"
+                    f" ({error}): pip install 'yamarket-chat[postgres]'"
+                ) from error
+
+
+def _checked(url: object) -> URL:
+    try:
+        made = make_url(url)  # type: ignore[arg-type]  # whatever the caller passed
+        # The name that hosters give the address, and SQLAlchemy's for the default driver.
+        if made.drivername in ("postgres", "postgresql"):
+            made = made.set(drivername="postgresql+psycopg")
+        driver = made.get_backend_name(), made.get_driver_name()
+    except (ArgumentError, NoSuchModuleError, ValueError, AttributeError, ImportError):
+        # The address may contain a password, so no text shows it.
+        raise InvalidArgumentError(f"the address of the outbox is one such as {_URLS}") from None
+    if driver == ("postgresql", "psycopg"):
+        return made
+    if driver != ("sqlite", "pysqlite"):
+        raise InvalidArgumentError(
+            f"the outbox does not work with {made.drivername!r}: pass {_URLS}"
+        )
+    if not made.database or made.database == ":memory:" or made.database.startswith("file:"):
+        raise InvalidArgumentError(
+            "an outbox in memory does not survive the process: pass the path of a file, such as"
+            " sqlite:///outbox.db"
+        )
+    if made.query:
+        raise InvalidArgumentError("the address of an SQLite file has no parameters: remove them")
+    # As it is now: the program may change its folder later.
+    return made.set(database=os.path.abspath(made.database))
+
+
+def _close(
+    engine: Engine, threads: ThreadPoolExecutor, watching: list[sqlite3.Connection], pid: int
+) -> None:
+    if pid == os.getpid():
+        threads.shutdown()
+        engine.dispose()
+        while watching:
+            watching.pop().close()

@@ -1,0 +1,453 @@
+"""Outbox: puts messages into a database, and tells what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import weakref
+from array import array
+from collections.abc import AsyncIterable, Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from sqlalchemy import URL, Connection
+
+from ..arguments import check_id, check_seconds, check_type
+from ..errors import ChatError, InvalidArgumentError
+from ..receipts import Receipt
+from . import store
+from .database import Database
+from .errors import (
+    KeyConflictError,
+    MessageCancelledError,
+    MessageExpiredError,
+    OutboxDatabaseError,
+)
+from .messages import OutboxEntry, OutboxFile, OutboxMessage, OutboxStatus
+from .numbers import Numbers
+from .rows import Row, check_key, now, prepare
+from .schema import DIALECTS
+from .together import Together
+from .watching import Watch
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
+    CallersConnection = Connection | AsyncConnection | Session | AsyncSession
+
+T = TypeVar("T")
+ByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
+Put = OutboxMessage | OutboxFile
+Stored = tuple[list[int], KeyConflictError | None]
+
+WEEK = 7 * 24 * 3600.0
+
+BATCH = 1_000
+"""The most messages of a transaction of `put_many`."""
+
+BATCH_BYTES = 32 * 2**20
+"""The most bytes of files in one, unless a single file is larger."""
+
+PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
+"""Seconds before `put` repeats a transaction whose connection broke."""
+
+FORGET_AFTER = 3600.0
+"""Seconds after which the text of a message cannot be needed to tell equal ones apart."""
+
+PARAMSTYLES = ("format", "pyformat", "named", "qmark", "numeric_dollar")
+
+
+class Outbox:
+    """Messages in a database, which survive the process until they are sent.
+
+    The courier, which sends them, is not part of this version yet.
+
+    An outbox may be used on several event loops, and after a fork. It needs no closing, but can be
+    used in an `async with`.
+
+    Args:
+        url: The database: "sqlite:///outbox.db" for the processes of one machine, or
+            "postgresql+psycopg://user:password@host/database" for those of several.
+        keep: Seconds for which a message is kept after it ended. Its key is remembered as long.
+        forget_text: True forgets the text of a message an hour after it ended.
+
+    Raises:
+        InvalidArgumentError: An argument makes no sense.
+        ImportError: The driver of the database is missing. The text names the extra to install.
+
+    Example:
+        async with Outbox("sqlite:///outbox.db") as outbox:
+            await outbox.create()
+            number = await outbox.put(OutboxMessage(business_id, chat_id, "Заказ собран"))
+    """
+
+    def __init__(self, url: str | URL, *, keep: float = WEEK, forget_text: bool = False) -> None:
+        self._keep = check_seconds("keep", keep)
+        self._forget_text = check_type("forget_text", forget_text, bool)
+        self._database = Database(url)
+        # By event loop. A loop that is gone takes its own with it.
+        self._watches: ByLoop[Watch] = weakref.WeakKeyDictionary()
+        self._together: ByLoop[Together] = weakref.WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"Outbox({self._database.url.render_as_string()!r})"  # without the password
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. A later call opens them again.
+
+        Example:
+            await outbox.close()
+        """
+        await self._database.close()
+
+    async def create(self) -> None:
+        """Make the tables, or change them to what this version of the package needs.
+
+        If they are there, this changes nothing, so a program may call it at each start.
+
+        Raises:
+            OutboxDatabaseError: The tables are of a version that this one does not know, or the
+                database cannot be used.
+
+        Example:
+            await outbox.create()
+        """
+        await self._database.create()
+
+    async def put(self, message: Put, *, connection: CallersConnection | None = None) -> int:
+        """Put a message, and return its number once it is committed.
+
+        If the connection breaks, nothing tells whether the commit was carried out. Then this puts
+        the message again under its key, so it is there once.
+
+        Args:
+            message: The message.
+            connection: A connection or session of SQLAlchemy's, sync or async, to the same
+                database. The message is put in its transaction: it is committed with it, or not at
+                all.
+
+        Raises:
+            InvalidArgumentError: A value of the message makes no sense. Nothing was put.
+            KeyConflictError: The key belongs to a message with other content. Nothing was put.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            message = OutboxMessage(business_id, 17, "Заказ собран", key="packed-55")
+            number = await outbox.put(message)
+        """
+        row = await self._prepared(message)
+        if connection is None and self._database.dialect == "sqlite":
+            loop = asyncio.get_running_loop()
+            return await self._together.setdefault(loop, Together(self._database)).put(row)
+        (number,) = await self._put([row], connection)
+        return number
+
+    async def put_many(
+        self,
+        messages: Iterable[Put] | AsyncIterable[Put],
+        *,
+        connection: CallersConnection | None = None,
+    ) -> Sequence[int]:
+        """Put many messages, and return their numbers, in the order of the messages.
+
+        They are put in transactions of 1,000 messages. An error says how many are in: its attribute
+        `numbers` has the numbers of all messages before the one that failed.
+
+        Args:
+            messages: The messages; an async iterable as well.
+            connection: As for `put`. Then all messages are in its transaction.
+
+        Raises:
+            ChatError: As `put`.
+            Exception: What the iterable raised.
+
+        Example:
+            numbers = await outbox.put_many(
+                OutboxMessage(business_id, chat_id, "Мы открыты", bulk=True)
+                for chat_id in range(1, 5_000)
+            )
+        """
+        done = array("q")
+        batch: list[Row] = []
+        size = 0
+        source = aiter(messages) if isinstance(messages, AsyncIterable) else _slowly(messages)
+        try:
+            try:
+                async for message in source:
+                    row = await self._prepared(message)
+                    batch.append(row)
+                    size += len(row.content or b"")
+                    if len(batch) >= BATCH or size >= BATCH_BYTES:
+                        full, batch, size = batch, [], 0
+                        done.extend(await self._put(full, connection))
+            except Exception:
+                # Of the iterable, or a message that makes no sense: what came before is put.
+                if batch:
+                    done.extend(await self._put(batch, connection))
+                raise
+            if batch:
+                done.extend(await self._put(batch, connection))
+        except Exception as error:
+            if isinstance(error, KeyConflictError):
+                done.extend(error.numbers)
+            with suppress(AttributeError):  # a class of the caller's may have no place for it
+                error.numbers = Numbers(done)  # type: ignore[attr-defined]
+            raise
+        return Numbers(done)
+
+    def sql(self, message: Put, dialect: str, *, paramstyle: str = "format") -> tuple[str, Any]:
+        """Return one SQL statement that puts a message, and its parameters.
+
+        Execute it in a transaction of Django, psycopg, asyncpg or any other library. It returns one
+        row with the number. It returns no row if the key belongs to other content.
+
+        Args:
+            message: The message. A path or an open file is read at once. SQLite takes no files
+                here.
+            dialect: "postgresql" or "sqlite".
+            paramstyle: How the library marks parameters: "format" (%s; Django and psycopg),
+                "numeric_dollar" ($1; asyncpg), "qmark" (?; sqlite3), "pyformat" or "named".
+
+        Returns:
+            The statement and a list of parameters; a dict for "pyformat" and "named".
+
+        Raises:
+            InvalidArgumentError: A value makes no sense.
+
+        Example:
+            message = OutboxMessage(business_id, 17, "Заказ собран")
+            statement, parameters = outbox.sql(message, "postgresql", paramstyle="numeric_dollar")
+        """
+        if dialect not in DIALECTS:
+            raise InvalidArgumentError(f"dialect is one of {', '.join(DIALECTS)}")
+        if paramstyle not in PARAMSTYLES:
+            raise InvalidArgumentError(f"paramstyle is one of {', '.join(PARAMSTYLES)}")
+        return store.sql(prepare(message), dialect, paramstyle)
+
+    @overload
+    async def get(self, number: int) -> OutboxEntry | None: ...
+
+    @overload
+    async def get(self, *, business_id: int | str, key: str) -> OutboxEntry | None: ...
+
+    async def get(
+        self,
+        number: int | None = None,
+        *,
+        business_id: int | str | None = None,
+        key: str | None = None,
+    ) -> OutboxEntry | None:
+        """Get a message by its number, or by its key.
+
+        Args:
+            number: The number that `put` returned.
+            business_id: The business; with `key`.
+            key: The key of the message.
+
+        Returns:
+            The message; None if there is none, or it is pruned.
+
+        Raises:
+            InvalidArgumentError: Neither a number nor a business and a key were passed.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            entry = await outbox.get(business_id=business_id, key="packed-55")
+        """
+        if number is not None and business_id is None and key is None:
+            return await self._database.read(store.get, check_id("number", number))
+        if number is None and business_id is not None and key is not None:
+            business = check_id("business_id", business_id)
+            return await self._database.read(store.get_by_key, business, check_key(key))
+        raise InvalidArgumentError("get takes a number, or business_id and key: pass one of them")
+
+    async def result(
+        self,
+        number: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - it stands in the promise
+    ) -> Receipt:
+        """Wait until a message has ended, and return the proof that it arrived.
+
+        Any process may wait for any message.
+
+        Args:
+            number: The number that `put` returned.
+            timeout: Seconds to wait at most. None waits as long as needed.
+
+        Raises:
+            InvalidArgumentError: There is no such message, or it is pruned.
+            ApiError: The Market refused the message; so with the other errors of `send_message`.
+            DeliveryUnknownError: Nothing tells whether the message arrived.
+            MessageCancelledError: It was cancelled.
+            MessageExpiredError: It was not sent before its `not_after`.
+            TimeoutError: It has not ended in time. It goes on.
+            OutboxDatabaseError: The database cannot be used. While this waits, it waits for a
+                database that is away to return as well.
+
+        Example:
+            number = await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
+            try:
+                receipt = await outbox.result(number, timeout=0.1)
+            except TimeoutError:
+                print("it waits")
+        """
+        number = check_id("number", number)
+        if timeout is not None:
+            timeout = check_seconds("timeout", timeout, at_least_0=True)
+        entry = await self.get(number)
+        if entry is not None and entry.ended_at is None:
+            watch = self._watches.setdefault(asyncio.get_running_loop(), Watch(self._database))
+            await watch.end_of(number, timeout)
+            entry = await self.get(number)
+        if entry is None:
+            raise InvalidArgumentError(
+                f"there is no message {number}: it was never put, its transaction is not committed"
+                " yet, or it is pruned"
+            )
+        return _result(entry)
+
+    async def cancel(self, number: int) -> bool:
+        """Cancel a message that waits.
+
+        Args:
+            number: The number that `put` returned.
+
+        Returns:
+            True if the message has not left and never will. False if it has left, or may have.
+
+        Raises:
+            InvalidArgumentError: There is no such message, or it is pruned.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            number = await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
+            assert await outbox.cancel(number)
+        """
+        return await self._database.write(store.cancel, check_id("number", number))
+
+    async def status(self, business_id: int | str | None = None) -> OutboxStatus:
+        """Count what waits, and say which businesses are paused. This reads all that waits.
+
+        Args:
+            business_id: Counts this business alone.
+
+        Raises:
+            InvalidArgumentError: The id makes no sense.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            status = await outbox.status()
+            print(status.waiting, status.oldest)
+        """
+        business = None if business_id is None else check_id("business_id", business_id)
+        return await self._database.read(store.status, business)
+
+    async def prune(self) -> int:
+        """Remove the messages that ended more than `keep` seconds ago, in small transactions.
+
+        It also removes the contents of delivered files, and forgets texts if `forget_text` is set.
+
+        Returns:
+            How many messages were removed.
+
+        Raises:
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            removed = await outbox.prune()
+        """
+        write, removed, business = self._database.write, 0, 0
+        before = now() - round(self._keep * 1e6)
+        while (found := await self._database.read(store.next_business, business)) is not None:
+            business = found
+            while (count := await write(store.prune, business, before)) > 0:
+                removed += count
+            if self._forget_text:
+                after: tuple[int, int] | None = (0, 0)
+                forget_before = now() - round(FORGET_AFTER * 1e6)
+                while after is not None:
+                    after = await write(store.forget_texts, business, forget_before, after)
+        while await write(store.drop_contents) > 0:
+            pass
+        return removed
+
+    async def _prepared(self, message: Put) -> Row:
+        if isinstance(message, OutboxFile):
+            return await self._database.call(prepare, message)  # it reads a disk
+        return prepare(message)
+
+    async def _put(self, rows: list[Row], connection: CallersConnection | None) -> list[int]:
+        if connection is None:
+            numbers, conflict = await self._put_surely(rows)
+        else:
+            numbers, conflict = await self._put_with(rows, connection)
+        if conflict is not None:
+            conflict.numbers = numbers
+            raise conflict
+        return numbers
+
+    async def _put_surely(self, rows: list[Row]) -> Stored:
+        uncertain = False
+        for pause in (*PAUSES, None):
+            try:
+                return await self._database.write(store.put, rows)
+            except OutboxDatabaseError as error:
+                uncertain |= error.sent is None
+                if pause is None or not uncertain:
+                    if uncertain:
+                        error.sent = None
+                    raise
+            await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def _put_with(self, rows: list[Row], connection: CallersConnection) -> Stored:
+        def work(given: Connection | Session) -> Stored:
+            target = given if isinstance(given, Connection) else given.connection()
+            if target.dialect.name not in DIALECTS:
+                raise InvalidArgumentError(
+                    f"connection is one to {' or '.join(DIALECTS)}, not to {target.dialect.name}"
+                )
+            if target.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+                raise InvalidArgumentError(
+                    "connection commits each statement by itself: pass one in a transaction"
+                )
+            self._database.usable(target)
+            return store.put(target, rows)
+
+        run_sync: Callable[..., Any] | None = getattr(connection, "run_sync", None)
+        if run_sync is not None and inspect.iscoroutinefunction(run_sync):
+            stored: Stored = await run_sync(work)
+            return stored
+        if isinstance(connection, Connection) or hasattr(connection, "get_bind"):
+            return work(connection)  # type: ignore[arg-type]
+        raise InvalidArgumentError(
+            "connection is a Connection or a Session of SQLAlchemy's, or an async one"
+        )
+
+
+def _result(entry: OutboxEntry) -> Receipt:
+    if entry.receipt is not None:
+        return entry.receipt
+    if entry.error is not None:
+        raise entry.error
+    if entry.state == "cancelled":
+        raise MessageCancelledError(f"message {entry.number} was cancelled")
+    if entry.state == "expired":
+        raise MessageExpiredError(
+            f"message {entry.number} was not sent before its not_after, {entry.not_after}"
+        )
+    raise ChatError(
+        f"message {entry.number} is {entry.state}, and nothing else is known", sent=None
+    )
+
+
+async def _slowly(messages: Iterable[Put]) -> AsyncIterable[Put]:
+    for message in messages:
+        yield message
