@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .loop import VirtualLoop
     from .network import Network
     from .transport import MemoryServer, Transport
+    from .world import World
 
 TCP_USER_TIMEOUT: int = getattr(socket, "TCP_USER_TIMEOUT", 18)  # only Linux has it
 
@@ -46,16 +47,16 @@ Options = dict[tuple[int, int], Any]
 class MemorySocket:
     """What a program sees of a socket in memory. It keeps the options that are set."""
 
-    family = socket.AF_INET
-    type = socket.SOCK_STREAM
-    proto = socket.IPPROTO_TCP
+    family: int = socket.AF_INET
+    type: int = socket.SOCK_STREAM
+    proto: int = socket.IPPROTO_TCP
 
     def __init__(self, loop: VirtualLoop, options: Options | None = None) -> None:
         self._loop = loop
         self.options: Options = {} if options is None else options
         self.end: End | None = None
         self.bound: Address | None = None
-        self.is_closed = False
+        self.is_closed: bool = False
 
     def setsockopt(self, level: int, name: int, value: Any) -> None:
         if self.is_closed:
@@ -106,8 +107,8 @@ class End:
 
     def __init__(self, loop: VirtualLoop, address: Address, name: str, sock: MemorySocket) -> None:
         self.loop = loop
-        self.world = loop.world
-        self.network = loop.world.network
+        self.world: World = loop.world
+        self.network: Network = loop.world.network
         self.address = address
         self.name = name  # in the trace
         self.socket = sock
@@ -115,15 +116,15 @@ class End:
         self.accept: MemoryServer | None = None  # that will make a transport for it
         # Received:
         self.unread: list[bytes] = []
-        self.is_ended = False
+        self.is_ended: bool = False
         self.error: OSError | None = None
         # To send: pieces with the time at which they were written; None is the end (FIN).
         self.queue: deque[tuple[bytes | None, float]] = deque()
-        self.queued = 0  # bytes
+        self.queued: int = 0  # bytes
         self._has_ended = False  # FIN is sent, or in the queue
-        self.is_gone = False  # its process has closed it
-        self.is_dead = False  # its kernel sends nothing any more
-        self.stalled_until = -math.inf  # what it sends gets lost until then
+        self.is_gone: bool = False  # its process has closed it
+        self.is_dead: bool = False  # its kernel sends nothing any more
+        self.stalled_until: float = -math.inf  # what it sends gets lost until then
         self._arrives = 0.0  # when the last piece does
         self._generation = 0  # of arrivals that still count
         self._retry = 0.0  # the pause before the next repeat; 0 if nothing was lost
