@@ -77,9 +77,12 @@ class Deliveries:
         if delivery in self._deliveries:
             self._deliveries.remove(delivery)
 
-    def to_chat(self, chat_id: int) -> list[Delivery]:
-        """Return the messages that were or may have been delivered to a chat recently, in order."""
-        oldest = self._loop.time() - self._remembered
+    def to_chat(self, chat_id: int, before: float | None = None) -> list[Delivery]:
+        """Return the messages that were or may have been delivered to a chat recently, in order.
+
+        `before` is the moment of the loop from which "recently" counts back; by default now.
+        """
+        oldest = (self._loop.time() if before is None else before) - self._remembered
         return [d for d in self._deliveries if d.chat_id == chat_id and d.ended >= oldest]
 
     def forget(self, chat_id: int, lost: Stored, clock: MarketClock) -> None:

@@ -105,7 +105,7 @@ class Settler:
             why,
             doubt.attempt.ended + self._settle_after,
             # Copied now, because settling may take longer than deliveries are remembered.
-            self._deliveries.to_chat(chat_id),
+            self._deliveries.to_chat(chat_id, doubt.attempt.began),
         )
 
     def unknown(self, suspect: Suspect, business_id: int, requests: int) -> DeliveryUnknownError:
