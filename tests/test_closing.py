@@ -822,7 +822,9 @@ async def test_second_close_waits_for_the_first() -> None:
 async def test_of_two_closings_the_shorter_grace_counts(graces: tuple[float, float]) -> None:
     """Users press Ctrl-C twice."""
     first_grace, second_grace = graces
-    async with a_market(Fault("no_answer"), AFTER) as market:
+    faults = {CHAT: Fault("no_answer"), CHAT + 1: AFTER}  # in which order they arrive is open
+    async with a_market() as market:
+        market.faults = lambda request: faults.get(request.chat_id or 0)
         session = session_of(market)
         tasks = await sent_by(session, (CHAT, "hi"), (CHAT + 1, "is settled"))
         outcomes = session.send_many([OutgoingMessage(CHAT + 2, "of a bulk")])
