@@ -541,11 +541,11 @@ class _Market:
         self.url = ""
 
 
-@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
-@pytest.mark.parametrize("answer", ENDLESS)
-async def test_endless_answer_is_cut_off(
+@asynccontextmanager
+async def _endless_session(
     answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
-) -> None:
+) -> AsyncIterator[tuple[_Market, ChatSession]]:
+    """A session of such a server, on its own aiohttp session or on a caller's without bounds."""
     boundless = aiohttp.ClientSession(
         max_headers=10**9, max_field_size=10**9, max_line_size=10**9, read_bufsize=10**9
     )
@@ -560,6 +560,15 @@ async def test_endless_answer_is_cut_off(
             retry=Retry(attempts=1),
         ) as session,
     ):
+        yield market, session
+
+
+@pytest.mark.parametrize("callers", [False, True], ids=["own session", "caller's session"])
+@pytest.mark.parametrize("answer", ENDLESS)
+async def test_endless_answer_is_cut_off(
+    answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
+) -> None:
+    async with _endless_session(answer, callers=callers) as (_, session):
         began = now()
         with pytest.raises(UnexpectedAnswerError):
             await session.get_chat(1)
@@ -571,20 +580,7 @@ async def test_endless_answer_is_cut_off(
 async def test_a_download_without_an_end_is_bounded(
     answer: Callable[[], AsyncIterator[bytes]], *, callers: bool
 ) -> None:
-    boundless = aiohttp.ClientSession(
-        max_headers=10**9, max_field_size=10**9, max_line_size=10**9, read_bufsize=10**9
-    )
-    async with (
-        boundless,
-        _endless(answer) as market,
-        ChatSession(
-            KEY,
-            1,
-            base_url=market.url,
-            http=boundless if callers else None,
-            retry=Retry(attempts=1),
-        ) as session,
-    ):
+    async with _endless_session(answer, callers=callers) as (market, session):
         began = now()
         file = File(name="a", url=f"{market.url}/a", size=1)
         async with asyncio.timeout(HOUR):

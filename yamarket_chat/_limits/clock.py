@@ -2,9 +2,9 @@
 
 The local wall clock is not used, because it may be minutes off. But the loop's time may stand still
 while the machine sleeps or is paused, and either clock may be set. So the clock keeps some Dates,
-and dates a request by the responses that came before and after it. The system's
-clock is asked only how long the loop's time has stood still: before the first Date, nothing else
-can say.
+and dates a request by the responses that came before, during and after it. The system's clock is
+asked only how long the loop's time has stood still: nothing else shows a sleep before the first
+Date or since the last one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
 
 
 class MarketClock:
-    """The readings of the Market's clock of the last minutes."""
+    """Readings of the Market's clock, the more the more recent."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
