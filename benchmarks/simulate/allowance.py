@@ -142,10 +142,16 @@ def _repeated(story: Story, record: Record) -> float:
             and message.fate != "not sent"
             and message.content.startswith("file ") is (operation == "send_file")
         )
-        if (extra := requests - own) > 0:
+        # A request that a connection lost on the way never came to the Market, and counts as well.
+        requests += record.looked_up[operation]
+        if (extra := requests - own) <= 0:
+            continue
+        allowed += extra * LONGEST_PAUSE
+        if requests > rate.requests:
             rounds = math.ceil(extra / rate.requests)
             allowed += rounds * (rate.per + CUT_OFF + story.program.timeout)
-            allowed += extra * LONGEST_PAUSE
+        elif rate.burst is not None:
+            allowed += extra * rate.per / rate.requests
     return allowed
 
 

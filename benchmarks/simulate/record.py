@@ -57,6 +57,8 @@ class Record(msgspec.Struct, kw_only=True):
     departures: dict[str, list[float]] = {}
     """When the requests of an operation came to the Market."""
     requests_of: dict[str, int] = {}
+    looked_up: Counter[str] = msgspec.field(default_factory=Counter)
+    """How often the sessions looked for the messages of an operation in a history."""
     hung: str | None = None
     leaked: list[str] = []
     crashed: list[str] = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -59,6 +61,7 @@ class Deliveries:
         self._loop = loop
         self._remembered = REMEMBERED
         self._deliveries: deque[Delivery] = deque()
+        self._settlings: list[float] = []  # when those in progress began
 
     def note_timeout(self, seconds: float) -> None:
         """Note the timeout of a session: an attempt takes at most this many seconds."""
@@ -68,7 +71,7 @@ class Deliveries:
         """Keep a delivery, and drop those that are too old."""
         deliveries = self._deliveries
         deliveries.append(delivery)
-        oldest = now - self._remembered
+        oldest = (self._settlings[0] if self._settlings else now) - self._remembered
         while deliveries and deliveries[0].ended < oldest:
             deliveries.popleft()
 
@@ -76,6 +79,16 @@ class Deliveries:
         """Forget a delivery, because its outcome is known now."""
         if delivery in self._deliveries:
             self._deliveries.remove(delivery)
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """Keep all deliveries meanwhile: to read a long history may take minutes."""
+        began = self._loop.time()
+        self._settlings.append(began)
+        try:
+            yield
+        finally:
+            self._settlings.remove(began)
 
     def to_chat(self, chat_id: int, before: float | None = None) -> list[Delivery]:
         """Return the messages that were or may have been delivered to a chat recently, in order.

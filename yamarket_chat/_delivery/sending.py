@@ -243,7 +243,9 @@ class Sending:
         ask = partial(self._calls.ask, max_wait=max_wait)
         read = partial(self._history, pending.chat_id, ask)
         under_way = partial(self.scheduler.under_way, pending.chat_id)
-        if not await self._settler.settle(pending, read, wait, under_way):
+        with self._deliveries.settling():
+            arrived = await self._settler.settle(pending, read, wait, under_way)
+        if not arrived:
             return None
         return Receipt(pending.chat_id, pending.requests, "history", None)
 

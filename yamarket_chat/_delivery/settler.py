@@ -132,7 +132,7 @@ class Settler:
         if wanted is None:
             return Found.UNCLEAR, "the Market's answers have no Date to find it by"
         now = self._loop.time()
-        self._skew.learn(rows_of_shop(history.rows), before, now)
+        self._skew.learn(rows_of_shop(history.rows), before, suspect.until)
         offset = self._skew.offset(now)
         found, unclear = history.find(wanted, before, offset)
         if found is Found.YES:
@@ -158,8 +158,8 @@ class Settler:
         def oldest_needed() -> float:
             return _oldest_needed(wanted)
 
+        began = asked = self._loop.time()
         try:
-            asked = self._loop.time()
             history = await read_history(read, oldest_needed)
             clock = self._clock.now()
             early = (
@@ -182,14 +182,14 @@ class Settler:
             now = self._loop.time()
             known = [
                 item if item.ended < asked - SHOWS_WITHIN else replace(item, surely=False)
-                for item in self._deliveries.to_chat(pending.chat_id)
+                for item in self._deliveries.to_chat(pending.chat_id, began)
             ]
             attempt = under_way()
             if attempt is not None:
                 content = wanted.content
                 known.append(Delivery(pending.chat_id, content, attempt.began, now, surely=False))
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
-            self._skew.learn(rows_of_shop(history.rows), here, now)
+            self._skew.learn(rows_of_shop(history.rows), here, asked)
             offset = self._offset_then(pending, now)
             # Its chat rested, so what begins later than this was sent after it. Comparing with the
             # end of its time would miss some, because clocks are known to within seconds. What came
