@@ -74,7 +74,7 @@ def _least(story: Story, messages: Iterable[Told]) -> float:
     while heads:
         ready, _, chat = heapq.heappop(heads)
         line = lines[chat]
-        operation = "send_file" if line.popleft().content.startswith("file ") else "send_message"
+        operation = line.popleft().operation
         rate = rate_of(story, operation)
         window = windows.setdefault(operation, deque([-math.inf] * rate.requests, rate.requests))
         left = max(ready, heapq.heappop(places), window[0], paced.get(operation, 0.0))
@@ -125,7 +125,17 @@ def _allowance(story: Story, record: Record) -> float:
         longest = max(rate_of(story, name).per for name in Limits().rates())
         allowed += record.refused_in_parallel * LONGEST_PARALLEL_PAUSE
         allowed += record.refused_for_rate * longest
-    return allowed + _repeated(story, record) + _reads(story, record)
+    return allowed + _ended(story, record) + _repeated(story, record) + _reads(story, record)
+
+
+def _ended(story: Story, record: Record) -> float:
+    """A message that the program ended may have taken its turn in a pace: nothing gives it back."""
+    allowed = 0.0
+    for message in record.messages:
+        rate = rate_of(story, message.operation)
+        if message.ended_by_program and rate.burst is not None:
+            allowed += rate.per / rate.requests
+    return allowed
 
 
 def _repeated(story: Story, record: Record) -> float:
@@ -140,7 +150,7 @@ def _repeated(story: Story, record: Record) -> float:
             for message in record.messages
             if not message.ended_by_program
             and message.fate != "not sent"
-            and message.content.startswith("file ") is (operation == "send_file")
+            and message.operation == operation
         )
         # A request that a connection lost on the way never came to the Market, and counts as well.
         requests += record.looked_up[operation]

@@ -227,8 +227,7 @@ class _Notices(logging.Handler):
         told = current.get()  # None in the tasks of send_many
         if told is not None:
             told.in_doubt = True
-        is_file = told is not None and told.content.startswith("file ")
-        self._record.looked_up["send_file" if is_file else "send_message"] += 1
+        self._record.looked_up["send_message" if told is None else told.operation] += 1
 
 
 @contextmanager

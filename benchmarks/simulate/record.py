@@ -38,6 +38,11 @@ class Told(msgspec.Struct, kw_only=True):
     in_doubt: bool = False
     """Its answer was lost, and the session looked for it in the history."""
 
+    @property
+    def operation(self) -> str:
+        """What sends it."""
+        return "send_file" if self.content.startswith("file ") else "send_message"
+
 
 class Stood(msgspec.Struct, frozen=True):
     """A row of a chat."""
