@@ -35,6 +35,7 @@ BASE = 2.0
 LONGEST_PAUSE = 60.0
 LONGEST_PARALLEL_PAUSE = 30.0
 APART = 3.0
+SKEW = 30.0
 
 
 def latest_end(story: Story, record: Record) -> float:
@@ -113,6 +114,7 @@ def _allowance(story: Story, record: Record) -> float:
         else:
             allowed += seconds + 3 * trouble
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
+    allowed += sum(SKEW + 2 for m in record.messages if m.why == "DeliveryUnknownError")
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
     for step in story.steps:
         if isinstance(step, Read) and step.cancel is not None:

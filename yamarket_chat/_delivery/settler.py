@@ -114,6 +114,13 @@ class Settler:
         pending = suspect.pending(business_id, requests, self._clock, offset)
         return unknown_error(pending, suspect.why)
 
+    def apart(self, suspect: Suspect) -> float:
+        """Return the moment from which a message with the same content may be sent to its chat.
+
+        Then whoever settles it, at any time and in any process, can tell the two apart.
+        """
+        return suspect.until + APART + self._skew.offset(self._loop.time()).error()
+
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
         """Look for a message in its chat's history, at `suspect.until` at the earliest.
 
@@ -202,8 +209,9 @@ class Settler:
                 and (stored.earliest < near or stored.row_id is not None)
             ]
             found, unclear = history.find(wanted, pending.before, offset, after)
-            if found is Found.NO:
-                self._deliveries.forget(pending.chat_id, wanted, self._clock)
+            if found is not Found.UNCLEAR:
+                arrived = found is Found.YES
+                self._deliveries.settled(pending.chat_id, wanted, self._clock, arrived=arrived)
         if found is Found.UNCLEAR:
             raise unknown_error(pending, unclear)
         return found is Found.YES

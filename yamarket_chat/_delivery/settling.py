@@ -72,6 +72,11 @@ class Offset(msgspec.Struct, frozen=True):
         """Return the possible offsets, in steps of a second."""
         return range(math.floor(self.least), math.ceil(self.most) + 1)
 
+    def error(self) -> int:
+        """Return by how many seconds a likely offset may be wrong, at most."""
+        likely, possible = self.likely(), self.all()
+        return max(possible[-1] - likely[0], likely[-1] - possible[0])
+
 
 class Found(enum.Enum):
     """Whether a message stands in the history."""
