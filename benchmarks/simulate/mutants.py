@@ -183,9 +183,9 @@ def nothing_before(patch: Patch) -> None:
 def suspects_are_forgotten(patch: Patch) -> None:
     original = deliveries.Deliveries.remember
 
-    def remember(self: Any, delivery: Any, now: float) -> None:
+    def remember(self: Any, delivery: Any) -> None:
         if delivery.surely:
-            original(self, delivery, now)
+            original(self, delivery)
 
     patch(deliveries.Deliveries, "remember", remember)
 
