@@ -138,6 +138,7 @@ def find(
     items = [item for item in (*before, *later) if item.content == wanted.content]
     if Found.YES in verdicts:
         until = wanted.latest + offset.most
+        # If the equal ones before it are not where they must be, a clock was set.
         with_wanted = {wanted.content: must_by_content[wanted.content]}
         if any(_arrived_fits(rows_by_content, with_wanted, o) for o in offset.all()) and not any(
             _missing_fits(equal, items, wanted, until, o) for o in offset.all()
