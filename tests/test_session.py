@@ -258,9 +258,9 @@ def test_a_key_in_quotes_is_refused(quoted: str, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("quoted", ['"12345"', "'12345'", '12345"'])
 def test_a_business_id_in_quotes_is_refused(quoted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YAMARKET_BUSINESS_ID", quoted)
-    with pytest.raises(InvalidArgumentError, match="YAMARKET_BUSINESS_ID .* remove the quotes"):
+    with pytest.raises(InvalidArgumentError, match=r"YAMARKET_BUSINESS_ID .* remove the quotes"):
         ChatSession(KEY)
-    with pytest.raises(InvalidArgumentError, match="business_id .* remove the quotes"):
+    with pytest.raises(InvalidArgumentError, match=r"business_id .* remove the quotes"):
         ChatSession(KEY, quoted)
 
 
