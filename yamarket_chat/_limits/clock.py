@@ -30,6 +30,9 @@ KEPT = 256
 HOLDS = 60.0
 """Seconds for which the Date of a quick response is kept although slower ones come."""
 
+SET = 30.0
+"""Seconds by which the Market's clock may be set back while the outcome of a message is unknown."""
+
 NOTICEABLE = 0.5
 """Seconds. A shorter standstill of the loop's time is within a Date's accuracy."""
 
@@ -141,7 +144,11 @@ class MarketClock:
             clock = clock.combined(quickest)
         # If the loop's time has stood still since, no Date from before may tell, or the Market's
         # clock may have been set meanwhile, so that both readings agree by chance.
-        clock = Clock(clock.least - self.stood_still_since(moment), clock.most)
+        least = clock.least - self.stood_still_since(moment)
+        earlier = None if before is None else before.clock()
+        if earlier is not None:
+            least = max(least, earlier.least - SET)  # the Market's time does not stand still
+        clock = Clock(least, clock.most)
         if before is not None and after is None:
             # It may have stood still between that Date and the moment.
             return Clock(clock.least, clock.most + self.stood_still_since(before.answered))
