@@ -431,7 +431,9 @@ class _Generator:
             "outage",
             2,
             lambda: parts.Outage(
-                at=moment(), machine=machine(), seconds=round(rng.uniform(1.0, 45.0), 2)
+                at=rng.choice((moment, as_it_is_answered))(),
+                machine=machine(),
+                seconds=round(rng.uniform(1.0, 45.0), 2),
             ),
         )
         add(
@@ -485,8 +487,17 @@ class _Generator:
             lambda: parts.Stop(
                 at=moment(),
                 machine=machine(),
-                seconds=rng.choice((0.2, 1.0, 6.0, 8.0, 12.0, 14.0, 20.0, 30.0, 120.0)),
-                as_told=rng.random() < 0.4,
+                seconds=rng.choice((0.2, 1.0, 6.0, 8.0, 12.0, 14.0, 30.0, 120.0)),
+            ),
+        )
+        add(
+            "blocks",
+            2,
+            lambda: parts.Stop(
+                at=rng.choice(moments),
+                machine=machine(),
+                seconds=round(rng.uniform(1.0, 60.0), 1),
+                as_told=True,
             ),
         )
         add(

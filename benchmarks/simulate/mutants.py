@@ -463,28 +463,24 @@ def no_discard(patch: Patch) -> None:
     def give_up(self: Any) -> None:
         self.over = True
 
-    patch(bodies.RequestBody, "give_up", give_up)
-    _keep_sending(patch, linger=False, user_timeout=True)
-
-
-@_mutant("the kernel gives up what is not acknowledged for 10 s", "it goes on")
-def no_user_timeout(patch: Patch) -> None:
-    _keep_sending(patch, linger=True, user_timeout=False)
-
-
-def _keep_sending(patch: Patch, *, linger: bool, user_timeout: bool) -> None:
     original = connections._make_socket
 
     def make(address: Any) -> Any:
         made = original(address)
-        options = getattr(made, "options", {})
-        if not linger:
-            options.pop((socket.SOL_SOCKET, socket.SO_LINGER), None)
-        if not user_timeout:
-            options.pop((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), None)
+        getattr(made, "options", {}).pop((socket.SOL_SOCKET, socket.SO_LINGER), None)
         return made
 
+    patch(bodies.RequestBody, "give_up", give_up)
     patch(connections, "_make_socket", make)
+
+
+@_mutant(
+    "the kernel gives up what is not acknowledged, at once if the request was given up",
+    "it goes on",
+    aim=("outage", "blocks", "raises", "short timeout", "last moment", "fails"),
+)
+def no_user_timeout(patch: Patch) -> None:
+    patch(connections, "_limit_repeats", lambda sock, milliseconds: None)
 
 
 @_mutant("aiohttp may not repeat a request", "it repeats a GET whose connection breaks")

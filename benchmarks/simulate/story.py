@@ -239,7 +239,7 @@ class Market(Part, frozen=True):
     storage_offset: float = 0.0
     storage_milliseconds: bool = False
     storage_hosts: float = 0.0
-    """Seconds by which the clock of one host of the storage is ahead, and that of another behind."""
+    """Seconds by which one host of the storage is ahead, and another one behind."""
     strip_spaces: bool = True
     order: Literal["ascending", "descending", "shuffled"] = "ascending"
     includes_from: bool = True
