@@ -24,6 +24,7 @@ from .tally import Tally
 from .timeline import told
 
 MUTANT_SEEDS = 2000
+STORIES = Path(__file__).parents[2] / "tests" / "stories"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,6 +135,13 @@ def _mutants(console: Console, options: argparse.Namespace) -> int:
         sys.exit(f"unknown mutants {', '.join(sorted(unknown))}: choose from {', '.join(MUTANTS)}")
     took: dict[str, tuple[int | None, str]] = {}
     for name in names:
+        if MUTANTS[name].story is not None:
+            story = from_json((STORIES / f"{MUTANTS[name].story}.json").read_bytes())
+            with mutated(name):
+                shown = {violation.kind for violation in judge(story, play(story))}
+            took[name] = (1 if shown else None, ", ".join(sorted(shown)))
+            console.print(f"{name}: its story: {took[name][1] or 'not found'}", highlight=False)
+            continue
         total = Tally()
         for tally in played(
             options.first,
