@@ -123,7 +123,7 @@ class _Generator:
             if self.on & {"delay", "replicas"}
             else 0.0,
             replicas="replicas" in self.on,
-            storage_hosts=rng.choice((0.3, 1.5)) if "storage hosts" in self.on else 0.0,
+            storage_hosts=rng.choice((0.3, 1.0)) if "storage hosts" in self.on else 0.0,
             page=rng.choice((1, 2, 3, 5)) if "pages" in self.on else 100,
             odd_rows=rng.choice((0.05, 0.3)) if "odd rows" in self.on else 0.0,
             old_rows=rng.choice((1, 3, 14, 120)) if "old rows" in self.on else 0,
