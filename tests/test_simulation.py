@@ -14,9 +14,9 @@ from benchmarks.simulate.story import from_json, to_json
 from benchmarks.simulate.tally import tell_seeds
 
 STORIES = Path(__file__).parent / "stories"
+
+
 NOT_MENDED: dict[str, str] = {
-    "settled-for-minutes-beside-equal-texts": "lost: an equal text is taken for the message",
-    "late-after-reads-at-their-limit": "late: the product, or what the judge allows",
     "storage-set-back-between-equal-texts": "lost: the offset of one later text is believed",
 }
 """Stories of faults that are known, with the reason."""
