@@ -243,7 +243,7 @@ def no_skew(patch: Patch) -> None:
 @_mutant(
     "a learnt offset has a margin of 2 s",
     "none",
-    aim=("equal texts", "storage hosts", "fails", "last moment", "raises"),
+    story="storage-hosts-two-seconds-apart",
 )
 def no_margin(patch: Patch) -> None:
     patch(skew, "MARGIN", 0.0)
