@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.simulate.command import by_story
 from benchmarks.simulate.generate import generate
 from benchmarks.simulate.judge import judge
 from benchmarks.simulate.mutants import MUTANTS, mutated
@@ -36,6 +37,8 @@ FOUND: dict[str, tuple[str, ...]] = {
     "settle-does-not-wait": ("raises", "fails", "last moment"),
     "free-window": ("tight", "gives no answer", "short timeout"),
     "no-timeout": (),
+    "nothing-given-back": ("groups",),
+    "no-user-timeout": ("outage", "blocks", "raises", "short timeout", "last moment", "fails"),
 }
 
 
@@ -43,6 +46,11 @@ FOUND: dict[str, tuple[str, ...]] = {
 def test_a_product_without_a_guard_is_found_out(name: str) -> None:
     with mutated(name):
         assert tell_seeds(1, 200, stop=True, only=FOUND[name]).failed
+
+
+@pytest.mark.parametrize("name", [name for name in MUTANTS if MUTANTS[name].story])
+def test_a_product_without_a_guard_is_found_out_by_the_story_of_that_guard(name: str) -> None:
+    assert by_story(name)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
