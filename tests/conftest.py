@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests import market_api
+from tests import command, market_api
 from tests.virtual import VirtualLoop
 from yamarket_chat.sandbox import VirtualLoop as MemoryLoop
 
@@ -165,3 +165,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    command.stop()
