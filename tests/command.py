@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 MAIN = "import sys; from yamarket_chat.cli import main; sys.exit(main())"
@@ -119,6 +121,9 @@ def serve(connection: socket.socket) -> None:
     """Fork for each request. In the fork, this returns when the code has run."""
     import yamarket_chat.cli.app  # noqa: F401
 
+    with suppress(ModuleNotFoundError):
+        # typer imports this, and pydantic if it is there, when it parses the first option.
+        importlib.import_module("typer._adapters")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
     signal.signal(signal.SIGINT, signal.default_int_handler)  # CI may have it ignored
     while True:
