@@ -143,8 +143,10 @@ class Nature:
 
     def _nobody_sends(self, at: float) -> bool:
         """Whether no message is under way, and none begins until what is sent now has come."""
-        soon = at + 3 * self._story.network.most
-        steps = self._story.steps
+        network, steps = self._story.network, self._story.steps
+        if network.loss or any(isinstance(e, (Stall, Outage)) for e in self._story.events):
+            return False  # it may come much later
+        soon = at + 3 * network.most
         return not self._log.active and not any(at <= step.at <= soon for step in steps)
 
     def _meets(self, what: str) -> None:
