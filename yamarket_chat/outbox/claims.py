@@ -146,6 +146,16 @@ def add(connection: Connection, businesses: Iterable[int]) -> None:
         connection.execute(make(leases).on_conflict_do_nothing(), rows)
 
 
+def bears(business_id: int, token: str, epoch: int) -> ColumnElement[bool]:
+    """Return the condition that a lease is still the one that was granted.
+
+    The token alone would not do: a business may go to another worker, and come back.
+    """
+    return exists().where(
+        _lease.business_id == business_id, _lease.worker == token, _lease.epoch == epoch
+    )
+
+
 def claim(
     connection: Connection, me: str, holders: Sequence[str | None], businesses: Collection[int]
 ) -> list[Held]:

@@ -135,6 +135,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._releases: dict[int, _Release] = {}
         self._wake = asyncio.Event()
+        self._working = asyncio.Lock(), asyncio.Lock()  # a beat, a round: held while it works
         self._beat = 0  # the last one whose commit was learnt
         self._unlearnt = 0  # how many were tried since
         self._beaten = Moment(0.0, 0.0)
@@ -181,10 +182,15 @@ class Worker:
         """
         if os.getpid() != self._pid:
             return
+        # A cancelled task leaves its thread at work, and that would commit after the end.
+        for working in self._working:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(working.acquire(), self.lease / BEATS)
         ending = [*self._tasks, *(release.task for release in self._releases.values())]
         self._tasks, self._releases = [], {}
         for task in ending:
             task.cancel()
+        self._working = asyncio.Lock(), asyncio.Lock()
         for task in ending:
             with suppress(asyncio.CancelledError, Exception):
                 await task
@@ -213,7 +219,8 @@ class Worker:
             pause = sixth
             if self._entered:
                 try:
-                    await self._beat_once()
+                    async with self._working[0]:
+                        await self._beat_once()
                 except OutboxDatabaseError as error:
                     self._complain(error)
                     pause = sixth / 4
@@ -272,9 +279,10 @@ class Worker:
                 )
             self._wake.clear()
             try:
-                if not self._entered:
-                    await self._enter()
-                await self._round()
+                async with self._working[1]:
+                    if not self._entered:
+                        await self._enter()
+                    await self._round()
             except OutboxDatabaseError as error:
                 self._watcher.begin_anew()
                 self._complain(error)
