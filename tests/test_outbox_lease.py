@@ -256,7 +256,9 @@ async def test_new_business_is_found_by_its_first_message(shop: Shop) -> None:
     assert sorted(courier.grants) == [7, 8]
 
 
-async def test_worker_is_not_dead_while_nobody_can_write(shop: Shop) -> None:
+async def test_worker_is_not_dead_while_nobody_can_write(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The database was away, for all of them. Nobody takes anybody over when it is back."""
     await shop.sold(range(1, 5))
     one = await shop.worker()
@@ -267,19 +269,21 @@ async def test_worker_is_not_dead_while_nobody_can_write(shop: Shop) -> None:
         raise OutboxDatabaseError("it is away", retry_after=1.0)
 
     for courier in (one, two):
-        courier.worker._beating.write = away
+        monkeypatch.setattr(courier.worker._beating, "write", away)
     await asyncio.sleep(100)
     assert (len(one.grants), len(two.grants)) == (2, 2)
     for courier in (one, two):
         assert courier.worker.beat_age() > 90  # so neither has sent anything
-        del courier.worker._beating.write
+        monkeypatch.delattr(courier.worker._beating, "write")
     await asyncio.sleep(100)
     assert (len(one.grants), len(two.grants)) == (2, 2)
     assert not one.lost
     assert not two.lost
 
 
-async def test_beat_whose_success_was_not_learnt_is_no_loss(shop: Shop) -> None:
+async def test_beat_whose_success_was_not_learnt_is_no_loss(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     courier = await shop.worker([1])
     write, fails = courier.worker._beating.write, 3
 
@@ -291,7 +295,7 @@ async def test_beat_whose_success_was_not_learnt_is_no_loss(shop: Shop) -> None:
             raise OutboxDatabaseError("the connection broke", sent=None)
         return result
 
-    courier.worker._beating.write = unlearnt
+    monkeypatch.setattr(courier.worker._beating, "write", unlearnt)
     await asyncio.sleep(30)
     assert fails == 0
     assert not courier.lost
