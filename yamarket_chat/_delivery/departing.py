@@ -11,8 +11,6 @@ from collections.abc import Coroutine, Iterable
 from functools import cached_property, partial
 from typing import Any, Protocol
 
-import msgspec
-
 from .._http import operations
 from .._http.answers import NoAnswer
 from .._http.attempt import Attempt

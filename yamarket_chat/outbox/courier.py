@@ -134,7 +134,7 @@ class Courier:
         self._settling: dict[int, int] = {}  # by chat: how many marked rows are to be settled
         self._opening: dict[tuple[str, int], list[Row]] = {}  # by order or return: what waits
         self._resting: dict[int, float] = {}  # by chat: until when, since its head failed for now
-        self._endings: set[asyncio.Future[None]] = set()
+        self._ending: dict[int, asyncio.Future[None]] = {}  # by number: ends that are written
         self._own: set[asyncio.Task[None]] = set()  # that nobody has to wait for
         self.in_hand: dict[int, Row] = {}
         self._gone: dict[int, int] = {}  # numbers that left the hand, and during which look
@@ -260,8 +260,8 @@ class Courier:
             while running := [*self._tasks, *self._own]:
                 await asyncio.wait(running)
             await self._close_session()
-        if self._endings:
-            await asyncio.wait(self._endings, timeout=grace)
+        if self._ending:
+            await asyncio.wait(self._ending.values(), timeout=grace)
 
     def over(self) -> None:
         """Send nothing more. What has left may still be answered."""
@@ -282,6 +282,14 @@ class Courier:
             SINGLES - singles if singles <= SINGLES // 2 else 0,
             BULK - bulk if bulk <= BULK // 2 else 0,
         )
+
+    def times(self) -> tuple[int, int] | None:
+        """Return what the Market's clock shows at least and at most, in microseconds."""
+        clock = None if self._engine is None else self._engine.market_clock()
+        if clock is None or self.stopping:
+            return None
+        now = self._loop.time()
+        return int((now + clock.least) * 1e6), int((now + clock.most) * 1e6)
 
     def begin_look(self) -> int:
         """Return the number of a look that begins."""
@@ -346,9 +354,11 @@ class Courier:
             busy.task.cancel()
 
     def _drop(self, row: Row) -> None:
-        """Let a row go out of hand. A look that began before this may still show it as open."""
-        self.in_hand.pop(row.number, None)
-        self._gone[row.number] = self.looks
+        """Let a row go out of hand, unless its end is being written."""
+        if row.number not in self._ending:
+            self.in_hand.pop(row.number, None)
+            self._gone[row.number] = self._looks
+            self.hungry = True
         if row.chat_id is not None:
             waiting = self._chats.get(row.chat_id)
             if waiting is not None:
@@ -438,19 +448,19 @@ class Courier:
             self._end_delivered(row, chat_id, receipt)
         except asyncio.CancelledError:
             if not row.preempted:
+                row.task = None
                 raise
             row.preempted, keep = False, True
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
         except ChatError as error:
             keep = self._failed(row, passage, error)
-        finally:
+        except BaseException:
+            # Nobody knows what has left: whoever takes over settles it. Its chat waits until then.
             row.task = None
-            del self._busy[chat_id]
-            if not keep:
-                self._forget(row)
-
-    def _forget(self, row: Row) -> None:
-        if row.number in self.in_hand:
+            raise
+        row.task = None
+        del self._busy[chat_id]
+        if not keep:
             self._drop(row)
 
     async def _upload(self, row: Row) -> Upload:
@@ -490,9 +500,7 @@ class Courier:
         if stored is not None:
             stored = msgspec.structs.replace(stored, content=_NOTHING)
         receipt = msgspec.structs.replace(receipt, requests=row.request)
-        self._end(
-            row, "delivered", receipt, None if stored is None else _encode(stored).decode()
-        )
+        self._end(row, "delivered", receipt, None if stored is None else _encode(stored).decode())
 
     def _end(
         self,
@@ -514,12 +522,10 @@ class Courier:
                 pending,
             )
         )
-        self._drop(row)
-        self.in_hand[number] = row
-        self._endings.add(ending)
+        self._ending[number] = ending
 
         def written(future: asyncio.Future[None]) -> None:
-            self._endings.discard(future)
+            del self._ending[number]
             self.in_hand.pop(number, None)
             self._gone[number] = self._looks
             if state == "waiting":

@@ -14,12 +14,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import (
     Connection,
-    and_,
     bindparam,
     delete,
     exists,
-    insert,
-    or_,
     select,
     update,
 )
@@ -269,7 +266,8 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
     """Read what earlier couriers of a business have sent since a time and a minute."""
     about = _row.business_id == business_id
     leaving = connection.execute(
-        select(*_FED).where(about, _OPEN, _row.due_at.is_(None), _row.state == "leaving")
+        select(*_FED)
+        .where(about, _OPEN, _row.due_at.is_(None), _row.state == "leaving")
         .order_by(_row.number)
     ).all()
     ended = connection.execute(
@@ -391,5 +389,3 @@ def pause(connection: Connection, business_id: int, reason: str | None) -> None:
         .where(leases.c.business_id == business_id)
         .values(paused=reason, paused_at=None if reason is None else now())
     )
-
-

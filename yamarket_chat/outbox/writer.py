@@ -27,8 +27,6 @@ AGAIN = 0.25
 LONGEST = 5.0
 """Seconds until an end that could not be written is tried again: at first, and at most."""
 
-Waiting = tuple[Mark, asyncio.Future[str | None]] | tuple[End, asyncio.Future[None]]
-
 
 class Writer:
     """The marks and ends of one event loop."""
@@ -85,8 +83,10 @@ class Writer:
         finally:
             self._task = None
             if self._closed:
-                for _, future in [*self._marks, *self._ends]:
-                    future.cancel()
+                for _, marking in self._marks:
+                    marking.cancel()
+                for _, ending in self._ends:
+                    ending.cancel()
 
     async def _write(
         self,
