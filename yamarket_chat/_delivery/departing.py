@@ -36,7 +36,7 @@ _SEEN = NoAnswer("the process ended while its request was under way", sent=True)
 
 
 class Checkpoint(Protocol):
-    """What is asked before a request of a message leaves. Returns None, or the reason against it."""
+    """What is asked before a request leaves. It returns None, or the reason against it."""
 
     async def mark(self, pending: Pending) -> str | None:
         """Commit that a request is about to be sent, which can be found by `pending`."""

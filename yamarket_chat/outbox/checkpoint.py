@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from .._limits.clock import Clock
 from ..pending import Pending
-from ..system import stood_still
+from .deaths import Moment
 from .errors import OutboxDatabaseError
+from .lease import BEATS, TRUST, Grant, Worker
 from .marks import Mark
 from .points import reach
 from .writer import Writer
@@ -20,57 +21,6 @@ _encode = msgspec.json.Encoder().encode
 TOO_OLD = "too much time has passed since it was marked"
 LOST = "this worker may have lost its lease"
 EXPIRED = "its not_after is over"
-
-
-class Holder(Protocol):
-    """What a checkpoint asks of the worker."""
-
-    @property
-    def lease(self) -> float:
-        """Seconds after which a worker that does not beat is taken over from."""
-
-    def beat_age(self) -> float:
-        """Return the seconds since the last successful beat began."""
-
-
-class Grant(Protocol):
-    """The right to send for a business."""
-
-    @property
-    def business_id(self) -> int:
-        """The business."""
-
-    @property
-    def token(self) -> str:
-        """The worker's."""
-
-    @property
-    def epoch(self) -> int:
-        """Which holder of the lease this is."""
-
-    @property
-    def taken_at(self) -> float:
-        """When the take-over was learnt, on the loop's clock."""
-
-    @property
-    def over(self) -> bool:
-        """Whether it is over."""
-
-    def settle_wait(self, timeout: float, settle_after: float) -> float:
-        """Return the seconds after which a row that another holder has marked may be settled."""
-
-
-class Age:
-    """The seconds since a moment, by the loop's clock and by the system's: either may stop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._at = loop.time()
-        self._stood = stood_still(loop)
-
-    def seconds(self) -> float:
-        """Return the larger of both."""
-        return self._loop.time() - self._at + max(stood_still(self._loop) - self._stood, 0.0)
 
 
 class Row(msgspec.Struct, eq=False):
@@ -99,7 +49,7 @@ class Passage:
         self,
         row: Row,
         grant: Grant,
-        holder: Holder,
+        worker: Worker,
         writer: Writer,
         clock: Any,
         timeout: float,
@@ -107,13 +57,13 @@ class Passage:
     ) -> None:
         self._row = row
         self._grant = grant
-        self._holder = holder
+        self._worker = worker
         self._writer = writer
         self._clock = clock
         self._timeout = timeout
         self._settle_after = settle_after
         self._loop = asyncio.get_running_loop()
-        self._age: Age | None = None
+        self._marking: Moment | None = None  # when its mark began to be committed
         self.refused: str | None = None
 
     async def mark(self, pending: Pending) -> str | None:
@@ -128,7 +78,7 @@ class Passage:
             return self._no(EXPIRED)
         if not self._holds():
             return self._no(LOST)
-        self._age = Age(self._loop)
+        self._marking = Moment.now()
         try:
             refusal = await self._writer.mark(
                 Mark(
@@ -160,7 +110,7 @@ class Passage:
             reach("half written")
             return None if self._holds() else self._no(LOST)
         reach("before the look")
-        if self._age is None or self._age.seconds() >= self._holder.lease / 6:
+        if self._marking is None or self._marking.until(Moment.now()) >= self._worker.lease / BEATS:
             return self._no(TOO_OLD)
         return None if self._holds() else self._no(LOST)
 
@@ -169,7 +119,7 @@ class Passage:
         reach("written")
 
     def _holds(self) -> bool:
-        return not self._grant.over and self._holder.beat_age() < self._holder.lease * 2 / 3
+        return not self._grant.over and self._worker.beat_age() < self._worker.lease * TRUST
 
     def _no(self, why: str) -> str:
         self.refused = why

@@ -34,9 +34,10 @@ from ..pending import Content, Pending, Stored
 from ..receipts import Receipt
 from ..session import ChatSession
 from . import checkpoint, marks
-from .checkpoint import Grant, Holder, Passage, Row
+from .checkpoint import Passage, Row
 from .database import Database
 from .errors import OutboxDatabaseError
+from .lease import Grant, Worker
 from .marks import Before, End
 from .outcomes import encode_outcome
 from .points import reach
@@ -110,7 +111,7 @@ class Courier:
     def __init__(
         self,
         grant: Grant,
-        holder: Holder,
+        worker: Worker,
         open_session: Callable[[int], Awaitable[Session]],
         database: Database,
         writer: Writer,
@@ -121,7 +122,7 @@ class Courier:
     ) -> None:
         self.grant = grant
         self.business_id: int = grant.business_id
-        self._holder = holder
+        self._worker = worker
         self._open_session = open_session
         self._database = database
         self._writer = writer
@@ -432,7 +433,7 @@ class Courier:
         passage = Passage(
             row,
             self.grant,
-            self._holder,
+            self._worker,
             self._writer,
             engine.market_clock,
             self._timeout,

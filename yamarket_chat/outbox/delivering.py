@@ -1,4 +1,4 @@
-"""Delivers the messages of many businesses in one process: the worker, its couriers and their feed."""
+"""Delivers the messages of many businesses in one process: a worker, couriers and their feed."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def businesses(connection: Connection, condition: str) -> Iterable[int]:
         text(
             "WITH RECURSIVE step(id) AS ("  # noqa: S608 - names of ours
             f"SELECT min(business_id) FROM {table} WHERE {which} UNION ALL"
-            f" SELECT (SELECT min(business_id) FROM {table} WHERE {which} AND business_id > step.id)"
+            f" SELECT (SELECT min(business_id) FROM {table} WHERE {which} AND business_id > id)"
             " FROM step WHERE step.id IS NOT NULL) SELECT id FROM step WHERE id IS NOT NULL"
         )
     ).all()

@@ -1,8 +1,8 @@
 """The statements around a send: marks, ends, and what is read before the first one.
 
 Each function works within the transaction of its connection. A mark says that a request is about to
-be sent: it is written only if nobody else has touched the row and the lease is still ours. An end is
-written only while the row is as the mark has left it.
+be sent: it is written only if nobody else has touched the row and the lease is still ours. An end
+is written only while the row is as the mark has left it.
 """
 
 from __future__ import annotations
