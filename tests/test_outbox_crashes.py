@@ -102,10 +102,16 @@ async def test_process_that_ends_at_any_point_loses_and_doubles_nothing(
                 outboxes[point].delivering(keys, base_url=market.url, lease=LEASE)
             )
         for point, market in markets.items():
-            async with asyncio.timeout(600):
-                business = market.business_id
-                while (status := await outboxes[point].status(business)).waiting or status.leaving:
-                    await asyncio.sleep(1)
+            business = market.business_id
+            for _ in range(120):
+                status = await outboxes[point].status(business)
+                if not status.waiting and not status.leaving:
+                    break
+                await asyncio.sleep(1)
+            else:
+                entries = [await outboxes[point].get(one) for one in range(1, 97)]
+                left = [entry for entry in entries if entry and not entry.ended_at]
+                raise AssertionError((point, status, left))
         if with_signal is signal.SIGSTOP:
             for child in children.values():
                 os.kill(child.pid, signal.SIGCONT)
