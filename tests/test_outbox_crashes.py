@@ -21,8 +21,8 @@ import pytest
 from tests import outbox_process
 from tests.helpers import texts
 from yamarket_chat.outbox import Outbox, OutboxMessage, points
-from yamarket_chat.outbox.courier import Session
 from yamarket_chat.outbox.delivering import Delivering
+from yamarket_chat.outbox.turns import Session
 from yamarket_chat.sandbox import Sandbox
 
 POINTS = [name for name in points.NAMES if name != "handing over"]

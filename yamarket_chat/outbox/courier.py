@@ -18,7 +18,6 @@ import msgspec
 from .._delivery.departing import KERNEL, DepartingEngine
 from .._delivery.failures import closed_error
 from .._http.uploads import Upload
-from .._limits.tickets import CallGroup
 from ..errors import (
     NOT_THE_API,
     ApiError,
@@ -29,10 +28,8 @@ from ..errors import (
     SessionClosedError,
     UnauthorizedError,
 )
-from ..limits import Limits
 from ..pending import Pending
 from ..receipts import Receipt
-from ..session import ChatSession
 from . import checkpoint, earlier, marks
 from .checkpoint import Passage
 from .database import Database
@@ -42,6 +39,7 @@ from .lease import Grant, Worker
 from .marks import End
 from .outcomes import encode_outcome
 from .points import reach
+from .turns import Session, Turns
 from .writer import Writer
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
@@ -59,53 +57,6 @@ paused as well until one message is tried."""
 
 SCOPES = {"communication", "all-methods"}
 """What a key needs one of, to write to chats."""
-
-
-class Session(ChatSession):
-    """A session whose messages ask before they leave."""
-
-    def departing(self) -> DepartingEngine:
-        """Return its engine."""
-        self._engine_kind = DepartingEngine
-        engine = self._open()
-        assert isinstance(engine, DepartingEngine)  # noqa: S101 - it was not open before
-        return engine
-
-    @property
-    def limits(self) -> Limits:
-        """Its limits."""
-        return self._limits
-
-    @property
-    def times(self) -> tuple[float, float]:
-        """Its timeout, and its `settle_after`."""
-        return self._timeout, self._retry.settle_after
-
-
-class _Turns(CallGroup):
-    """The calls of a courier. It learns when another one may be submitted."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, more: Callable[[], None]) -> None:
-        super().__init__()
-        self._loop = loop
-        self._more = more
-        self.in_front: dict[Kind, asyncio.Task[Any]] = {}  # they wait for the limits
-
-    def make_way(self) -> None:
-        """One of the calls was sent, or waits for something other than a slot."""
-        self.left(asyncio.current_task(self._loop))
-        self._more()
-
-    def waits(self, task: asyncio.Task[Any]) -> bool:
-        """Whether a task is in front."""
-        return task in self.in_front.values()
-
-    def left(self, task: asyncio.Task[Any] | None) -> None:
-        """Note that a task is no longer in front."""
-        for kind, front in self.in_front.items():
-            if front is task:
-                del self.in_front[kind]
-                break
 
 
 class Courier:
@@ -132,7 +83,7 @@ class Courier:
         self._reserve = reserve
         self._wake = wake
         self._loop = asyncio.get_running_loop()
-        self._turns = _Turns(self._loop, self._pump_soon)
+        self._turns = Turns(self._loop, self._pump_soon)
         self._sends: set[asyncio.Task[None]] = set()
         self._own: set[asyncio.Task[None]] = set()  # that nobody has to wait for
         self._opening: dict[tuple[str, int], list[Row]] = {}  # by order or return: what waits

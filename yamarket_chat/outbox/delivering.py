@@ -10,10 +10,11 @@ from typing import Any
 
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
-from .courier import Courier, Session
+from .courier import Courier
 from .database import Database
 from .feed import Feed
 from .lease import Grant, Worker
+from .turns import Session
 from .writer import Writer
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
