@@ -110,9 +110,12 @@ class Settler:
 
     def unknown(self, suspect: Suspect, business_id: int, requests: int) -> DeliveryUnknownError:
         """Return the error of a message that is not settled."""
+        return unknown_error(self.pending(suspect, business_id, requests), suspect.why)
+
+    def pending(self, suspect: Suspect, business_id: int, requests: int) -> Pending:
+        """Return a message in a form that can be stored."""
         offset = self._skew.offset(self._loop.time())
-        pending = suspect.pending(business_id, requests, self._clock, offset)
-        return unknown_error(pending, suspect.why)
+        return suspect.pending(business_id, requests, self._clock, offset)
 
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
         """Look for a message in its chat's history, at `suspect.until` at the earliest.

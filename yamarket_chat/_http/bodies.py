@@ -48,7 +48,7 @@ class RequestBody(payload.Payload):
         if transport is None or transport.is_closing():
             # The Market has closed the kept connection meanwhile, so not a byte is sent.
             raise aiohttp.ClientConnectionResetError("the connection was closed before")
-        if _is_readable(writer.protocol, transport):
+        if is_readable(writer.protocol, transport):
             transport.abort()
             raise aiohttp.ClientConnectionResetError("an answer came before the request")
         self.sent = True
@@ -93,7 +93,7 @@ class JsonBody(RequestBody):
         await writer.write(self._value)
 
 
-def _is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
+def is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
     """Whether a connection has received anything before its request, or was closed.
 
     Such data would be mistaken for the answer. aiohttp may have read it already, or the kernel
