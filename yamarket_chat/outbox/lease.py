@@ -146,7 +146,7 @@ class Worker:
         self._unsettled_until = 0.0
         self._survey_at = 0.0
         self._free_before: set[int] = set()  # what this one serves, at the last count
-        self._refused: tuple[int, frozenset[str]] | None = None
+        self._refused: frozenset[tuple[str, int]] | None = None
         self._away = False
 
     def beat_age(self) -> float:
@@ -422,7 +422,7 @@ class Worker:
             if holder in counts and asker in counts:
                 counts[holder] -= count
                 counts[asker] += count
-        serves, situation = self._serves(), (len(self.held), frozenset(survey.tokens))
+        serves, situation = self._serves(), frozenset(counts.items())
         if situation == self._refused:
             return
         wishes, found = shares.asks(token, counts), False
