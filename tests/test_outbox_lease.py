@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import warnings
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
@@ -179,15 +180,15 @@ async def test_paused_worker_stops_before_others_begin_and_joins_anew(shop: Shop
 
 
 async def test_business_is_given_away_when_nothing_of_it_is_under_way(shop: Shop) -> None:
-    await shop.sold([1, 2])
+    await shop.sold(range(1, 5))
     one = await shop.worker()
-    one.busy = {1: asyncio.Event(), 2: asyncio.Event()}
+    one.busy = {number: asyncio.Event() for number in (3, 4)}  # it is asked for 1 and 3, or 2 and 4
     two = await shop.worker()
     await asyncio.sleep(60)
-    assert (len(one.grants), len(two.grants)) == (2, 0)
+    assert (len(one.grants), len(two.grants)) == (3, 1)
     for under_way in one.busy.values():
         under_way.set()
-    assert await shop.settled(one, two) == [1, 1]
+    assert await shop.settled(one, two) == [2, 2]
     assert not one.lost
 
 
@@ -302,6 +303,42 @@ async def test_beat_whose_success_was_not_learnt_is_no_loss(
     assert courier.worker.beat_age() < 6
 
 
+async def test_age_of_a_beat_counts_from_before_its_commit_and_while_the_machine_sleeps(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    courier = await shop.worker([1])
+    write = courier.worker._beating.write
+
+    async def slow(*args: Any) -> Any:
+        result = await write(*args)
+        await asyncio.sleep(9)
+        return result
+
+    monkeypatch.setattr(courier.worker._beating, "write", slow)
+    await asyncio.sleep(5 + 9.5)
+    assert 9 < courier.worker.beat_age() < 10
+    loop: Any = asyncio.get_running_loop()
+    loop.slept += 1000
+    assert courier.worker.beat_age() > 1000
+    monkeypatch.undo()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+async def test_forked_child_holds_nothing(shop: Shop) -> None:
+    courier = await shop.worker([1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork
+        child = os.fork()
+    if child == 0:
+        code = 0
+        try:
+            code = 7 if courier.worker.beat_age() == float("inf") else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert courier.worker.beat_age() < LOOK
+
+
 async def test_copy_of_a_worker_does_not_beat_beside_it(shop: Shop) -> None:
     """A machine was copied while it ran: both have the same token, and one of them must stop."""
     courier = await shop.worker([1])
@@ -350,6 +387,16 @@ async def test_locked_rows_are_left_for_the_next_round(postgres_url: Any) -> Non
         assert len(two.grants) == 4
         engine.dispose()
         await two.worker.leave()
+
+
+async def test_worker_that_beats_at_the_last_moment_is_not_taken_over(shop: Shop) -> None:
+    one = await shop.worker([1])
+    (before,) = await shop.database.read(claims.beats)
+    await asyncio.sleep(LOOK + 1)
+    taken = await shop.database.write(claims.take_over, "other", before, False, lambda _: True)
+    assert taken is None
+    await asyncio.sleep(LOOK + 1)
+    assert not one.lost
 
 
 # The count of a watcher

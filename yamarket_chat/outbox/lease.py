@@ -146,7 +146,7 @@ class Worker:
         self._unsettled_until = 0.0
         self._survey_at = 0.0
         self._free_before: set[int] = set()  # what this one serves, at the last count
-        self._refused: tuple[int, frozenset[str]] | None = None
+        self._refused: frozenset[tuple[str, int]] | None = None
         self._away = False
 
     def beat_age(self) -> float:
@@ -201,7 +201,7 @@ class Worker:
             self._entered = False
             points.reach("handing over")
             try:
-                await self._beating.write(claims.leave, self.token)
+                await self._database.write(claims.leave, self.token)
             except OutboxDatabaseError as error:
                 logger.warning("the outbox's worker could not hand over: %s", error)
         if self._lock is not None:
@@ -264,7 +264,7 @@ class Worker:
         began = Moment.now()
         token = secrets.token_urlsafe(12)
         lock = None if self._lock is None else self._lock.name
-        await self._beating.write(claims.join, token, self.lease, lock, self._about)
+        await self._database.write(claims.join, token, self.lease, lock, self._about)
         self.token, self._beat, self._unlearnt, self._beaten = token, 0, 0, began
         self._survey_at = 0.0
         self._free_before, self._refused = set(), None
@@ -422,7 +422,7 @@ class Worker:
             if holder in counts and asker in counts:
                 counts[holder] -= count
                 counts[asker] += count
-        serves, situation = self._serves(), (len(self.held), frozenset(survey.tokens))
+        serves, situation = self._serves(), frozenset(counts.items())
         if situation == self._refused:
             return
         wishes, found = shares.asks(token, counts), False
