@@ -175,7 +175,9 @@ async def test_single_goes_before_bulk_and_takes_its_chat_with_it(small: Shop) -
         while (await small.outbox.status()).waiting:
             await asyncio.sleep(1)
     sent = [arrival.chat_id for arrival in small.market.arrivals if arrival.chat_id]
-    assert sent[:2] == [8, 8]
+    # One of the bulk may have waited for the slot already.
+    assert sent[0] == 8
+    assert sent.index(8, 1) <= 2
     assert texts(small.market, 8) == ["всем 8", "вам"]
 
 
@@ -235,13 +237,10 @@ async def test_chat_of_an_order_is_opened_once(shop: Shop) -> None:
 
 
 async def test_refused_key_pauses_the_business_until_keys_gives_another(small: Shop) -> None:
-    keys = iter(["ACMA:old:key", "ACMA:old:key", small.market.api_key])
-    asked = 0
+    began = now()
 
     async def key(business_id: int) -> str:
-        nonlocal asked
-        asked += 1
-        return next(keys, small.market.api_key)
+        return "ACMA:old:key" if now() < began + 20 else small.market.api_key
 
     number = await small.put(message("раз"))
     async with small.delivering(keys=key):
