@@ -33,7 +33,7 @@ BLOWS = {
     "kill one": 30, "kill all": 10, "kill at a point": 35, "pause": 6, "pause at a point": 8,
     "stop": 15,
 }  # fmt: skip
-PAUSES = (0.2, 1.0, 3.0, 8.0, 20.0)
+PAUSES = (0.2, 0.5, 1.0, 3.0, 10.0)
 """Seconds between two of them, about."""
 
 LONGEST_LEFT = 300.0
@@ -193,7 +193,11 @@ class Crash:
     def _fill_up(self) -> None:
         """Start workers until there are as many as wanted, and forget those that have ended."""
         for process in self._workers:
-            if not process.is_alive() and process.exitcode not in (0, -signal.SIGKILL):
+            if not process.is_alive() and process.exitcode not in (
+                0,
+                -signal.SIGKILL,
+                -signal.SIGTERM,
+            ):
                 self._say(f"{process.name} ended with {process.exitcode}: see workers.log")
         self._workers = [process for process in self._workers if process.is_alive()]
         while len(self._running()) < self._wanted:
@@ -245,7 +249,7 @@ class Crash:
         process = self._start(point, action)
         for other in leaving[: max(1, len(leaving) - 1)]:
             other.terminate()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             await asyncio.sleep(0.05)
             if not process.is_alive():
@@ -253,7 +257,7 @@ class Crash:
             if _is_stopped(process):
                 group.create_task(self._pause(process))
                 return True
-            if point == "handing over" and time.monotonic() > deadline - 12:
+            if point == "handing over" and time.monotonic() > deadline - 8:
                 process.terminate()
         return False
 

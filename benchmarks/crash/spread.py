@@ -8,6 +8,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -101,10 +102,6 @@ async def spread(url: str, folder: Path, businesses: int, say: Callable[[str], N
             process.start()
             return process
 
-        async def shares() -> list[int]:
-            found = await outbox._database.read(_shares)
-            return sorted(count for worker, count in found.items() if worker is not None)
-
         async def until(what: str, goal: float, dead: str | None, even: bool = True) -> None:
             nonlocal fine
             began, now, held = time.monotonic(), {}, []
@@ -151,10 +148,8 @@ async def _put(outbox: Outbox, businesses: int) -> None:
     """Put some messages a second, each for another business."""
     while True:
         some = random.sample(range(1, businesses + 1), min(businesses, 10))
-        try:
+        with suppress(OutboxDatabaseError):
             await outbox.put_many(OutboxMessage(one, 17, "Заказ собран") for one in some)
-        except OutboxDatabaseError:
-            pass
         await asyncio.sleep(0.5)
 
 
@@ -175,7 +170,7 @@ async def _idle(outbox: Outbox, workers: list[BaseProcess], say: Callable[[str],
 
 def _shares(connection: Connection) -> dict[str | None, int]:
     counted = select(leases.c.worker, func.count()).group_by(leases.c.worker)
-    return {worker: count for worker, count in connection.execute(counted)}
+    return {row[0]: row[1] for row in connection.execute(counted)}
 
 
 async def _token_of(outbox: Outbox, process: BaseProcess) -> str | None:
