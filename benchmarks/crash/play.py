@@ -48,7 +48,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 3.0
     businesses: int = 6
     chats: int = 16
-    rate: float = 2.0  # messages a second for each business
+    rate: float = 1.5  # messages a second for each business
+    most: int = 800  # messages of a business: the Market takes 1,000 requests an hour
     faults: float = 0.03
     restarts: int = 0  # of the server
     outage: float = 0.0  # seconds without a network to it
@@ -134,7 +135,7 @@ class Crash:
         """Put the messages of a business, one call after another: so their order is known."""
         chance = random.Random(self._size.seed * 1000 + business_id)
         count = 0
-        while self._producing:
+        while self._producing and count < self._size.most:
             some: list[OutboxMessage] = []
             for _ in range(chance.choice((1, 1, 1, 2, 10))):
                 count += 1
