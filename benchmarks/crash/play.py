@@ -8,11 +8,12 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -55,6 +56,8 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     outage: float = 0.0  # seconds without a network to it
     timeout: float = 5.0
     settle_after: float = 10.0
+    blows: Mapping[str, int] = MappingProxyType(BLOWS)
+    pauses: float = 1.0  # how long they are between what happens, in comparison
 
 
 class Crash:
@@ -115,8 +118,8 @@ class Crash:
                     await asyncio.wait(producing)
                     self._say("the last messages are put: waiting for their ends")
                     await self._ends(outbox)
-                # What the sandbox's faults carry out late must be there.
-                await asyncio.sleep(12)
+                if size.faults:
+                    await asyncio.sleep(12)  # what the sandboxes carry out late must be there
             finally:
                 await self._stop_all()
             verdict = judge(list(self._messages.values()), self._stored())
@@ -210,12 +213,12 @@ class Crash:
     async def _strike(self) -> None:
         """Kill, pause and stop workers, until so many kills have happened."""
         points = list(NAMES)
-        kinds, weights = list(BLOWS), list(BLOWS.values())
+        kinds, weights = list(self._size.blows), list(self._size.blows.values())
         kills = 0
         async with asyncio.TaskGroup() as group:
             while kills < self._size.kills:
                 pause = self._chance.choice(PAUSES) * self._chance.uniform(0.5, 1.5)
-                await asyncio.sleep(pause * self._size.lease / 3.0)
+                await asyncio.sleep(pause * self._size.lease / 3.0 * self._size.pauses)
                 self._fill_up()
                 if self._chance.random() < 0.1:
                     self._wanted = self._chance.randint(2, 4)
