@@ -16,6 +16,7 @@ from pathlib import Path
 from .judge import Verdict
 from .play import Crash, Size
 from .servers import postgres, unshare
+from .spread import spread
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--restarts", type=int, default=0, help="how often the server is killed")
     parser.add_argument(
         "--outage", type=float, default=0.0, help="seconds without a network to it; needs root"
+    )
+    parser.add_argument(
+        "--spread", type=int, metavar="BUSINESSES", help="kill one worker of many businesses"
     )
     parser.add_argument("--log", type=Path, help="keep here what the workers say")
     options = parser.parse_args(arguments)
@@ -42,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     logging.disable()  # failures are expected here
     with tempfile.TemporaryDirectory(prefix="yamarket-crash-") as folder:
+        if options.spread is not None:
+            return int(not run_spread(options.spread, options.database, Path(folder)))
         verdict = run(size, options.database, Path(folder))
         if options.log is not None:
             shutil.copy(Path(folder) / "workers.log", options.log)
@@ -54,11 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(size: Size, database: str, folder: Path) -> Verdict:
     """Play a run on a database of its own."""
-    began = time.monotonic()
-
-    def say(text: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} {text}", file=sys.stderr, flush=True)
-
+    say = _Say()
     if database == "sqlite":
         crash = Crash(size, f"sqlite:///{folder}/outbox.db", folder, None, say)
         return asyncio.run(crash.play())
@@ -70,3 +72,20 @@ def run(size: Size, database: str, folder: Path) -> Verdict:
     with postgres(own_network=own_network) as server:
         url = server.url.render_as_string(hide_password=False)
         return asyncio.run(Crash(size, url, folder, server, say).play())
+
+
+def run_spread(businesses: int, database: str, folder: Path) -> bool:
+    """Spread many businesses over some workers."""
+    if database == "sqlite":
+        return asyncio.run(spread(f"sqlite:///{folder}/outbox.db", folder, businesses, _Say()))
+    with postgres(own_network=False) as server:
+        url = server.url.render_as_string(hide_password=False)
+        return asyncio.run(spread(url, folder, businesses, _Say()))
+
+
+class _Say:
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        print(f"{time.monotonic() - self._began:6.1f} {text}", file=sys.stderr, flush=True)

@@ -8,11 +8,12 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -33,7 +34,7 @@ BLOWS = {
     "kill one": 30, "kill all": 10, "kill at a point": 35, "pause": 6, "pause at a point": 8,
     "stop": 15,
 }  # fmt: skip
-PAUSES = (0.2, 1.0, 3.0, 8.0, 20.0)
+PAUSES = (0.2, 0.5, 1.0, 3.0, 10.0)
 """Seconds between two of them, about."""
 
 LONGEST_LEFT = 300.0
@@ -48,12 +49,15 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 3.0
     businesses: int = 6
     chats: int = 16
-    rate: float = 2.0  # messages a second for each business
+    rate: float = 1.5  # messages a second for each business
+    most: int = 800  # messages of a business: the Market takes 1,000 requests an hour
     faults: float = 0.03
     restarts: int = 0  # of the server
     outage: float = 0.0  # seconds without a network to it
     timeout: float = 5.0
     settle_after: float = 10.0
+    blows: Mapping[str, int] = MappingProxyType(BLOWS)
+    pauses: float = 1.0  # how long they are between what happens, in comparison
 
 
 class Crash:
@@ -114,8 +118,8 @@ class Crash:
                     await asyncio.wait(producing)
                     self._say("the last messages are put: waiting for their ends")
                     await self._ends(outbox)
-                # What the sandbox's faults carry out late must be there.
-                await asyncio.sleep(12)
+                if size.faults:
+                    await asyncio.sleep(12)  # what the sandboxes carry out late must be there
             finally:
                 await self._stop_all()
             verdict = judge(list(self._messages.values()), self._stored())
@@ -134,7 +138,7 @@ class Crash:
         """Put the messages of a business, one call after another: so their order is known."""
         chance = random.Random(self._size.seed * 1000 + business_id)
         count = 0
-        while self._producing:
+        while self._producing and count < self._size.most:
             some: list[OutboxMessage] = []
             for _ in range(chance.choice((1, 1, 1, 2, 10))):
                 count += 1
@@ -193,7 +197,11 @@ class Crash:
     def _fill_up(self) -> None:
         """Start workers until there are as many as wanted, and forget those that have ended."""
         for process in self._workers:
-            if not process.is_alive() and process.exitcode not in (0, -signal.SIGKILL):
+            if not process.is_alive() and process.exitcode not in (
+                0,
+                -signal.SIGKILL,
+                -signal.SIGTERM,
+            ):
                 self._say(f"{process.name} ended with {process.exitcode}: see workers.log")
         self._workers = [process for process in self._workers if process.is_alive()]
         while len(self._running()) < self._wanted:
@@ -205,12 +213,12 @@ class Crash:
     async def _strike(self) -> None:
         """Kill, pause and stop workers, until so many kills have happened."""
         points = list(NAMES)
-        kinds, weights = list(BLOWS), list(BLOWS.values())
+        kinds, weights = list(self._size.blows), list(self._size.blows.values())
         kills = 0
         async with asyncio.TaskGroup() as group:
             while kills < self._size.kills:
                 pause = self._chance.choice(PAUSES) * self._chance.uniform(0.5, 1.5)
-                await asyncio.sleep(pause * self._size.lease / 3.0)
+                await asyncio.sleep(pause * self._size.lease / 3.0 * self._size.pauses)
                 self._fill_up()
                 if self._chance.random() < 0.1:
                     self._wanted = self._chance.randint(2, 4)
@@ -245,7 +253,7 @@ class Crash:
         process = self._start(point, action)
         for other in leaving[: max(1, len(leaving) - 1)]:
             other.terminate()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             await asyncio.sleep(0.05)
             if not process.is_alive():
@@ -253,7 +261,7 @@ class Crash:
             if _is_stopped(process):
                 group.create_task(self._pause(process))
                 return True
-            if point == "handing over" and time.monotonic() > deadline - 12:
+            if point == "handing over" and time.monotonic() > deadline - 8:
                 process.terminate()
         return False
 

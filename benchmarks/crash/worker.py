@@ -88,6 +88,7 @@ async def _deliver(plan: Plan) -> None:
             retry=Retry(settle_after=plan.settle_after),
             base_url=next(iter(plan.markets.values())),
             insecure_http=True,
+            integration=plan.name,
         )
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)

@@ -11,10 +11,12 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from ..version import __version__
 from . import claims, points, shares
 from .database import Database
 from .deaths import Beat, Moment, Watcher
@@ -108,7 +110,6 @@ class Worker:
         lease: Seconds without a beat after which other workers take this one for dead.
         businesses: The businesses that it serves, read anew each sixth of the lease; None serves
             all that have messages.
-        about: Words for people: which process is it?
     """
 
     def __init__(
@@ -118,7 +119,6 @@ class Worker:
         *,
         lease: float = 30.0,
         businesses: Collection[int] | None = None,
-        about: str = "",
     ) -> None:
         self.lease = lease
         self.token = ""
@@ -126,7 +126,6 @@ class Worker:
         self._database = database
         self._courier = courier
         self._businesses = businesses
-        self._about = about
         # A beat must not wait behind other work, nor for a silent server until its lease is over.
         self._beating = Database(database.url, patience=min(10.0, lease / 3))
         self._pid = 0
@@ -264,7 +263,8 @@ class Worker:
         began = Moment.now()
         token = secrets.token_urlsafe(12)
         lock = None if self._lock is None else self._lock.name
-        await self._database.write(claims.join, token, self.lease, lock, self._about)
+        about = f"process {self._pid} on {socket.gethostname()}, yamarket-chat {__version__}"
+        await self._database.write(claims.join, token, self.lease, lock, about)
         self.token, self._beat, self._unlearnt, self._beaten = token, 0, 0, began
         self._survey_at = 0.0
         self._free_before, self._refused = set(), None
