@@ -122,6 +122,9 @@ def _allowance(story: Story, record: Record) -> float:
         if isinstance(step, SendMany):
             allowed += (step.stop or 0.0) + step.pause * len(step.messages)
     allowed += sum(step.grace for step in story.steps if isinstance(step, Close))
+    if not story.market.headers:  # then a pause after a refusal is a guess, each longer
+        refusals = sum(failure.fault.kind == "rate_limit" for failure in story.failures)
+        allowed += refusals * max(rate_of(story, name).per for name in Limits().rates())
     refused = record.refused_for_rate + record.refused_in_parallel
     if refused:
         longest = max(rate_of(story, name).per for name in Limits().rates())

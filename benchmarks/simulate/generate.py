@@ -309,7 +309,7 @@ class _Generator:
                 else:
                     continue
                 if fault.when == "later" and ("last moment" in self.on or fault.delay > room):
-                    fault = Fault(fault.kind, "later", delay=room, status=fault.status)
+                    fault = replace(fault, delay=room)
                 elif fault.kind == "slow":
                     fault = Fault("slow", delay=min(fault.delay, max(room, 0.5)))
                 failures.append(Failure(operation=operation, number=number, fault=fault))

@@ -68,11 +68,14 @@ class Deliveries:
         """Note the timeout of a session: an attempt takes at most this many seconds."""
         self._remembered = max(self._remembered, REMEMBERED + seconds)
 
-    def remember(self, delivery: Delivery, now: float) -> None:
+    def remember(self, delivery: Delivery) -> None:
         """Keep a delivery, and drop those that are too old."""
         deliveries = self._deliveries
         deliveries.append(delivery)
-        oldest = (self._settlings[0] if self._settlings else now) - self._remembered
+        # From its beginning and not from now: if the process was stopped meanwhile, the requests
+        # that were in progress beside it still need what was delivered before them.
+        since = min(delivery.began, self._settlings[0]) if self._settlings else delivery.began
+        oldest = since - self._remembered
         while deliveries and deliveries[0].ended < oldest:
             deliveries.popleft()
 

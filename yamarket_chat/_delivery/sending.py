@@ -162,8 +162,7 @@ class Sending:
                             answer.began,
                             answer.ended,
                             date=answer.headers.get(DATE),
-                        ),
-                        answer.ended,
+                        )
                     )
                     turn.ticket.attempt = None
                     return Receipt(turn.chat_id, turn.requests, "answer", answer.trace_id)
@@ -202,7 +201,7 @@ class Sending:
         )
         attempt = suspect.doubt.attempt
         delivery = suspect.delivery(surely=False)
-        self._deliveries.remember(delivery, self._loop.time())  # others may be settled meanwhile
+        self._deliveries.remember(delivery)  # others may be settled meanwhile
         self.scheduler.hold(turn.ticket, attempt, suspect.until)  # undone by `leave_suspect`
         await asyncio.sleep(suspect.until - self._loop.time())
         turn.spent += settle_after
@@ -232,7 +231,7 @@ class Sending:
         now = self._loop.time()
         delivery = suspect.delivery(surely=False)
         self._deliveries.drop(delivery)  # remembered already if its settling was cancelled
-        self._deliveries.remember(delivery, now)
+        self._deliveries.remember(delivery)
         self.scheduler.release(ticket, suspect.doubt.attempt, suspect.until)
         rest = suspect.rest(now)
         if settled_later:

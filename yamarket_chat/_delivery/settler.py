@@ -147,7 +147,7 @@ class Settler:
         found, unclear = history.find(wanted, before, offset)
         if found is Found.YES:
             row_id = last_equal(history.rows, wanted, offset)
-            self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id), now)
+            self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id))
         return found, unclear
 
     async def settle(

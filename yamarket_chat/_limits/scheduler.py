@@ -367,7 +367,10 @@ class Scheduler:
         return closed_for
 
     def unanswered(self, ticket: Ticket, attempt: Attempt, *, sent: bool) -> None:
-        """Note that no answer came. `sent` says whether the request may have reached the Market."""
+        """Note that no answer of the Market's came: nothing, or what a proxy says.
+
+        `sent` says whether the request may have reached the Market, which may still be at it then.
+        """
         ticket.group.attempt_ended(attempt)
         window = self._queues[ticket.operation].window
         if sent:
