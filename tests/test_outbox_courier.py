@@ -70,10 +70,10 @@ async def shop(database_url: Any) -> AsyncIterator[Shop]:
 @pytest.fixture
 async def small(tmp_path: Any) -> AsyncIterator[Shop]:
     """The same on SQLite alone: for what does not depend on the database."""
-    async with Sandbox(business_id=BUSINESS) as market:
-        async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
-            await outbox.create()
-            yield Shop(outbox, market)
+    path = f"sqlite:///{tmp_path}/outbox.db"
+    async with Sandbox(business_id=BUSINESS) as market, Outbox(path) as outbox:
+        await outbox.create()
+        yield Shop(outbox, market)
 
 
 def market_time(seconds: float) -> datetime:
