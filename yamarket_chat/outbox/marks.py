@@ -286,7 +286,7 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
     leaving = connection.execute(
         select(*_FED)
         .where(about, _OPEN, _row.due_at.is_(None), _row.state == "leaving")
-        .order_by(_row.number)
+        .order_by(_row.bulk, _row.number)  # so that SQLite uses the index of what is due
     ).all()
     ended = connection.execute(
         select(
@@ -312,11 +312,9 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
     return Before(list(leaving), list(ended), list(counted), paused)
 
 
-def forget_counts(connection: Connection, business_id: int, minute: int) -> None:
-    """Remove the counts of a business before a minute."""
-    connection.execute(
-        delete(counts).where(counts.c.business_id == business_id, counts.c.minute < minute)
-    )
+def forget_counts(connection: Connection, minute: int) -> None:
+    """Remove the counts before a minute."""
+    connection.execute(delete(counts).where(counts.c.minute < minute))
 
 
 def make_due(connection: Connection, business_id: int, moment: int) -> None:
