@@ -267,6 +267,61 @@ async def test_unanswered_request_holds_its_parallel_slot_until_the_cut_off() ->
         assert 10.0 < second - first < 12.0
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", status=502, html=True, when="later", delay=9.0),
+        Fault("status", status=200, html=True, when="later", delay=9.0),
+        Fault("status", status=302, when="later", delay=9.0),
+        Fault("half_body", when="later", delay=9.0),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.status}",
+)
+async def test_request_that_a_proxy_answers_holds_its_parallel_slot_until_the_cut_off(
+    fault: Fault,
+) -> None:
+    async with Sandbox(faults={1: fault}, parallel=1) as market:
+        async with session_of(
+            market, limits=limits(1000, HOUR, parallel=1), retry=RAISE_UNKNOWN
+        ) as session:
+            await asyncio.gather(
+                outcome_of(session.send_message(1, "a")), session.send_message(2, "b")
+            )
+        first, second = departures(market)
+        assert 10.0 < second - first < 11.0
+        assert market.refusals.parallel == 0
+
+
+async def test_request_that_a_proxy_answers_counts_in_the_window_until_the_cut_off() -> None:
+    async with Sandbox(faults={1: Fault("status", status=502, html=True)}) as market:
+        async with session_of(market, limits=limits(1, per=60), retry=RAISE_UNKNOWN) as session:
+            await asyncio.gather(
+                outcome_of(session.send_message(1, "a")), session.send_message(2, "b")
+            )
+        first, second = departures(market)
+        assert 70.0 <= second - first < 71.0
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", status=500),  # the Market's own error
+        Fault("status", status=429, html=True),  # surely not passed on to the Market
+    ],
+    ids=lambda fault: str(fault.status),
+)
+async def test_request_that_surely_has_ended_frees_its_parallel_slot_at_once(fault: Fault) -> None:
+    async with Sandbox(faults={1: fault}, parallel=1) as market:
+        async with session_of(
+            market, limits=limits(1000, HOUR, parallel=1), retry=RAISE_UNKNOWN
+        ) as session:
+            await asyncio.gather(
+                outcome_of(session.send_message(1, "a")), session.send_message(2, "b")
+            )
+        first, second, *_ = departures(market)
+        assert second - first < 0.5
+
+
 async def test_unanswered_request_counts_in_the_window() -> None:
     async with Sandbox(faults={1: Fault("no_answer")}) as market:
         async with session_of(

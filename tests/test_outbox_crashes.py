@@ -11,8 +11,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import pytest
 from tests import outbox_process
 from tests.helpers import texts
 from yamarket_chat.outbox import Outbox, OutboxMessage, points
+from yamarket_chat.outbox.delivering import Delivering
+from yamarket_chat.outbox.turns import Session
 from yamarket_chat.sandbox import Sandbox
 
 POINTS = [name for name in points.NAMES if name != "handing over"]
-LEASE = 1.2
+LEASE = 3.0
 CHATS = (17, 18)
 LONG = "Ваш заказ собран и ждёт отправки. " * 40
 
@@ -67,69 +69,88 @@ def expected(business_id: int, chat: int) -> list[str]:
     return [one.text for one in messages(business_id) if one.chat_id == chat]
 
 
-async def in_thread(function: Any, *arguments: Any) -> Any:
-    """Wait for something that happens on the real clock."""
-    return await asyncio.get_running_loop().run_in_executor(None, function, *arguments)
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something of the real world. Meanwhile the virtual clock goes with the real one."""
+    loop: Any = asyncio.get_running_loop()
+    while not condition():
+        began = time.monotonic()
+        await loop.run_in_executor(None, time.sleep, 0.01)
+        loop.block(time.monotonic() - began)
+
+
+class Markets:
+    """A Market for each business, and one outbox for all of them."""
+
+    def __init__(self, outbox: Outbox, markets: dict[int, Sandbox]) -> None:
+        self.outbox = outbox
+        self.of = markets
+        self.keys = {business_id: market.api_key for business_id, market in markets.items()}
+
+    def delivering(self) -> AbstractAsyncContextManager[None]:
+        return self.outbox.delivering(self.keys, lease=LEASE)
+
+    async def session(self, business_id: int) -> Session:
+        market = self.of[business_id]
+        return Session(market.api_key, business_id, base_url=market.url)
+
+    async def delivered(self) -> None:
+        """Wait until nothing waits, at most two minutes."""
+        for _ in range(120):
+            status = await self.outbox.status()
+            if not status.waiting and not status.leaving:
+                return
+            await asyncio.sleep(1)
+        entries = [await self.outbox.get(number) for number in range(1, 12 * len(self.of) + 1)]
+        raise AssertionError([entry for entry in entries if entry and not entry.ended_at])
+
+    async def check(self) -> None:
+        """All is in the chats, once and in order, and the outbox knows it."""
+        for business_id, market in self.of.items():
+            for chat in CHATS:
+                assert texts(market, chat) == expected(business_id, chat), (business_id, chat)
+        entries = [await self.outbox.get(number) for number in range(1, 12 * len(self.of) + 1)]
+        wrong = [entry for entry in entries if entry and entry.state != "delivered"]
+        assert not wrong
+
+
+@pytest.fixture
+async def markets(database_url: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Markets]:
+    async with AsyncExitStack() as stack:
+        outbox = await stack.enter_async_context(Outbox(database_url))
+        await outbox.create()
+        of = {}
+        for number in range(1, len(POINTS) + 1):
+            of[number] = await stack.enter_async_context(Sandbox(business_id=number))
+            await outbox.put_many(messages(number))
+        made = Markets(outbox, of)
+        monkeypatch.setattr(Delivering, "_session", lambda _, number: made.session(number))
+        yield made
 
 
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGSTOP])
 async def test_process_that_ends_at_any_point_loses_and_doubles_nothing(
-    database_url: Any, spawn: Any, with_signal: signal.Signals
+    markets: Markets, database_url: Any, spawn: Any, with_signal: signal.Signals
 ) -> None:
-    async with AsyncExitStack() as stack:
-        markets, outboxes, children = {}, {}, {}
-        for number, point in enumerate(POINTS, 1):
-            # SQLite has one writer at a time, so each process has a file of its own.
-            url = str(database_url) + (str(number) if "sqlite" in str(database_url) else "")
-            url = database_url if url == str(database_url) else url
-            outbox = outboxes[point] = await stack.enter_async_context(Outbox(url))
-            await outbox.create()
-            market = await stack.enter_async_context(Sandbox(business_id=number, parallel=8))
-            markets[point] = market
-            await outbox.put_many(messages(number))
-            options = {"base_url": market.url, "lease": LEASE}
-            keys = {number: market.api_key}
-            children[point] = spawn(url, keys, options, point, 3, with_signal)
-        for point, child in children.items():
-            if with_signal is signal.SIGKILL:
-                await in_thread(child.join)
-                assert child.exitcode == -signal.SIGKILL, point
-            else:
-                await in_thread(wait_until_stopped, child.pid)
-        for point, market in markets.items():
-            keys = {market.business_id: market.api_key}
-            await stack.enter_async_context(
-                outboxes[point].delivering(keys, base_url=market.url, lease=LEASE)
-            )
-        for point, market in markets.items():
-            business = market.business_id
-            for _ in range(120):
-                status = await outboxes[point].status(business)
-                if not status.waiting and not status.leaving:
-                    break
-                await asyncio.sleep(1)
-            else:
-                entries = [await outboxes[point].get(one) for one in range(1, 97)]
-                left = [entry for entry in entries if entry and not entry.ended_at]
-                raise AssertionError((point, status, left))
+    children = []
+    for (number, market), point in zip(markets.of.items(), POINTS, strict=True):
+        options = {"base_url": market.url, "lease": LEASE}
+        keys = {number: market.api_key}
+        children.append(spawn(database_url, keys, options, point, 3, with_signal))
+    if with_signal is signal.SIGKILL:
+        await until(lambda: all(child.exitcode == -signal.SIGKILL for child in children))
+    else:
+        await until(lambda: all(is_stopped(child.pid) for child in children))
+    stopped_at = time.monotonic()
+    async with markets.delivering():
+        await markets.delivered()
         if with_signal is signal.SIGSTOP:
-            for child in children.values():
+            await until(lambda: time.monotonic() > stopped_at + LEASE)
+            for child in children:
                 os.kill(child.pid, signal.SIGCONT)
-            await in_thread(time.sleep, 0.5)
-        for point, market in markets.items():
-            for chat in CHATS:
-                assert texts(market, chat) == expected(market.business_id, chat), (point, chat)
-                for number in range(1, 7):
-                    entry = await outboxes[point].get(
-                        business_id=market.business_id, key=f"{chat}-{number - 1}"
-                    )
-                    assert entry is not None
-                    assert entry.state == "delivered", (point, entry)
+            awake_at = time.monotonic()
+            await until(lambda: time.monotonic() > awake_at + 0.5)
+    await markets.check()
 
 
-def wait_until_stopped(pid: int) -> None:
-    while True:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        if fields[0] == "T":
-            return
-        time.sleep(0.01)
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

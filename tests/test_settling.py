@@ -616,6 +616,34 @@ async def test_on_unknown_of_a_call_overrides_the_session() -> None:
             await session.send_message(CHAT, "hi", on_unknown="guess")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("text", "settles", "waits"),
+    [("yes", False, 15.0 + 3.0 + 30.0), ("no", False, 15.0 + 3.0), ("yes", True, 15.0 + 3.0)],
+    ids=["equal", "other", "equal after settle"],
+)
+async def test_equal_message_waits_until_it_can_be_told_from_a_raised_one(
+    text: str, settles: bool, waits: float
+) -> None:
+    async with Sandbox(faults=sends_fail(BEFORE)) as market, session_of(market) as session:
+        await session.get_chat(CHAT)  # so that the Market's clock is known
+        error = await error_of(session.send_message(CHAT, "yes", on_unknown="raise"))
+        assert isinstance(error, DeliveryUnknownError)
+        failed_at = now()
+        if settles:
+            assert await session.settle(error.pending) is None
+        await session.send_message(CHAT, text)
+        assert waits <= now() - failed_at < waits + 1.0
+
+
+async def test_equal_message_that_waits_already_waits_as_long() -> None:
+    async with Sandbox(faults=sends_fail(BEFORE)) as market, session_of(market) as session:
+        first = asyncio.create_task(session.send_message(CHAT, "yes", on_unknown="raise"))
+        await asyncio.gather(*(session.send_message(CHAT, text) for text in ("no", "yes")))
+        assert isinstance(await error_of(first), DeliveryUnknownError)
+        assert 48.0 <= now() < 49.0
+        assert texts(market, CHAT) == ["no", "yes"]
+
+
 async def test_next_message_waits_until_a_raised_one_can_no_longer_be_stored() -> None:
     fault = Fault("reset", when="later", delay=9.9)
     async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:

@@ -14,27 +14,9 @@ from benchmarks.simulate.story import from_json, to_json
 from benchmarks.simulate.tally import tell_seeds
 
 STORIES = Path(__file__).parent / "stories"
-NOT_MENDED: dict[str, str] = {
-    "settled-for-minutes-beside-equal-texts": "lost: an equal text is taken for the message",
-    "late-after-reads-at-their-limit": "late: the product, or what the judge allows",
-}
-"""Stories of faults that are known, with the reason."""
 
 
-def stories() -> list[object]:
-    return [
-        pytest.param(
-            path,
-            id=path.stem,
-            marks=[pytest.mark.xfail(reason=NOT_MENDED[path.stem], strict=True)]
-            if path.stem in NOT_MENDED
-            else [],
-        )
-        for path in sorted(STORIES.glob("*.json"))
-    ]
-
-
-@pytest.mark.parametrize("path", stories())
+@pytest.mark.parametrize("path", sorted(STORIES.glob("*.json")), ids=lambda path: path.stem)
 def test_a_story_that_once_failed_ends_well(path: Path) -> None:
     story = from_json(path.read_bytes())
     assert judge(story, play(story)) == []

@@ -35,6 +35,7 @@ BASE = 2.0
 LONGEST_PAUSE = 60.0
 LONGEST_PARALLEL_PAUSE = 30.0
 APART = 3.0
+SKEW = 30.0
 
 
 def latest_end(story: Story, record: Record) -> float:
@@ -74,7 +75,7 @@ def _least(story: Story, messages: Iterable[Told]) -> float:
     while heads:
         ready, _, chat = heapq.heappop(heads)
         line = lines[chat]
-        operation = "send_file" if line.popleft().content.startswith("file ") else "send_message"
+        operation = line.popleft().operation
         rate = rate_of(story, operation)
         window = windows.setdefault(operation, deque([-math.inf] * rate.requests, rate.requests))
         left = max(ready, heapq.heappop(places), window[0], paced.get(operation, 0.0))
@@ -113,6 +114,7 @@ def _allowance(story: Story, record: Record) -> float:
         else:
             allowed += seconds + 3 * trouble
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
+    allowed += sum(SKEW + 2 for m in record.messages if m.why == "DeliveryUnknownError")
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
     for step in story.steps:
         if isinstance(step, Read) and step.cancel is not None:
@@ -120,12 +122,25 @@ def _allowance(story: Story, record: Record) -> float:
         if isinstance(step, SendMany):
             allowed += (step.stop or 0.0) + step.pause * len(step.messages)
     allowed += sum(step.grace for step in story.steps if isinstance(step, Close))
+    if not story.market.headers:  # then a pause after a refusal is a guess, each longer
+        refusals = sum(failure.fault.kind == "rate_limit" for failure in story.failures)
+        allowed += refusals * max(rate_of(story, name).per for name in Limits().rates())
     refused = record.refused_for_rate + record.refused_in_parallel
     if refused:
         longest = max(rate_of(story, name).per for name in Limits().rates())
         allowed += record.refused_in_parallel * LONGEST_PARALLEL_PAUSE
         allowed += record.refused_for_rate * longest
-    return allowed + _repeated(story, record) + _reads(story, record)
+    return allowed + _ended(story, record) + _repeated(story, record) + _reads(story, record)
+
+
+def _ended(story: Story, record: Record) -> float:
+    """A message that the program ended may have taken its turn in a pace: nothing gives it back."""
+    allowed = 0.0
+    for message in record.messages:
+        rate = rate_of(story, message.operation)
+        if message.ended_by_program and rate.burst is not None:
+            allowed += rate.per / rate.requests
+    return allowed
 
 
 def _repeated(story: Story, record: Record) -> float:
@@ -140,12 +155,18 @@ def _repeated(story: Story, record: Record) -> float:
             for message in record.messages
             if not message.ended_by_program
             and message.fate != "not sent"
-            and message.content.startswith("file ") is (operation == "send_file")
+            and message.operation == operation
         )
-        if (extra := requests - own) > 0:
+        # A request that a connection lost on the way never came to the Market, and counts as well.
+        requests += record.looked_up[operation]
+        if (extra := requests - own) <= 0:
+            continue
+        allowed += extra * LONGEST_PAUSE
+        if requests > rate.requests:
             rounds = math.ceil(extra / rate.requests)
             allowed += rounds * (rate.per + CUT_OFF + story.program.timeout)
-            allowed += extra * LONGEST_PAUSE
+        elif rate.burst is not None:
+            allowed += extra * rate.per / rate.requests
     return allowed
 
 

@@ -275,7 +275,7 @@ class _Generator:
             on_unknown="raise" if raises else "settle",
             cancel=self._soon(rng) if "cancels" in on and rng.random() < 0.35 else None,
             timeout=self._soon(rng) if "timeouts" in on and rng.random() < 0.4 else None,
-            settle=rng.choice((0.0, 3.0, 16.0, 40.0))
+            settle=rng.choice((0.0, 3.0, 16.0, 40.0, 100.0, 160.0, 400.0))
             if "date steps" not in on and (raises or rng.random() < 0.5)
             else None,
             again=rng.random() < 0.7,
@@ -309,7 +309,7 @@ class _Generator:
                 else:
                     continue
                 if fault.when == "later" and ("last moment" in self.on or fault.delay > room):
-                    fault = Fault(fault.kind, "later", delay=room, status=fault.status)
+                    fault = replace(fault, delay=room)
                 elif fault.kind == "slow":
                     fault = Fault("slow", delay=min(fault.delay, max(room, 0.5)))
                 failures.append(Failure(operation=operation, number=number, fault=fault))

@@ -21,7 +21,6 @@ from .story import (
     Stall,
     Stop,
     Story,
-    Stray,
     WallClock,
 )
 
@@ -69,13 +68,7 @@ def _alone(story: Story, what: str) -> bool:
     if any(isinstance(event, (OthersUse, OthersHold)) for event in story.events):
         return False
     if what == "parallel":
-        # An answer frees the place of its request, also one of somebody on the way to the Market,
-        # which may yet be at it.
-        answered = any(
-            failure.fault.when == "later" and failure.fault.kind in ("status", "half_body")
-            for failure in story.failures
-        ) or any(isinstance(event, Stray) for event in story.events)
-        return not answered and story.program.parallel <= story.market.parallel
+        return story.program.parallel <= story.market.parallel
     if any(failure.fault.kind == "rate_limit" for failure in story.failures):
         return False
     if story.clocks.drift:

@@ -27,6 +27,7 @@ from yamarket_chat._delivery import (
     verdict,
 )
 from yamarket_chat._http import bodies, deadlines, exchange
+from yamarket_chat._http.answers import Answer
 from yamarket_chat._limits import clock, pace, scheduler, slots, window
 from yamarket_chat._limits.clock import Clock, MarketClock
 from yamarket_chat._limits.scheduler import Scheduler
@@ -73,9 +74,9 @@ def mutated(name: str | None) -> Iterator[None]:
         before.append((owner, attribute, owner.__dict__[attribute]))
         setattr(owner, attribute, value)
 
-    if name is not None:
-        MUTANTS[name].leave_out(patch)
     try:
+        if name is not None:
+            MUTANTS[name].leave_out(patch)
         yield
     finally:
         for owner, attribute, value in reversed(before):
@@ -183,9 +184,9 @@ def nothing_before(patch: Patch) -> None:
 def suspects_are_forgotten(patch: Patch) -> None:
     original = deliveries.Deliveries.remember
 
-    def remember(self: Any, delivery: Any, now: float) -> None:
+    def remember(self: Any, delivery: Any) -> None:
         if delivery.surely:
-            original(self, delivery, now)
+            original(self, delivery)
 
     patch(deliveries.Deliveries, "remember", remember)
 
@@ -228,11 +229,8 @@ def exact_seconds(patch: Patch) -> None:
         return len(stored) in explained
 
     patch(settling, "_explains", explains)
-    patch(
-        settling,
-        "_can_be",
-        lambda row, item, offset: item.earliest <= row.at - offset <= item.latest,
-    )
+    patch(settling, "BEHIND", 0.0)
+    patch(settling, "AHEAD", 0.0)
 
 
 # The clocks
@@ -310,6 +308,19 @@ def free_places(patch: Patch) -> None:
         self._held -= 1
 
     patch(slots.Slots, "unanswered", unanswered)
+
+
+@_mutant("a parallel slot is held after an answer that is not the Market's", "it is free at once")
+def proxy_frees_slot(patch: Patch) -> None:
+    original = Scheduler.unanswered
+
+    def unanswered(self: Any, ticket: Any, attempt: Any, *, sent: bool) -> None:
+        if isinstance(sys._getframe(1).f_locals.get("seen"), Answer):
+            self.answered(ticket, attempt, {})
+        else:
+            original(self, ticket, attempt, sent=sent)
+
+    patch(Scheduler, "unanswered", unanswered)
 
 
 @_mutant("a request given up counts in the window", "it does not")

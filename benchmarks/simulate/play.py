@@ -217,25 +217,30 @@ def _never() -> bool:
 class _Notices(logging.Handler):
     """Notes which messages are looked for in a history: the log says so."""
 
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._record = log.record
+
     def emit(self, record: logging.LogRecord) -> None:
-        told = current.get()
-        if told is not None and "history will be read" in record.msg:
+        if "history will be read" not in record.msg:
+            return
+        told = current.get()  # None in the tasks of send_many
+        if told is not None:
             told.in_doubt = True
-
-
-_notices = _Notices()
+        self._record.looked_up["send_message" if told is None else told.operation] += 1
 
 
 @contextmanager
 def _noticed(log: Log) -> Iterator[None]:
     logger = logging.getLogger("yamarket_chat")
     level, propagates = logger.level, logger.propagate
+    notices = _Notices(log)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    logger.addHandler(_notices)
+    logger.addHandler(notices)
     try:
         yield
     finally:
-        logger.removeHandler(_notices)
+        logger.removeHandler(notices)
         logger.setLevel(level)
         logger.propagate = propagates

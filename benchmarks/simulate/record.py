@@ -38,6 +38,11 @@ class Told(msgspec.Struct, kw_only=True):
     in_doubt: bool = False
     """Its answer was lost, and the session looked for it in the history."""
 
+    @property
+    def operation(self) -> str:
+        """What sends it."""
+        return "send_file" if self.content.startswith("file ") else "send_message"
+
 
 class Stood(msgspec.Struct, frozen=True):
     """A row of a chat."""
@@ -57,6 +62,8 @@ class Record(msgspec.Struct, kw_only=True):
     departures: dict[str, list[float]] = {}
     """When the requests of an operation came to the Market."""
     requests_of: dict[str, int] = {}
+    looked_up: Counter[str] = msgspec.field(default_factory=Counter)
+    """How often the sessions looked for the messages of an operation in a history."""
     hung: str | None = None
     leaked: list[str] = []
     crashed: list[str] = []

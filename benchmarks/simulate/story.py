@@ -299,7 +299,7 @@ class Story(Part, frozen=True):
 
     def ends(self) -> float:
         """Return the moment after which nothing begins by itself."""
-        moments = [step.at for step in self.steps]
+        moments = [step.at + (getattr(step, "cancel", None) or 0.0) for step in self.steps]
         moments += [event.at + getattr(event, "seconds", 0.0) for event in self.events]
         return max(moments, default=0.0)
 

@@ -136,6 +136,7 @@ LATER: tuple[Callable[[Random], Fault], ...] = (
     lambda rng: Fault("no_answer", "later", delay=_delay(rng, 0.05, 9.9)),
     lambda rng: Fault("half_body", "later", delay=_delay(rng, 0.05, 9.9)),
     lambda rng: Fault("status", "later", status=504, delay=_delay(rng, 0.05, 9.9)),
+    lambda rng: Fault("status", "later", status=504, html=True, delay=_delay(rng, 0.05, 9.9)),
 )
 
 SEND_FAULTS: tuple[Callable[[Random], Fault], ...] = (

@@ -191,7 +191,9 @@ class Calls:
                             return Doubt(seen, attempt)
                         raise seen.cancelled or closed_error()
                 else:
-                    if seen.decoded is not None:  # a balancer in front may have another clock
+                    # Otherwise somebody on the way answered, whose clock may be another one.
+                    markets = seen.decoded is not None
+                    if markets:
                         self._shared.clock.read(seen.headers, seen.began, seen.ended)
                     else:
                         # The Market's own answer may follow. No other request must take it.
@@ -202,9 +204,12 @@ class Calls:
                         if pause is not None:
                             await self._scheduler.pause(ticket, pause)
                         continue
-                    self._scheduler.answered(
-                        ticket, attempt, seen.headers if operation.limited else _NO_HEADERS
-                    )
+                    if markets or judge(seen) is not Verdict.UNKNOWN:
+                        self._scheduler.answered(
+                            ticket, attempt, seen.headers if operation.limited else _NO_HEADERS
+                        )
+                    else:
+                        self._scheduler.unanswered(ticket, attempt, sent=True)
                     if is_done(seen):
                         return seen
                     if judge(seen) is Verdict.UNKNOWN:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
+from .._http.attempt import NEVER
 from .._limits.clock import MarketClock, parse_date
 from ..limits import CUT_OFF
 from ..pending import Content, Stored
@@ -34,9 +37,7 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 
     def on(self, clock: MarketClock) -> Stored | None:
         """Return the delivery on the Market's clock; None if that clock is not known."""
-        content = self.content
-        if isinstance(content, str):
-            content = content_of_text(content)
+        content = content_of(self.content)
         date = parse_date(self.date)
         if date is not None:
             # Nothing is as exact, and a clock that was set before or after does not matter.
@@ -59,16 +60,22 @@ class Deliveries:
         self._loop = loop
         self._remembered = REMEMBERED
         self._deliveries: deque[Delivery] = deque()
+        self._settlings: list[float] = []  # when those in progress began
+        self.apart: dict[Delivery, float] = {}
+        """Until when no message follows that is equal to one of unknown outcome."""
 
     def note_timeout(self, seconds: float) -> None:
         """Note the timeout of a session: an attempt takes at most this many seconds."""
         self._remembered = max(self._remembered, REMEMBERED + seconds)
 
-    def remember(self, delivery: Delivery, now: float) -> None:
+    def remember(self, delivery: Delivery) -> None:
         """Keep a delivery, and drop those that are too old."""
         deliveries = self._deliveries
         deliveries.append(delivery)
-        oldest = now - self._remembered
+        # From its beginning and not from now: if the process was stopped meanwhile, the requests
+        # that were in progress beside it still need what was delivered before them.
+        since = min(delivery.began, self._settlings[0]) if self._settlings else delivery.began
+        oldest = since - self._remembered
         while deliveries and deliveries[0].ended < oldest:
             deliveries.popleft()
 
@@ -76,6 +83,34 @@ class Deliveries:
         """Forget a delivery, because its outcome is known now."""
         if delivery in self._deliveries:
             self._deliveries.remove(delivery)
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        """Keep all deliveries meanwhile: to read a long history may take minutes."""
+        began = self._loop.time()
+        self._settlings.append(began)
+        try:
+            yield
+        finally:
+            self._settlings.remove(began)
+
+    def keep_apart(self, delivery: Delivery, until: float) -> None:
+        """Note that no equal message is sent to the chat before a moment."""
+        now = self._loop.time()
+        self.apart = {other: end for other, end in self.apart.items() if end > now}
+        self.apart[delivery] = until
+
+    def apart_until(self, chat_id: int, content: str | Content) -> float:
+        """Return the moment from which a message may be sent to the chat."""
+        content = content_of(content)
+        return max(
+            (
+                until
+                for delivery, until in self.apart.items()
+                if delivery.chat_id == chat_id and content_of(delivery.content) == content
+            ),
+            default=NEVER,
+        )
 
     def to_chat(self, chat_id: int, before: float | None = None) -> list[Delivery]:
         """Return the messages that were or may have been delivered to a chat recently, in order.
@@ -85,18 +120,28 @@ class Deliveries:
         oldest = (self._loop.time() if before is None else before) - self._remembered
         return [d for d in self._deliveries if d.chat_id == chat_id and d.ended >= oldest]
 
-    def forget(self, chat_id: int, lost: Stored, clock: MarketClock) -> None:
-        """Forget a delivery of unknown outcome, because settling found that it never arrived."""
+    def settled(self, chat_id: int, settled: Stored, clock: MarketClock, *, arrived: bool) -> None:
+        """Note what settling found of a delivery of unknown outcome."""
         for delivery in self.to_chat(chat_id):
             stored = None if delivery.surely else delivery.on(clock)
             if (
                 stored is not None
-                and stored.content == lost.content
-                and abs(stored.earliest - lost.earliest) < SAME
+                and stored.content == settled.content
+                and abs(stored.earliest - settled.earliest) < SAME
             ):
-                self._deliveries.remove(delivery)
+                self.apart.pop(delivery, None)
+                if not arrived:
+                    self._deliveries.remove(delivery)
 
     def idle(self) -> bool:
         """Whether all deliveries are too old to matter."""
-        oldest = self._loop.time() - self._remembered
-        return all(delivery.ended < oldest for delivery in self._deliveries)
+        now = self._loop.time()
+        oldest = now - self._remembered
+        return all(delivery.ended < oldest for delivery in self._deliveries) and all(
+            end <= now for end in self.apart.values()
+        )
+
+
+def content_of(content: str | Content) -> Content:
+    """Return the content of a message, in the form that is compared."""
+    return content_of_text(content) if isinstance(content, str) else content

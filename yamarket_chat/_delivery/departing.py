@@ -137,7 +137,8 @@ class Departing(Sending):
         read = partial(self._history, pending.chat_id, ask)
         under_way = partial(self.scheduler.under_way, pending.chat_id)
         try:
-            found = await self._settler.settle(pending, read, wait, under_way)
+            with self._deliveries.settling():
+                found = await self._settler.settle(pending, read, wait, under_way)
         except DeliveryUnknownError:
             if failures:
                 raise failures[-1] from None
@@ -187,21 +188,24 @@ class DepartingEngine(Engine):
 
     def remember(self, chat_id: int, stored: Stored) -> None:
         """Note what another process has sent, or may have sent."""
-        clock = self._shared.clock.now()
+        shared = self._shared
+        clock = shared.clock.now()
         assert clock is not None  # noqa: S101 - it was read before
-        loop_time = asyncio.get_running_loop().time()
-        self._shared.deliveries.remember(
-            Remembered(
-                chat_id,
-                stored.content,
-                stored.earliest - clock.most,
-                min(stored.latest - clock.least, loop_time),
-                stored.surely,
-                stored.row_id,
-                stored=stored,
-            ),
-            loop_time,
+        now = asyncio.get_running_loop().time()
+        delivery = Remembered(
+            chat_id,
+            stored.content,
+            stored.earliest - clock.most,
+            min(stored.latest - clock.least, now),
+            stored.surely,
+            stored.row_id,
+            stored=stored,
         )
+        shared.deliveries.remember(delivery, now)
+        if not stored.surely:
+            # No equal message follows until the two can be told apart, as in `Settler.apart`.
+            until = stored.latest - clock.least + APART + shared.skew.offset(now).error()
+            shared.deliveries.keep_apart(delivery, until)
 
     def rest(self, chat_id: int, until: float) -> None:
         """Let a chat rest after a moment until which a message to it may be stored."""

@@ -88,16 +88,15 @@ class Turn(Budget, kw_only=True, eq=False):
             if attempt is not None:
                 # It failed between its body and its verdict, so its outcome is unknown.
                 suspect = self.sending.suspect(self, Doubt(_LOST, attempt))
-                self.sending.leave_suspect(self.ticket, suspect)
+                self.sending.leave_suspect(self.ticket, suspect, settled_later=False)
             else:
                 self.sending.scheduler.leave(self.ticket)
             return False
-        self.sending.leave_suspect(self.ticket, suspect)
+        cancelled = kind is asyncio.CancelledError
         # A closing session cancels settling: then `send` raises the error.
-        return (
-            kind is asyncio.CancelledError
-            and suspect.doubt.attempt.take_back_cancels() == "closing"
-        )
+        closing = cancelled and suspect.doubt.attempt.take_back_cancels() == "closing"
+        self.sending.leave_suspect(self.ticket, suspect, settled_later=closing or not cancelled)
+        return closing
 
 
 class Sending:
@@ -151,6 +150,8 @@ class Sending:
         self, turn: Turn, max_wait: float | None, on_unknown: OnUnknown | None
     ) -> Receipt:
         with turn:
+            if self._deliveries.apart:
+                self._keep_apart(turn)
             while True:
                 answer = await self._calls.call(turn.ticket, turn, turn, max_wait)
                 if isinstance(answer, Answer):
@@ -161,8 +162,7 @@ class Sending:
                             answer.began,
                             answer.ended,
                             date=answer.headers.get(DATE),
-                        ),
-                        answer.ended,
+                        )
                     )
                     turn.ticket.attempt = None
                     return Receipt(turn.chat_id, turn.requests, "answer", answer.trace_id)
@@ -175,6 +175,12 @@ class Sending:
                 await self._calls.pause(turn.ticket, turn, error)
                 max_wait = None  # it bounds the wait before the first request
         raise self._unknown(turn)  # the session was closed, and its grace was over
+
+    def _keep_apart(self, turn: Turn) -> None:
+        """Let the chat rest if the message is equal to one that may be settled later."""
+        until = self._deliveries.apart_until(turn.chat_id, turn.content())
+        if until > self._loop.time():
+            self.scheduler.rest(turn.chat_id, until)
 
     def _raise_unless_settling(self, turn: Turn, doubt: Doubt, on_unknown: OnUnknown) -> None:
         """Raise if a message of unknown outcome is not to be settled now."""
@@ -195,7 +201,7 @@ class Sending:
         )
         attempt = suspect.doubt.attempt
         delivery = suspect.delivery(surely=False)
-        self._deliveries.remember(delivery, self._loop.time())  # others may be settled meanwhile
+        self._deliveries.remember(delivery)  # others may be settled meanwhile
         self.scheduler.hold(turn.ticket, attempt, suspect.until)  # undone by `leave_suspect`
         await asyncio.sleep(suspect.until - self._loop.time())
         turn.spent += settle_after
@@ -205,7 +211,7 @@ class Sending:
         found, unclear = await self._settler.look_up(suspect, read)
         turn.spent = reading.spent
         self._deliveries.drop(delivery)
-        self.scheduler.release(turn.ticket, attempt)
+        self.scheduler.release(turn.ticket, attempt, suspect.until)
         if found is Found.UNCLEAR:
             turn.suspect = msgspec.structs.replace(suspect, why=f"{suspect.why}; {unclear}")
             raise self._unknown(turn)
@@ -217,14 +223,23 @@ class Sending:
         why = self._failures.reason(turn.operation.name, doubt.seen)
         return self._settler.suspect(turn.chat_id, turn.content(), doubt, why)
 
-    def leave_suspect(self, ticket: Ticket, suspect: Suspect) -> None:
-        """End the turn of a message that may still arrive. Its chat rests until it cannot."""
+    def leave_suspect(self, ticket: Ticket, suspect: Suspect, *, settled_later: bool) -> None:
+        """End the turn of a message that may still arrive. Its chat rests until it cannot.
+
+        If the caller may settle it later, no equal message follows until the two can be told apart.
+        """
         now = self._loop.time()
         delivery = suspect.delivery(surely=False)
         self._deliveries.drop(delivery)  # remembered already if its settling was cancelled
-        self._deliveries.remember(delivery, now)
-        self.scheduler.release(ticket, suspect.doubt.attempt)
-        self.scheduler.leave(ticket, suspect.rest(now))
+        self._deliveries.remember(delivery)
+        self.scheduler.release(ticket, suspect.doubt.attempt, suspect.until)
+        rest = suspect.rest(now)
+        if settled_later:
+            apart = self._settler.apart(suspect)
+            self._deliveries.keep_apart(delivery, apart)
+            if ticket.after is not None:
+                rest = max(apart - now, rest)  # what those that wait say is not known here
+        self.scheduler.leave(ticket, rest)
 
     def _unknown(self, turn: Turn) -> DeliveryUnknownError:
         assert turn.suspect is not None  # noqa: S101 - without it, the outcome would be known
@@ -243,7 +258,9 @@ class Sending:
         ask = partial(self._calls.ask, max_wait=max_wait)
         read = partial(self._history, pending.chat_id, ask)
         under_way = partial(self.scheduler.under_way, pending.chat_id)
-        if not await self._settler.settle(pending, read, wait, under_way):
+        with self._deliveries.settling():
+            arrived = await self._settler.settle(pending, read, wait, under_way)
+        if not arrived:
             return None
         return Receipt(pending.chat_id, pending.requests, "history", None)
 

@@ -117,6 +117,13 @@ class Settler:
         offset = self._skew.offset(self._loop.time())
         return suspect.pending(business_id, requests, self._clock, offset)
 
+    def apart(self, suspect: Suspect) -> float:
+        """Return the moment from which a message with the same content may be sent to its chat.
+
+        Then whoever settles it, at any time and in any process, can tell the two apart.
+        """
+        return suspect.until + APART + self._skew.offset(self._loop.time()).error()
+
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
         """Look for a message in its chat's history, at `suspect.until` at the earliest.
 
@@ -135,12 +142,12 @@ class Settler:
         if wanted is None:
             return Found.UNCLEAR, "the Market's answers have no Date to find it by"
         now = self._loop.time()
-        self._skew.learn(rows_of_shop(history.rows), before, now)
+        self._skew.learn(rows_of_shop(history.rows), before, suspect.until)
         offset = self._skew.offset(now)
         found, unclear = history.find(wanted, before, offset)
         if found is Found.YES:
             row_id = last_equal(history.rows, wanted, offset)
-            self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id), now)
+            self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id))
         return found, unclear
 
     async def settle(
@@ -161,8 +168,8 @@ class Settler:
         def oldest_needed() -> float:
             return _oldest_needed(wanted)
 
+        began = asked = self._loop.time()
         try:
-            asked = self._loop.time()
             history = await read_history(read, oldest_needed)
             clock = self._clock.now()
             early = (
@@ -185,14 +192,14 @@ class Settler:
             now = self._loop.time()
             known = [
                 item if item.ended < asked - SHOWS_WITHIN else replace(item, surely=False)
-                for item in self._deliveries.to_chat(pending.chat_id)
+                for item in self._deliveries.to_chat(pending.chat_id, began)
             ]
             attempt = under_way()
             if attempt is not None:
                 content = wanted.content
                 known.append(Delivery(pending.chat_id, content, attempt.began, now, surely=False))
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
-            self._skew.learn(rows_of_shop(history.rows), here, now)
+            self._skew.learn(rows_of_shop(history.rows), here, asked)
             offset = self._offset_then(pending, now)
             # Its chat rested, so what begins later than this was sent after it. Comparing with the
             # end of its time would miss some, because clocks are known to within seconds. What came
@@ -205,8 +212,9 @@ class Settler:
                 and (stored.earliest < near or stored.row_id is not None)
             ]
             found, unclear = history.find(wanted, pending.before, offset, after)
-            if found is Found.NO:
-                self._deliveries.forget(pending.chat_id, wanted, self._clock)
+            if found is not Found.UNCLEAR:
+                arrived = found is Found.YES
+                self._deliveries.settled(pending.chat_id, wanted, self._clock, arrived=arrived)
         if found is Found.UNCLEAR:
             raise unknown_error(pending, unclear)
         return found is Found.YES

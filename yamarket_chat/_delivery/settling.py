@@ -12,9 +12,10 @@ if the opposite is impossible under every offset that the clocks may have.
 from __future__ import annotations
 
 import enum
+import heapq
 import math
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -28,6 +29,10 @@ remembered for longer, because clocks differ and an answer takes a while."""
 SKEW = 30.0
 """Seconds by which the storage's clock may be ahead of the answers' clock or behind it, as long as
 nothing more is known: a guess, larger than in real systems."""
+
+BEHIND, AHEAD = 1.5, 0.5
+"""Seconds by which a row may say less or more than its message, at an offset of whole seconds: the
+row may have whole seconds as well, and the offset is up to half a second from the true one."""
 
 SPACES = "".join(map(chr, range(33))) + (
     "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -67,6 +72,11 @@ class Offset(msgspec.Struct, frozen=True):
         """Return the possible offsets, in steps of a second."""
         return range(math.floor(self.least), math.ceil(self.most) + 1)
 
+    def error(self) -> int:
+        """Return by how many seconds a likely offset may be wrong, at most."""
+        likely, possible = self.likely(), self.all()
+        return max(possible[-1] - likely[0], likely[-1] - possible[0])
+
 
 class Found(enum.Enum):
     """Whether a message stands in the history."""
@@ -85,6 +95,9 @@ class Row(msgspec.Struct, frozen=True):
     at: float
     id: int
     content: Content
+
+
+_HasContent = TypeVar("_HasContent", Row, Stored)
 
 
 def rows_of_shop(rows: Iterable[Message]) -> list[Row]:
@@ -126,12 +139,10 @@ def find(
             return Found.YES
     if Found.NO in verdicts:
         must = [item for item in before if item.surely and item.earliest - SKEW > complete_since]
-        by_content: dict[Content, list[Row]] = {}
-        for row in shop:
-            by_content.setdefault(row.content, []).append(row)
         must += [wanted, *(item for item in later if item.surely)]
-        if not any(_arrived_fits(by_content, must, wanted, o) for o in offset.all()) and (
-            _are_explained(by_content.get(wanted.content, ()), (*before, *later), wanted)
+        by_content, rows_of = _by_content(must), _by_content(shop)
+        if not any(_arrived_fits(rows_of, by_content, o) for o in offset.all()) and (
+            _are_explained(rows_of.get(wanted.content, ()), (*before, *later), wanted)
         ):
             return Found.NO
     return Found.UNCLEAR
@@ -189,31 +200,34 @@ def _explains(
     return len(stored) in explained
 
 
-def _can_be(row: Row, item: Stored, offset: int) -> bool:
-    """Whether a row can be a message at an offset, or at less than half a second from it."""
-    # A row with whole seconds may be up to a second later than it says.
-    return item.earliest - 1.5 < row.at - offset <= item.latest + 0.5
-
-
-def _arrived_fits(
-    rows: Mapping[Content, Sequence[Row]], must: Sequence[Stored], wanted: Stored, offset: int
-) -> bool:
-    """Whether `wanted` can be in the history beside all that must. Others may be anybody's.
+def _paired(rows: Sequence[Row], items: Iterable[Stored], offset: int) -> int:
+    """Return how many messages and rows can be paired at an offset, each with one of its own.
 
     The order of the rows proves nothing here: a clock that steps back reverses it.
     """
-    position = 0
-    for item in must:
-        found = rows.get(item.content, ())
-        # Each row with the same text as `wanted` is one message. The first row that can be a
-        # message leaves the most rows to the messages that follow.
-        start = position if item.content == wanted.content else 0
-        start = bisect_right(found, item.earliest - 1.5 + offset, lo=start, key=_time_of)
-        if start == len(found) or found[start].at - offset > item.latest + 0.5:
-            return False
-        if item.content == wanted.content:
-            position = start + 1
-    return True
+    by_earliest = sorted(items, key=lambda item: item.earliest, reverse=True)
+    possible: list[float] = []  # until when each message that has no row yet can be stored
+    pairs = 0
+    for row in rows:
+        at = row.at - offset
+        while by_earliest and by_earliest[-1].earliest - BEHIND <= at:
+            heapq.heappush(possible, by_earliest.pop().latest + AHEAD)
+        while possible and possible[0] < at:
+            heapq.heappop(possible)
+        if possible:
+            heapq.heappop(possible)
+            pairs += 1
+    return pairs
+
+
+def _arrived_fits(
+    rows: Mapping[Content, Sequence[Row]], must: Mapping[Content, Sequence[Stored]], offset: int
+) -> bool:
+    """Whether all that must be in the history can be there. Other rows may be anybody's."""
+    return all(
+        _paired(rows.get(content, ()), items, offset) == len(items)
+        for content, items in must.items()
+    )
 
 
 def _missing_fits(
@@ -222,23 +236,18 @@ def _missing_fits(
     """Whether all rows with the same text, since all is known, can be earlier messages."""
     since = wanted.earliest - KNOWN_FOR
     near = [row for row in equal if since <= row.at <= until]
-    explained = {0}
-    for item in items:
-        following = set()
-        for count in explained:
-            # Its row may be older than these, or later than all is known.
-            if (
-                not item.surely
-                or not near
-                or item.earliest - 1.5 + offset < since
-                or item.latest + offset < near[0].at
-                or item.latest + 0.5 + offset > until
-            ):
-                following.add(count)
-            if count < len(near) and _can_be(near[count], item, offset):
-                following.add(count + 1)
-        explained = following
-    return len(near) in explained
+    must = [
+        item
+        for item in items
+        # Its row may be older than these, or later than all is known.
+        if item.surely
+        and near
+        and item.earliest - BEHIND + offset >= since
+        and item.latest + offset >= near[0].at
+        and item.latest + AHEAD + offset <= until
+    ]
+    # If some pairing has all the rows, and some has all of these messages, then one has both.
+    return _paired(near, items, offset) == len(near) and _paired(near, must, offset) == len(must)
 
 
 def _are_explained(equal: Sequence[Row], items: Sequence[Stored], wanted: Stored) -> bool:
@@ -246,11 +255,14 @@ def _are_explained(equal: Sequence[Row], items: Sequence[Stored], wanted: Stored
 
     If one cannot, it may be the message, and a clock was set since the rows before it were stored.
     """
-    since, until = wanted.earliest - SKEW - 1.5, wanted.latest + SKEW + 0.5
+    since, until = wanted.earliest - SKEW - BEHIND, wanted.latest + SKEW + AHEAD
     near = [row for row in equal if since < row.at <= until]
     items = [item for item in items if item.content == wanted.content]
     return not near or any(_missing_fits(near, items, wanted, until, o) for o in Offset().all())
 
 
-def _time_of(row: Row) -> float:
-    return row.at
+def _by_content(things: Iterable[_HasContent]) -> dict[Content, list[_HasContent]]:
+    grouped: dict[Content, list[_HasContent]] = {}
+    for thing in things:
+        grouped.setdefault(thing.content, []).append(thing)
+    return grouped

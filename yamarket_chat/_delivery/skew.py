@@ -27,7 +27,7 @@ class Skew:
         return self._learnt if now < self._until else Offset()
 
     def learn(self, rows: Sequence[Row], delivered: Iterable[Stored], now: float) -> None:
-        """Compare rows of the shop with messages that an answer has confirmed.
+        """Compare rows of the shop with messages that an answer has confirmed before `now`.
 
         Only a text that appears exactly once in both counts. A message that was itself found in a
         history does not count, because the time of its storing is not known well enough.

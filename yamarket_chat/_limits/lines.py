@@ -63,9 +63,10 @@ class Lines:
                 del blocked[other]
             self._purge_at = 2 * len(blocked) + 64
 
-    def unblock(self, line: int | None) -> None:
-        """Undo `block`."""
-        self._blocked_until.pop(line, None)
+    def unblock(self, line: int | None, until: float) -> None:
+        """Undo `block`, unless the line is blocked for longer."""
+        if self._blocked_until.get(line, NEVER) <= until:
+            self._blocked_until.pop(line, None)
 
     def is_blocked(self, line: int | None) -> bool:
         """Whether a line may be blocked: `blocked_for` says for how long."""
@@ -81,7 +82,7 @@ class Lines:
         if until is None:
             return False
         if until <= self._loop.time():
-            self.unblock(ticket.line)
+            del self._blocked_until[ticket.line]
             return False
         heapq.heappush(self._waiting, (until, ticket))
         return True
@@ -91,8 +92,12 @@ class Lines:
         tickets = []
         while self._waiting and self._waiting[0][0] <= self._loop.time():
             ticket = heapq.heappop(self._waiting)[1]
-            if ticket.future is not None and not ticket.ready and ticket.before is None:
-                self.unblock(ticket.line)
+            if (
+                ticket.future is not None
+                and not ticket.ready
+                and ticket.before is None
+                and not self.keep_blocked(ticket)
+            ):
                 tickets.append(ticket)
         return tickets
 

@@ -214,19 +214,25 @@ class Scheduler:
         group, line = ticket.group, ticket.line
         group.check_open()
         timer: asyncio.TimerHandle | None = None
+        until = NEVER
         try:
             future = ticket.future = self._loop.create_future()
             timer = self._loop.call_later(seconds, wake, future)
-            self._lines.block(line, self._loop.time() + seconds)
+            until = self._loop.time() + seconds
+            self._lines.block(line, until)
             group.waiting[ticket] = None
             group.make_way()
             await future
         finally:
             group.waiting.pop(ticket, None)
             ticket.future = None
-            self._lines.unblock(line)
+            self._lines.unblock(line, until)
             if timer is not None:
                 timer.cancel()
+
+    def rest(self, line: int, until: float) -> None:
+        """Let no call of a line that still waits go before a moment."""
+        self._lines.block(line, until)
 
     def leave(self, ticket: Ticket, rest: float = 0.0) -> None:
         """End a call that has joined its line. The next one may go in `rest` seconds."""
@@ -361,7 +367,10 @@ class Scheduler:
         return closed_for
 
     def unanswered(self, ticket: Ticket, attempt: Attempt, *, sent: bool) -> None:
-        """Note that no answer came. `sent` says whether the request may have reached the Market."""
+        """Note that no answer of the Market's came: nothing, or what a proxy says.
+
+        `sent` says whether the request may have reached the Market, which may still be at it then.
+        """
         ticket.group.attempt_ended(attempt)
         window = self._queues[ticket.operation].window
         if sent:
@@ -382,9 +391,9 @@ class Scheduler:
         ticket.group.under_way[attempt] = None
         ticket.group.make_way()
 
-    def release(self, ticket: Ticket, attempt: Attempt) -> None:
+    def release(self, ticket: Ticket, attempt: Attempt, until: float) -> None:
         """Undo `hold`."""
-        self._lines.unblock(ticket.line)
+        self._lines.unblock(ticket.line, until)
         ticket.group.attempt_ended(attempt)
 
     # What other processes have sent
@@ -396,10 +405,6 @@ class Scheduler:
                 self._slots.hold_until(at)
             else:
                 self._queues[operation].window.count_until(at)
-
-    def rest(self, line: int, until: float) -> None:
-        """Let no call of a line go before a moment."""
-        self._lines.block(line, until)
 
     # Looking at it
 

@@ -24,9 +24,9 @@ LONGEST_PARALLEL_PAUSE = 30.0
 class Slots:
     """The parallel slots of a business, shared by all its operations.
 
-    A request holds a slot until its answer has arrived. Without an answer, it holds the slot until
-    the Market must have ended the request. If the Market still refuses a request, other programs of
-    the seller hold slots. The number of slots then shrinks, and grows again while nothing is
+    A request holds a slot until the Market's answer has arrived. Without it, the request holds the
+    slot until the Market must have ended it. If the Market still refuses a request, other programs
+    of the seller hold slots. The number of slots then shrinks, and grows again while nothing is
     refused.
     """
 
@@ -71,7 +71,7 @@ class Slots:
         self._held -= 1
 
     def unanswered(self, attempt: Attempt) -> None:
-        """Keep the slot of an unanswered request until the Market must have ended the request."""
+        """Keep the slot of a request without an answer until the Market must have ended it."""
         self._held -= 1
         bisect.insort(self._free_at, attempt.ended + CUT_OFF)
 

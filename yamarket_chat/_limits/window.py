@@ -173,7 +173,7 @@ class Window:
         self._pace.give_back()
 
     def unanswered(self, attempt: Attempt) -> None:
-        """Note that no answer came: the Market may have counted the request until it ended it."""
+        """Note that the Market did not answer: it may have counted the request until its end."""
         self._under_way -= 1
         bisect.insort(self._free_at, attempt.ended + CUT_OFF + self._rate.per)
 

@@ -5,41 +5,20 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
-
 from .._limits.clock import Clock
 from ..pending import Pending
 from .deaths import Moment
+from .earlier import encode_pending
 from .errors import OutboxDatabaseError
+from .hand import Row
 from .lease import BEATS, TRUST, Grant, Worker
 from .marks import Mark
 from .points import reach
 from .writer import Writer
 
-_encode = msgspec.json.Encoder().encode
-
 TOO_OLD = "too much time has passed since it was marked"
 LOST = "this worker may have lost its lease"
 EXPIRED = "its not_after is over"
-
-
-class Row(msgspec.Struct, eq=False):
-    """A message in hand."""
-
-    number: int
-    chat_id: int | None
-    bulk: bool
-    text: str | None
-    file_name: str | None
-    file_size: int | None
-    not_after: int | None
-    request: int
-    leaving: bool  # its last request was marked
-    context: str | None
-    context_id: int | None
-    operation: str
-    task: asyncio.Task[Any] | None = None
-    preempted: bool = False
 
 
 class Passage:
@@ -87,8 +66,7 @@ class Passage:
                     row.request,
                     grant.token,
                     grant.epoch,
-                    # The text stands in the row.
-                    _encode(msgspec.structs.replace(pending, text=None)).decode(),
+                    encode_pending(pending),
                     self._timeout,
                     self._settle_after,
                     row.operation,

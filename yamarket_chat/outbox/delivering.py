@@ -10,13 +10,14 @@ from typing import Any
 
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
-from .courier import Courier, Session
+from .courier import Courier
 from .database import Database
 from .feed import Feed
 from .lease import Grant, Worker
+from .turns import Session
 from .writer import Writer
 
-logger = logging.getLogger("yamarket_chat.outbox")
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 Keys = Mapping[int, str] | Callable[[int], Awaitable[str | None]]
 """The Api-Key of each business, or an async function that returns it."""
@@ -44,11 +45,11 @@ class Delivering:
         businesses: Collection[int] | None = keys.keys() if isinstance(keys, Mapping) else None
         self._worker = Worker(database, self, lease=lease, businesses=businesses)
         self._writer = Writer(database)
-        self._couriers: dict[int, Courier] = {}
+        self._grants: dict[int, Grant] = {}
+        self._couriers: dict[int, Courier] = {}  # of those that have had messages
         self._beginning: dict[Courier, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._counted: dict[tuple[int, str, int], int] = {}
-        self._feed = Feed(database, self._couriers)
+        self._feed = Feed(database, self._grants, self._couriers, self._begin)
         self._feeding: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
@@ -79,29 +80,13 @@ class Delivering:
     # What the worker tells
 
     def granted(self, grant: Grant) -> None:
-        """Begin with a business."""
-        courier = Courier(
-            grant,
-            self._worker,
-            self._session,
-            self._database,
-            self._writer,
-            reserve=self._reserve,
-            wake=self._feed.wake,
-            counted=self._counted,
-        )
-        self._couriers[grant.business_id] = courier
-        beginning = self._beginning[courier] = asyncio.create_task(courier.begin())
-
-        def begun(task: asyncio.Task[None]) -> None:
-            self._beginning.pop(courier, None)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("business %d: a defect", grant.business_id, exc_info=error)
-
-        beginning.add_done_callback(begun)
+        """Begin with a business, when it has messages."""
+        self._grants[grant.business_id] = grant
+        self._feed.wake()
 
     async def release(self, grant: Grant) -> None:
         """Begin nothing new for a business; return when nothing of it is under way any more."""
+        self._grants.pop(grant.business_id, None)
         courier = self._couriers.pop(grant.business_id, None)
         if courier is not None:
             await self._stop(courier, GRACE)
@@ -109,6 +94,8 @@ class Delivering:
     def over(self, grants: Sequence[Grant]) -> None:
         """Send nothing more under these: they are lost."""
         for grant in grants:
+            if self._grants.get(grant.business_id) is grant:
+                del self._grants[grant.business_id]
             courier = self._couriers.get(grant.business_id)
             if courier is not None and courier.grant is grant:
                 del self._couriers[grant.business_id]
@@ -116,6 +103,26 @@ class Delivering:
                 ending = asyncio.create_task(self._stop(courier, GRACE))
                 self._ending.add(ending)
                 ending.add_done_callback(self._ending.discard)
+
+    def _begin(self, business_id: int) -> None:
+        courier = Courier(
+            self._grants[business_id],
+            self._worker,
+            self._session,
+            self._database,
+            self._writer,
+            reserve=self._reserve,
+            wake=self._feed.wake,
+        )
+        self._couriers[business_id] = courier
+        beginning = self._beginning[courier] = asyncio.create_task(courier.begin())
+
+        def begun(task: asyncio.Task[None]) -> None:
+            self._beginning.pop(courier, None)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("business %d: a defect", business_id, exc_info=error)
+
+        beginning.add_done_callback(begun)
 
     async def _stop(self, courier: Courier, grace: float) -> None:
         beginning = self._beginning.get(courier)

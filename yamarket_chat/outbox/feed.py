@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -16,10 +16,11 @@ from . import marks
 from .courier import Courier
 from .database import Database
 from .errors import OutboxDatabaseError
+from .lease import Grant
 from .schema import messages
 from .watching import LOOKS
 
-logger = logging.getLogger("yamarket_chat.outbox")
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 AWAY = 1.0
 """Seconds until the next look if the database cannot be used."""
@@ -27,19 +28,35 @@ AWAY = 1.0
 TIMES = 1.0
 """Seconds between two looks for what has become due, or has expired."""
 
-Wish = tuple[int, Sequence[int], int, int]
-"""A business, the numbers in hand, and how many singles and others are wanted."""
+Wish = tuple[Sequence[int], int, int]
+"""The numbers in hand, and how many singles and others are wanted."""
 
 
 class Feed:
-    """Feeds the couriers of one event loop."""
+    """Feeds the couriers of one event loop.
 
-    def __init__(self, database: Database, couriers: Mapping[int, Courier]) -> None:
+    Args:
+        database: The outbox's.
+        grants: What may be sent for, by business.
+        couriers: Of them those that have a courier.
+        begin: Makes the courier of a business that has messages.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        grants: Mapping[int, Grant],
+        couriers: Mapping[int, Courier],
+        begin: Callable[[int], None],
+    ) -> None:
         self._database = database
+        self._grants = grants
         self._couriers = couriers
+        self._begin = begin
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._version: int | None = None
+        self._read_for: set[int] = set()  # the grants at the last look
         self._times_at = 0.0
         self._away = False
 
@@ -73,78 +90,101 @@ class Feed:
     async def _look(self) -> None:
         woken = self._woken.is_set()
         self._woken.clear()
-        now = self._loop.time()
-        if now >= self._times_at:
-            self._times_at = now + TIMES
-            times = {
-                one.business_id: moment
-                for one in self._couriers.values()
-                if (moment := one.times()) is not None
-            }
-            if times:
-                await self._database.write(_pass_time, times)
+        if self._loop.time() >= self._times_at:
+            self._times_at = self._loop.time() + TIMES
+            await self._pass_time()
         version = await self._database.data_version()
         changed = woken or version is None or version != self._version
-        asking = [one for one in self._couriers.values() if changed or one.hungry]
-        wishes = {
-            one: (one.business_id, list(one.in_hand), *wants)
-            for one in asking
-            if any(wants := one.wants())
-        }
-        if not wishes:
-            # What is not read now is read when there is room again.
-            for one in asking:
-                one.hungry = True
-            self._version = version
+        changed = changed or self._read_for != self._grants.keys()
+        asking: dict[Courier, tuple[int, int]] = {}
+        for one in self._couriers.values():
+            more = one.hand.more
+            if changed:
+                more[:] = True, True
+            room = one.wants()
+            wants = room[0] if more[0] else 0, room[1] if more[1] else 0
+            if any(wants):
+                asking[one] = wants
+                # What it has no room for now is read when it has.
+                more[:] = more[0] and not wants[0], more[1] and not wants[1]
+        if not asking and not changed:
             return
-        looks = {one: one.begin_look() for one in wishes}
-        for one in wishes:
-            one.hungry = False
+        looks = {one: one.hand.begin_look() for one in asking}
+        wishes = {one.business_id: (list(one.hand.rows), *asking[one]) for one in asking}
+        self._read_for = set(self._grants)
+        some: Sequence[int] = ()
+        read = False
         found: Mapping[int, Sequence[Any]] = {}
         try:
-            found = await self._database.read(_due, list(wishes.values()))
-            self._version = version
-        except BaseException:
-            for one in wishes:
-                one.hungry = True
-            raise
+            some, found = await self._database.read(_due, wishes)
+            self._version, read = version, True
         finally:
-            for one, look in looks.items():
+            for one, (singles, others) in asking.items():
                 rows = found.get(one.business_id, ())
-                _, _, singles, bulk = wishes[one]
-                count = sum(row.bulk for row in rows)
-                more = 0 < singles <= len(rows) - count or 0 < bulk <= count
-                one.take(rows, look, more=more or not (singles and bulk))
+                bulk = sum(row.bulk for row in rows)
+                # It was not read, or not to its end.
+                one.hand.more[0] |= not read or 0 < singles <= len(rows) - bulk
+                one.hand.more[1] |= not read or 0 < others <= bulk
+                one.take(rows, looks[one])
+        for business_id in some:
+            if business_id in self._grants and business_id not in self._couriers:
+                self._begin(business_id)
+
+    async def _pass_time(self) -> None:
+        """Let messages be due, or expire, by the Market's clock."""
+        later, expiring = await self._database.read(_timed)
+        times = {}
+        for business_id in {*later, *expiring} & self._grants.keys():
+            courier = self._couriers.get(business_id)
+            if courier is None:
+                self._begin(business_id)
+            elif (moment := courier.times()) is not None:
+                times[business_id] = moment
+        if times:
+            await self._database.write(_pass_time, times, later, expiring)
 
 
-def _due(connection: Connection, wishes: Iterable[Wish]) -> dict[int, list[Any]]:
-    """Read what is next for each business that has something."""
-    some = set(businesses(connection, "due_at IS NULL"))
-    return {
-        business_id: marks.due(connection, business_id, known, singles, bulk)
-        for business_id, known, singles, bulk in wishes
-        if business_id in some
+def _due(
+    connection: Connection, wishes: Mapping[int, Wish]
+) -> tuple[list[int], dict[int, list[Any]]]:
+    """Return which businesses have something, and read what is next for those who want it."""
+    some = businesses(connection, "due_at IS NULL")
+    return some, {
+        business_id: marks.due(connection, business_id, *wishes[business_id])
+        for business_id in some
+        if business_id in wishes
     }
 
 
-def _pass_time(connection: Connection, times: Mapping[int, tuple[int, int]]) -> None:
-    for business_id in businesses(connection, "due_at IS NOT NULL"):
+def _timed(connection: Connection) -> tuple[list[int], list[int]]:
+    return (
+        businesses(connection, "due_at IS NOT NULL"),
+        businesses(connection, "not_after IS NOT NULL"),
+    )
+
+
+def _pass_time(
+    connection: Connection,
+    times: Mapping[int, tuple[int, int]],
+    later: Iterable[int],
+    expiring: Iterable[int],
+) -> None:
+    for business_id in later:
         if business_id in times:
             marks.make_due(connection, business_id, times[business_id][0])
-    for business_id in businesses(connection, "not_after IS NOT NULL"):
+    for business_id in expiring:
         if business_id in times:
             marks.expire(connection, business_id, times[business_id][1])
 
 
-def businesses(connection: Connection, condition: str) -> Iterable[int]:
+def businesses(connection: Connection, condition: str) -> list[int]:
     """Return the businesses that have open rows of a kind: from row to row of its index."""
     which = f"ended_at IS NULL AND {condition}"
     table = messages.name
-    return connection.scalars(
-        text(
-            "WITH RECURSIVE step(id) AS ("  # noqa: S608 - names of ours
-            f"SELECT min(business_id) FROM {table} WHERE {which} UNION ALL"
-            f" SELECT (SELECT min(business_id) FROM {table} WHERE {which} AND business_id > id)"
-            " FROM step WHERE step.id IS NOT NULL) SELECT id FROM step WHERE id IS NOT NULL"
-        )
-    ).all()
+    step = text(
+        "WITH RECURSIVE step(id) AS ("  # noqa: S608 - names of ours
+        f"SELECT min(business_id) FROM {table} WHERE {which} UNION ALL"
+        f" SELECT (SELECT min(business_id) FROM {table} WHERE {which} AND business_id > id)"
+        " FROM step WHERE step.id IS NOT NULL) SELECT id FROM step WHERE id IS NOT NULL"
+    )
+    return list(connection.scalars(step))

@@ -8,7 +8,7 @@ is written only while the row is as the mark has left it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -242,16 +242,10 @@ def due(
     return rows
 
 
-def heads(
-    connection: Connection, business_id: int, chat_ids: Iterable[int], most: int
-) -> list[Any]:
-    """Read what is next for some chats."""
-    rows: list[Any] = []
-    for chat_id in chat_ids:
-        rows += connection.execute(
-            _HEAD, {"business_id": business_id, "chat_id": chat_id, "most": most}
-        )
-    return rows
+def head(connection: Connection, business_id: int, chat_id: int, most: int) -> list[Any]:
+    """Read what is next for a chat."""
+    about = {"business_id": business_id, "chat_id": chat_id, "most": most}
+    return list(connection.execute(_HEAD, about))
 
 
 class Before(msgspec.Struct, frozen=True):
@@ -260,6 +254,7 @@ class Before(msgspec.Struct, frozen=True):
     leaving: list[Any]
     ended: list[Any]
     counted: list[Any]
+    paused: str | None
 
 
 def before(connection: Connection, business_id: int, since: int, minute: int) -> Before:
@@ -273,7 +268,7 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
     ended = connection.execute(
         select(
             _row.number, _row.chat_id, _row.text, _row.file_name, _row.file_size, _row.state,
-            _row.pending, _row.timeout, _row.settle_after,
+            _row.request, _row.pending,
         )
         .where(
             about,
@@ -290,7 +285,8 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
             mine, counts.c.minute >= minute
         )
     ).all()
-    return Before(list(leaving), list(ended), list(counted))
+    paused = connection.scalar(select(leases.c.paused).where(leases.c.business_id == business_id))
+    return Before(list(leaving), list(ended), list(counted), paused)
 
 
 def forget_counts(connection: Connection, business_id: int, minute: int) -> None:

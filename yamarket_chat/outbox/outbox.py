@@ -444,7 +444,8 @@ class Outbox:
             OutboxDatabaseError: The database cannot be used.
 
         Example:
-            delivering = asyncio.create_task(outbox.deliver({business_id: api_key}))
+            async def main() -> None:
+                await outbox.deliver({business_id: api_key})
         """
         async with self.delivering(keys, lease=lease, reserve=reserve, **options):
             await asyncio.get_running_loop().create_future()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy import Connection
@@ -18,7 +19,7 @@ from .database import Database
 from .errors import OutboxDatabaseError
 from .marks import End, Mark
 
-logger = logging.getLogger("yamarket_chat.outbox")
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 MOST = 500
 """The most marks and ends of a transaction."""
@@ -37,6 +38,9 @@ class Writer:
         self._ends: list[tuple[End, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        # By business, operation and minute: what this process has marked itself.
+        self.counted: Counter[tuple[int, str, int]] = Counter()
+        self._forget_at = 1_000
 
     async def mark(self, one: Mark) -> str | None:
         """Write a mark. Returns why it was not written; None once it is committed.
@@ -115,10 +119,21 @@ class Writer:
         for _, done in ends:
             if not done.done():
                 done.set_result(None)
-        for (_, future), refusal in zip(group, refusals, strict=True):
+        for (one, future), refusal in zip(group, refusals, strict=True):
+            if refusal is None:
+                self._count(one)
             if not future.done():
                 future.set_result(refusal)
         return True
+
+    def _count(self, one: Mark) -> None:
+        counted = one.business_id, one.operation, one.minute
+        self.counted[counted] += 1
+        if len(self.counted) > self._forget_at:
+            oldest = one.minute - marks.COUNTED_FOR
+            for old in [other for other in self.counted if other[2] < oldest]:
+                del self.counted[old]
+            self._forget_at = 2 * len(self.counted) + 1_000
 
 
 def _write(connection: Connection, ends: Sequence[End], group: Sequence[Mark]) -> list[str | None]:

@@ -50,7 +50,8 @@ class Fault(msgspec.Struct, frozen=True):
 
             - "before": before the server executes it. The server never executes it.
             - "after": after the server has executed it.
-            - "later": the server executes it `delay` seconds after the failure.
+            - "later": the server executes it `delay` seconds after the failure. Until then the
+              request keeps its parallel slot, unless the response is an error in the API's format.
 
             A 420 is always "before".
         delay: Seconds, at least 0. "slow", "unsolicited", "rate_limit" and "later" use

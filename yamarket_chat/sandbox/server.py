@@ -229,7 +229,8 @@ class Server:
         elif fault.when == "later":
             then = self._clock.now() + fault.delay
             self._call_at(then, self._execute, exchange.operation, call)
-            self._hold_slot(exchange, until=then)
+            if not _is_own_error(fault):
+                self._hold_slot(exchange, until=then)
 
         match fault.kind:
             case "reset":
@@ -492,6 +493,11 @@ def _windows(settings: Settings, now: float) -> dict[str, Window]:
             RollingWindow(rate) if settings.window == "rolling" else FixedWindow(rate, start)
         )
     return windows
+
+
+def _is_own_error(fault: Fault) -> bool:
+    """Whether a fault is an error in the API's format, with which the Market ends a request."""
+    return fault.kind == "status" and not fault.html and not 300 <= fault.status < 400
 
 
 def _documented_error(status: int) -> ApiError:
