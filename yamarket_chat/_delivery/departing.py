@@ -201,7 +201,7 @@ class DepartingEngine(Engine):
             stored.row_id,
             stored=stored,
         )
-        shared.deliveries.remember(delivery, now)
+        shared.deliveries.remember(delivery)
         if not stored.surely:
             # No equal message follows until the two can be told apart, as in `Settler.apart`.
             until = stored.latest - clock.least + APART + shared.skew.offset(now).error()
