@@ -156,9 +156,13 @@ class Delivering:
 
 
 def check_keys(keys: object) -> Keys:
-    """Check the keys: a mapping, or an async function."""
+    """Check the keys: a mapping, which may change later, or an async function."""
     if isinstance(keys, Mapping):
-        return {check_id("business_id", business_id): key for business_id, key in keys.items()}
+        for business_id in keys:
+            if type(business_id) is not int:
+                raise InvalidArgumentError("the business ids of keys are ints")
+            check_id("a business id of keys", business_id)
+        return keys
     if callable(keys):
         return keys
     raise InvalidArgumentError(
