@@ -11,7 +11,10 @@ from typing import Any
 
 from sqlalchemy import make_url
 
+from yamarket_chat import Pending
 from yamarket_chat.outbox import Outbox, points
+from yamarket_chat.outbox.checkpoint import Passage
+from yamarket_chat.outbox.deaths import Moment
 
 
 def at(point: str, times: int, with_signal: signal.Signals, url: Any) -> None:
@@ -33,6 +36,24 @@ def at(point: str, times: int, with_signal: signal.Signals, url: Any) -> None:
     points.hook = hook
 
 
+def take_away(guard: str) -> None:
+    """Take one of the guards away."""
+    mark, look = Passage.mark, Passage.look
+
+    async def unmarked(self: Passage, pending: Pending) -> None:
+        self._marking = Moment.now()
+
+    def unlooked(self: Passage, *, again: bool) -> str | None:
+        refused = look(self, again=again)
+        return None if again is (guard == "second look") else refused
+
+    if guard == "mark":
+        Passage.mark = unmarked  # type: ignore[method-assign]
+    else:
+        Passage.look = unlooked  # type: ignore[method-assign]
+    assert mark is not Passage.mark or look is not Passage.look
+
+
 def main(
     url: Any,
     keys: dict[int, str],
@@ -40,8 +61,11 @@ def main(
     point: str,
     times: int,
     with_signal: signal.Signals,
+    without: str = "",
 ) -> None:
-    """Deliver until somebody ends this process."""
+    """Deliver until somebody ends this process, without one of the guards."""
+    if without:
+        take_away(without)
     at(point, times, with_signal, url)
 
     async def deliver() -> None:

@@ -8,7 +8,9 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
+from sqlalchemy import Connection, update
 
 from tests.helpers import departures, now, texts
 from yamarket_chat import (
@@ -16,6 +18,7 @@ from yamarket_chat import (
     InvalidArgumentError,
     Limits,
     NotFoundError,
+    Pending,
     Rate,
 )
 from yamarket_chat.outbox import (
@@ -25,6 +28,7 @@ from yamarket_chat.outbox import (
     OutboxFile,
     OutboxMessage,
 )
+from yamarket_chat.outbox.schema import messages
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 
@@ -70,10 +74,10 @@ async def shop(database_url: Any) -> AsyncIterator[Shop]:
 @pytest.fixture
 async def small(tmp_path: Any) -> AsyncIterator[Shop]:
     """The same on SQLite alone: for what does not depend on the database."""
-    async with Sandbox(business_id=BUSINESS) as market:
-        async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
-            await outbox.create()
-            yield Shop(outbox, market)
+    path = f"sqlite:///{tmp_path}/outbox.db"
+    async with Sandbox(business_id=BUSINESS) as market, Outbox(path) as outbox:
+        await outbox.create()
+        yield Shop(outbox, market)
 
 
 def market_time(seconds: float) -> datetime:
@@ -300,6 +304,65 @@ async def test_stopping_waits_for_what_is_under_way_and_writes_its_end(shop: Sho
             await asyncio.sleep(0.1)
     entry = await shop.got(number)
     assert entry.state == "delivered"
+
+
+async def test_on_failure_is_told_of_each_failure_until_it_returns(shop: Shop) -> None:
+    told: list[tuple[str, str | None]] = []
+
+    async def failed(entry: OutboxEntry) -> None:
+        told.append((entry.state, entry.text))
+        if len(told) == 1:
+            raise RuntimeError("my database is away")
+
+    shop.market.faults = lambda request: (
+        Fault("status", status=404) if request.operation_number == 1 else None
+    )
+    await shop.put(message("раз"))
+    await shop.put(message("два"))
+    async with shop.delivering(on_failure=failed):
+        await asyncio.sleep(3)
+        await shop.put(message("три", not_after=market_time(-60)))
+        await asyncio.sleep(10)
+    async with shop.delivering(on_failure=failed):
+        await asyncio.sleep(10)
+    assert told == [("refused", "раз"), ("refused", "раз"), ("expired", "три")]
+
+
+@pytest.mark.parametrize("raised", [True, False])
+async def test_late_mark_of_the_holder_before_is_settled_by_its_epoch(
+    small: Shop, raised: bool
+) -> None:
+    """Its commit came after the new holder had read. Without the epoch it would be doubled."""
+    await small.put(message("раз", 1))
+    number = await small.put(message("два", bulk=True))
+    async with small.delivering(limits=Limits(send_message=Rate(1, per=60))):
+        await asyncio.sleep(10)
+        pending = Pending(
+            business_id=BUSINESS,
+            chat_id=17,
+            since=market_time(-1),
+            until=market_time(20),
+            requests=1,
+            seen="",
+        )
+        (delivery,) = small.outbox._deliveries[asyncio.get_running_loop()]
+        epoch = delivery._grants[BUSINESS].epoch - raised
+
+        def mark(connection: Connection) -> None:
+            values = {
+                "state": "leaving",
+                "request": 1,
+                "epoch": epoch,
+                "pending": msgspec.json.encode(pending).decode(),
+                "timeout": 15.0,
+                "settle_after": 15.0,
+            }
+            connection.execute(update(messages).where(messages.c.number == number).values(values))
+
+        await small.outbox._database.write(mark)
+        small.market.shop_says(17, "два")
+        await small.outbox.result(number, timeout=200)
+    assert texts(small.market, 17) == ["два"] * (1 if raised else 2)
 
 
 async def test_bad_options_are_refused_at_once(small: Shop) -> None:

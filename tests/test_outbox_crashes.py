@@ -11,17 +11,20 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests import outbox_process
 from tests.helpers import texts
-from yamarket_chat.outbox import Outbox, OutboxMessage, points
+from yamarket_chat import Pending
+from yamarket_chat.outbox import Outbox, OutboxMessage, earlier, points
 from yamarket_chat.outbox.delivering import Delivering
+from yamarket_chat.outbox.lease import Grant
 from yamarket_chat.outbox.turns import Session
 from yamarket_chat.sandbox import Sandbox
 
@@ -96,8 +99,8 @@ class Markets:
     async def delivered(self) -> None:
         """Wait until nothing waits, at most two minutes."""
         for _ in range(120):
-            status = await self.outbox.status()
-            if not status.waiting and not status.leaving:
+            statuses = [await self.outbox.status(business_id) for business_id in self.of]
+            if not any(status.waiting or status.leaving for status in statuses):
                 return
             await asyncio.sleep(1)
         entries = [await self.outbox.get(number) for number in range(1, 12 * len(self.of) + 1)]
@@ -113,6 +116,23 @@ class Markets:
         assert not wrong
 
 
+async def all_are_dead_or_stopped(children: Sequence[Any]) -> float:
+    """Wait for that; return when it was."""
+    await until(lambda: all(one.exitcode == -9 or is_stopped(one.pid) for one in children))
+    return time.monotonic()
+
+
+async def go_on(children: Sequence[Any], stopped_at: float) -> None:
+    """Let those that are stopped go on, when their leases are over by their own clocks as well."""
+    stopped = [child for child in children if child.exitcode is None]
+    if stopped:
+        await until(lambda: time.monotonic() > stopped_at + LEASE)
+        for child in stopped:
+            os.kill(child.pid, signal.SIGCONT)
+        awake_at = time.monotonic()
+        await until(lambda: time.monotonic() > awake_at + 0.5)
+
+
 @pytest.fixture
 async def markets(database_url: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Markets]:
     async with AsyncExitStack() as stack:
@@ -120,7 +140,8 @@ async def markets(database_url: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         await outbox.create()
         of = {}
         for number in range(1, len(POINTS) + 1):
-            of[number] = await stack.enter_async_context(Sandbox(business_id=number))
+            market = Sandbox(business_id=number, keep_alive=3600)
+            of[number] = await stack.enter_async_context(market)
             await outbox.put_many(messages(number))
         made = Markets(outbox, of)
         monkeypatch.setattr(Delivering, "_session", lambda _, number: made.session(number))
@@ -136,20 +157,64 @@ async def test_process_that_ends_at_any_point_loses_and_doubles_nothing(
         options = {"base_url": market.url, "lease": LEASE}
         keys = {number: market.api_key}
         children.append(spawn(database_url, keys, options, point, 3, with_signal))
-    if with_signal is signal.SIGKILL:
-        await until(lambda: all(child.exitcode == -signal.SIGKILL for child in children))
-    else:
-        await until(lambda: all(is_stopped(child.pid) for child in children))
-    stopped_at = time.monotonic()
+    stopped_at = await all_are_dead_or_stopped(children)
     async with markets.delivering():
         await markets.delivered()
-        if with_signal is signal.SIGSTOP:
-            await until(lambda: time.monotonic() > stopped_at + LEASE)
-            for child in children:
-                os.kill(child.pid, signal.SIGCONT)
-            awake_at = time.monotonic()
-            await until(lambda: time.monotonic() > awake_at + 0.5)
+        await go_on(children, stopped_at)
     await markets.check()
+
+
+# By the guard that is missing: where its process is killed or stopped.
+MUTANTS = {
+    "mark": ("written", signal.SIGKILL),
+    "look": ("before the look", signal.SIGSTOP),
+    "second look": ("half written", signal.SIGSTOP),
+    "": ("written", signal.SIGKILL),  # who takes over does not wait before it settles
+}
+
+
+def let_settle_at_once(monkeypatch: pytest.MonkeyPatch, business_id: int) -> None:
+    """Take the wait away, and the moment in `Pending` that would make the settler wait as well."""
+    wait, pending_of = Grant.settle_wait, earlier.pending_of
+
+    def settle_wait(grant: Grant, timeout: float, settle_after: float) -> float:
+        return 0.0 if grant.business_id == business_id else wait(grant, timeout, settle_after)
+
+    def pending(read: Any) -> Pending:
+        found = pending_of(read)
+        return replace(found, until=found.since) if read.business_id == business_id else found
+
+    monkeypatch.setattr(Grant, "settle_wait", settle_wait)
+    monkeypatch.setattr(earlier, "pending_of", pending)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_each_guard_is_needed(
+    markets: Markets, database_url: Any, spawn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    markets.of = dict(list(markets.of.items())[: len(MUTANTS)])
+    markets.keys = dict(list(markets.keys.items())[: len(MUTANTS)])
+    # The clock is read at once; the message of the process that is killed takes a while.
+    latencies = iter([0.0, 30.0, 30.0])
+    markets.of[len(MUTANTS)].latency = lambda: next(latencies, 0.0)
+    # A Market that counts its 10 s from the last byte of a request.
+    monkeypatch.setattr("yamarket_chat.sandbox.server.PROCESSING_TIMEOUT", 3600.0)
+    children = []
+    for (number, market), (guard, (point, with_signal)) in zip(
+        markets.of.items(), MUTANTS.items(), strict=True
+    ):
+        options = {"base_url": market.url, "lease": LEASE}
+        keys = {number: market.api_key}
+        children.append(spawn(database_url, keys, options, point, 1, with_signal, guard))
+    stopped_at = await all_are_dead_or_stopped(children)
+    let_settle_at_once(monkeypatch, len(MUTANTS))
+    async with markets.delivering():
+        await markets.delivered()
+        await go_on(children, stopped_at)
+        await asyncio.sleep(20)
+    for guard, market in zip(MUTANTS, markets.of.values(), strict=True):
+        stored = [text for chat in CHATS for text in texts(market, chat)]
+        assert len(stored) > 12, f"without the {guard or 'wait'}, nothing is doubled"
 
 
 def is_stopped(pid: int) -> bool:

@@ -183,8 +183,8 @@ class DepartingEngine(Engine):
 
     def last_delivery(self, chat_id: int) -> Stored | None:
         """Return when the last message to a chat was stored, on the Market's clock."""
-        known = self._shared.deliveries.to_chat(chat_id)
-        return known[-1].on(self._shared.clock) if known else None
+        last = self._shared.deliveries.last(chat_id)
+        return None if last is None else last.on(self._shared.clock)
 
     def remember(self, chat_id: int, stored: Stored) -> None:
         """Note what another process has sent, or may have sent."""

@@ -72,6 +72,7 @@ class Courier:
         *,
         reserve: int,
         wake: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
         self.grant = grant
         self.business_id: int = grant.business_id
@@ -82,6 +83,7 @@ class Courier:
         self._writer = writer
         self._reserve = reserve
         self._wake = wake
+        self._tell = failed
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(self._loop, self._pump_soon)
         self._sends: set[asyncio.Task[None]] = set()
@@ -150,8 +152,8 @@ class Courier:
     async def _read_clock(self) -> None:
         assert self._session is not None and self._engine is not None  # noqa: S101, PT018
         try:
-            async for _ in self._session.campaigns():
-                break
+            # Whatever it answers has a Date, also if its form is not the documented one.
+            await self._session.request("GET", "/v2/campaigns", params={"limit": 1})
         except ChatError as error:
             # Most errors of the API have a Date as well, and say nothing of the messages.
             if self._engine.market_clock() is None or _pauses(error):
@@ -382,22 +384,23 @@ class Courier:
         """Write an end. The row stays in hand until that is committed."""
         reach("before the end")
         number = row.number
-        ending = self._writer.end(
-            End(
-                number,
-                "leaving" if row.leaving else "waiting",
-                row.request,
-                state,
-                None if outcome is None else encode_outcome(outcome),
-                pending,
-            )
+        end = End(
+            number,
+            "leaving" if row.leaving else "waiting",
+            row.request,
+            state,
+            None if outcome is None else encode_outcome(outcome),
+            pending,
         )
+        ending = self._writer.end(end)
         self.hand.end(row, ending)
 
         def written(future: asyncio.Future[None]) -> None:
             self.hand.ended(number)
             if not future.cancelled():
                 reach("ended")
+                if end.untold:
+                    self._tell()
             if state == "waiting":
                 self.hand.more[row.bulk] = True
             elif self._trying and not self._stopping:

@@ -14,6 +14,7 @@ from .courier import Courier
 from .database import Database
 from .feed import Feed
 from .lease import Grant, Worker
+from .telling import OnFailure, Telling
 from .turns import Session
 from .writer import Writer
 
@@ -36,6 +37,7 @@ class Delivering:
         *,
         lease: float,
         reserve: int,
+        on_failure: OnFailure | None,
         options: Mapping[str, Any],
     ) -> None:
         self._database = database
@@ -50,18 +52,24 @@ class Delivering:
         self._beginning: dict[Courier, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._feed = Feed(database, self._grants, self._couriers, self._begin)
-        self._feeding: asyncio.Task[None] | None = None
+        self._telling = (
+            None if on_failure is None else Telling(database, self._grants.keys(), on_failure)
+        )
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
         """Join the other workers, and deliver from now on."""
-        self._feeding = asyncio.create_task(self._feed.run())
+        self._tasks.append(asyncio.create_task(self._feed.run()))
+        if self._telling is not None:
+            self._tasks.append(asyncio.create_task(self._telling.run()))
         await self._worker.join()
 
     async def end(self, grace: float = GRACE) -> None:
         """Send nothing new, wait for what is under way, and hand over."""
-        if self._feeding is not None:
-            self._feeding.cancel()
-            await asyncio.wait({self._feeding})
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         couriers = list(self._couriers.values())
         self._couriers.clear()
         try:
@@ -76,6 +84,10 @@ class Delivering:
     def wake(self) -> None:
         """Look for new messages at once."""
         self._feed.wake()
+
+    def _wake_telling(self) -> None:
+        if self._telling is not None:
+            self._telling.wake()
 
     # What the worker tells
 
@@ -113,6 +125,7 @@ class Delivering:
             self._writer,
             reserve=self._reserve,
             wake=self._feed.wake,
+            failed=self._wake_telling,
         )
         self._couriers[business_id] = courier
         beginning = self._beginning[courier] = asyncio.create_task(courier.begin())

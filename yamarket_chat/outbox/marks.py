@@ -13,10 +13,15 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
     Connection,
+    any_,
     bindparam,
     delete,
     exists,
+    func,
     select,
     update,
 )
@@ -71,9 +76,22 @@ _EARLIER = exists().where(
     _before.c.due_at.is_(None),
     _before.c.number < _row.number,
 )
+
+
+def _one_of(dialect: str, name: str) -> ColumnElement[bool]:
+    """Return the condition that the number is one of many, which are one parameter.
+
+    With a parameter for each of them, each length would be another statement.
+    """
+    if dialect == "postgresql":
+        return _row.number == any_(bindparam(name, type_=postgresql.ARRAY(BigInteger)))
+    numbers = func.json_each(bindparam(name, type_=JSON)).table_valued("value")
+    return _row.number.in_(select(numbers.c.value))
+
+
 # Rows that somebody holds locked are left out: they are read anew later.
-_CANDIDATES = (
-    select(
+_CANDIDATES = {
+    dialect: select(
         _row.number,
         _row.state,
         _row.request,
@@ -83,9 +101,10 @@ _CANDIDATES = (
         _EARLIER.label("earlier"),
     )
     .join(leases, leases.c.business_id == _row.business_id)
-    .where(_row.number.in_(bindparam("numbers", expanding=True)), _OPEN)
+    .where(_one_of(dialect, "numbers"), _OPEN)
     .with_for_update(of=messages, skip_locked=True)
-)
+    for dialect in DIALECTS
+}
 _MARK = (
     update(messages)
     .where(_row.number == bindparam("b_number"))
@@ -133,9 +152,12 @@ EARLIER = "an earlier message of its chat has to go first"
 
 def mark(connection: Connection, marks: Sequence[Mark]) -> list[str | None]:
     """Mark rows. Returns for each None, or why it may not be sent."""
+    dialect = connection.dialect.name
     found = {
         row.number: row
-        for row in connection.execute(_CANDIDATES, {"numbers": [one.number for one in marks]})
+        for row in connection.execute(
+            _CANDIDATES[dialect], {"numbers": [one.number for one in marks]}
+        )
     }
     refusals = [_refusal(one, found.get(one.number)) for one in marks]
     marked = [one for one, refusal in zip(marks, refusals, strict=True) if refusal is None]
@@ -156,7 +178,7 @@ def mark(connection: Connection, marks: Sequence[Mark]) -> list[str | None]:
         )
         counted = Counter((one.business_id, one.operation, one.minute) for one in marked)
         connection.execute(
-            _COUNTS[connection.dialect.name],
+            _COUNTS[dialect],
             [
                 {"business_id": business, "operation": name, "minute": minute, "requests": many}
                 for (business, name, minute), many in sorted(counted.items())
@@ -203,18 +225,19 @@ _FED = [
         "settle_after",
     )
 ]  # fmt: skip
-_DUE = (
-    select(*_FED)
+_DUE = {
+    dialect: select(*_FED)
     .where(
         _OPEN,
         _row.due_at.is_(None),
         _row.business_id == bindparam("business_id"),
         _row.bulk == bindparam("bulk"),
-        _row.number.not_in(bindparam("known", expanding=True)),
+        ~_one_of(dialect, "known"),
     )
     .order_by(_row.number)
     .limit(bindparam("most"))
-)
+    for dialect in DIALECTS
+}
 _HEAD = (
     select(*_FED)
     .where(
@@ -236,7 +259,7 @@ def due(
     for is_bulk, most in ((False, singles), (True, bulk)):
         if most > 0:
             rows += connection.execute(
-                _DUE,
+                _DUE[connection.dialect.name],
                 {"business_id": business_id, "bulk": is_bulk, "known": known, "most": most},
             )
     return rows

@@ -381,6 +381,7 @@ class Outbox:
         *,
         lease: float = 30.0,
         reserve: int = 0,
+        on_failure: Callable[[OutboxEntry], Awaitable[None]] | None = None,
         **options: Unpack[SessionOptions],
     ) -> AsyncIterator[None]:
         """Deliver messages beside the program's own work, until the block ends.
@@ -394,6 +395,8 @@ class Outbox:
             lease: Seconds after which another process takes over if this one has stopped. All
                 processes should have the same.
             reserve: How many requests of each period are left to messages that are not bulk.
+            on_failure: An async function that is told of each message that ends as refused, unknown
+                or expired. It is called at least once for each, and again if it raises.
             **options: `base_url`, `limits`, `retry`, `timeout`, `integration`, `insecure_http` and
                 `proxy`, as for `ChatSession`.
 
@@ -412,6 +415,7 @@ class Outbox:
             check_keys(keys),
             lease=check_seconds("lease", lease),
             reserve=reserve,
+            on_failure=on_failure,
             options=options,
         )
         deliveries = self._deliveries.setdefault(asyncio.get_running_loop(), set())
@@ -429,6 +433,7 @@ class Outbox:
         *,
         lease: float = 30.0,
         reserve: int = 0,
+        on_failure: Callable[[OutboxEntry], Awaitable[None]] | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
         """Deliver messages until the task is cancelled: for a process that does nothing else.
@@ -437,6 +442,7 @@ class Outbox:
             keys: As for `delivering`.
             lease: As for `delivering`.
             reserve: As for `delivering`.
+            on_failure: As for `delivering`.
             **options: As for `delivering`.
 
         Raises:
@@ -447,7 +453,9 @@ class Outbox:
             async def main() -> None:
                 await outbox.deliver({business_id: api_key})
         """
-        async with self.delivering(keys, lease=lease, reserve=reserve, **options):
+        async with self.delivering(
+            keys, lease=lease, reserve=reserve, on_failure=on_failure, **options
+        ):
             await asyncio.get_running_loop().create_future()
 
     async def prune(self) -> int:
