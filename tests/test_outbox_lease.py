@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, insert, select
 
-from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxMessage, claims, lease, shares
+from yamarket_chat.outbox import (
+    Outbox,
+    OutboxDatabaseError,
+    OutboxMessage,
+    claims,
+    lease,
+    locks,
+    shares,
+)
 from yamarket_chat.outbox.deaths import Beat, Moment, Watcher
 from yamarket_chat.outbox.lease import Grant, Worker
 from yamarket_chat.outbox.schema import leases, workers
@@ -153,6 +161,18 @@ async def test_lock_of_the_system_proves_a_death_at_once(tmp_path: Any) -> None:
         assert [two.grants[number].settle_wait(4, 3) for number in one.grants] == [3, 3]
         await two.worker.leave()
         assert [path.name for path in tmp_path.iterdir() if "worker" in path.name] == []
+
+
+async def test_locks_that_nobody_holds_any_more_are_removed(tmp_path: Any) -> None:
+    database = str(tmp_path / "outbox.db")
+    held, left = locks.Lock(database), locks.Lock(database)
+    os.close(left._file)
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    new = locks.Lock(database)
+    assert {path.name for path in tmp_path.iterdir()} == {held.name, new.name}
+    held.free()
+    new.free()
 
 
 async def test_paused_worker_stops_before_others_begin_and_joins_anew(shop: Shop) -> None:

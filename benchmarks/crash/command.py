@@ -26,6 +26,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many kills; default: 100")
     parser.add_argument("--seed", type=int, default=1, help="which ones")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds; default: 3")
+    parser.add_argument(
+        "--pauses",
+        type=float,
+        default=1.0,
+        help="how long they are between what happens; default: 1",
+    )
     parser.add_argument("--restarts", type=int, default=0, help="how often the server is killed")
     parser.add_argument(
         "--outage", type=float, default=0.0, help="seconds without a network to it; needs root"
@@ -43,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         lease=options.lease,
         restarts=options.restarts,
         outage=options.outage,
+        pauses=options.pauses,
     )
     logging.disable()  # failures are expected here
     with tempfile.TemporaryDirectory(prefix="yamarket-crash-") as folder:

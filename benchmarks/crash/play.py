@@ -261,6 +261,7 @@ class Crash:
             if _is_stopped(process):
                 group.create_task(self._pause(process))
                 return True
+            # Nobody asks for a business: it hands over when it is stopped.
             if point == "handing over" and time.monotonic() > deadline - 8:
                 process.terminate()
         return False

@@ -11,8 +11,12 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
+
+OLD = 60.0
+"""Seconds after which the file of a lock that nobody holds is removed."""
 
 if sys.platform == "win32":
     import msvcrt
@@ -39,8 +43,10 @@ class Lock:
     """
 
     def __init__(self, database: str) -> None:
+        beginning = f"{database}-worker-"
+        _tidy(beginning)
         # A name that nobody had before: whoever opens this file later can mean only this worker.
-        self._path = Path(f"{database}-worker-{secrets.token_hex(8)}")
+        self._path = Path(f"{beginning}{secrets.token_hex(8)}")
         self.name = self._path.name
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
@@ -53,6 +59,17 @@ class Lock:
         """Free the lock, and remove its file."""
         remove(str(self._path))
         os.close(self._file)
+
+
+def _tidy(beginning: str) -> None:
+    """Remove the files of workers that were taken for dead before they died."""
+    with suppress(OSError):
+        for path in Path(beginning).parent.iterdir():
+            if not str(path).startswith(beginning):
+                continue
+            # A new one may not be locked yet.
+            if time.time() - path.stat().st_mtime > OLD and is_free(str(path)):
+                remove(str(path))
 
 
 def is_free(path: str) -> bool:
