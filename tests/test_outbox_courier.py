@@ -187,16 +187,52 @@ async def test_single_goes_before_bulk_and_takes_its_chat_with_it(small: Shop) -
     assert texts(small.market, 8) == ["всем 8", "вам"]
 
 
-async def test_lower_number_that_is_committed_late_goes_first(small: Shop) -> None:
-    limits = Limits(send_message=Rate(1, per=60))
+async def test_message_that_is_cancelled_while_it_waits_for_the_limit_is_not_sent(
+    small: Shop,
+) -> None:
     await small.put(message("раньше всех", 1))
-    async with small.delivering(limits=limits):
+    async with small.delivering(limits=Limits(send_message=Rate(1, per=60))):
         await asyncio.sleep(5)
         numbers = [await small.put(message(text)) for text in ("первый", "второй")]
         await asyncio.sleep(5)  # the first waits for the limit now
-        await small.outbox.cancel(numbers[0])
+        assert await small.outbox.cancel(numbers[0])
         await small.outbox.result(numbers[1], timeout=200)
     assert texts(small.market, 17) == ["второй"]
+
+
+async def test_lower_number_that_is_committed_late_goes_first(postgres_url: Any) -> None:
+    engine = create_engine(postgres_url)
+    async with Sandbox(business_id=BUSINESS) as market, Outbox(postgres_url) as outbox:
+        await outbox.create()
+        shop = Shop(outbox, market)
+        await shop.put(message("раньше всех", 1))
+        async with shop.delivering(limits=Limits(send_message=Rate(1, per=60))):
+            await asyncio.sleep(5)
+            with engine.begin() as connection:
+                await shop.put(message("первый"), connection=connection)
+                second = await shop.put(message("второй"))
+                await asyncio.sleep(5)  # it waits for the limit now
+            await outbox.result(second, timeout=200)
+    engine.dispose()
+    assert texts(market, 17) == ["первый", "второй"]
+
+
+async def test_bulk_before_a_single_of_its_chat_no_longer_waits_behind_singles(
+    small: Shop,
+) -> None:
+    await small.put(message("раньше всех", 1))
+    async with small.delivering(limits=Limits(send_message=Rate(1, per=60))):
+        await asyncio.sleep(5)
+        for text, chat, bulk in (
+            ("всем", 16, True), ("всем", 17, True), ("вам", 17, False), ("вам", 18, False)
+        ):  # fmt: skip
+            await small.put(message(text, chat, bulk=bulk))
+            await asyncio.sleep(2)
+        while (await small.outbox.status()).waiting:
+            await asyncio.sleep(5)
+    sent = [one.chat_id for one in small.market.arrivals if one.operation == "send_message"]
+    assert sent == [1, 17, 18, 17, 16]
+    assert texts(small.market, 17) == ["всем", "вам"]
 
 
 async def test_not_before_and_not_after_go_by_the_markets_clock(shop: Shop) -> None:

@@ -22,6 +22,7 @@ from ..errors import (
     NOT_THE_API,
     ApiError,
     ChatError,
+    ConnectionFailedError,
     DeliveryUnknownError,
     ForbiddenError,
     LockedError,
@@ -114,7 +115,8 @@ class Courier:
                 break
             except ChatError as error:
                 logger.warning("business %d: %s", self.business_id, error)
-                if not noted and not isinstance(error, OutboxDatabaseError):
+                mends_itself = error.retry_after is not None and not _pauses(error)
+                if not (noted or mends_itself or isinstance(error, OutboxDatabaseError)):
                     noted = await self._note_pause(str(error))
             await self._close_session()
             await asyncio.sleep(pause)
@@ -237,7 +239,8 @@ class Courier:
                 task = None if before is None else before.task
                 if before is not None and task is not None and self._turns.waits(task):
                     before.preempted = True
-                    task.cancel()
+                    if before.begun:  # or its task would end without a word
+                        task.cancel()
         self._pump_soon()
 
     # Sending
@@ -302,7 +305,10 @@ class Courier:
         # Of what fails unexpectedly nobody knows whether it has left. It stays in hand, and its
         # chat busy: who takes over settles it.
         stays = False
+        row.begun = True
         try:
+            if row.preempted:
+                raise asyncio.CancelledError
             carries = row.text if row.file_name is None else await self._upload(row)
             receipt = await engine.sending.depart(
                 chat_id, carries or "", passage, self._turns, reserve
@@ -316,11 +322,12 @@ class Courier:
             task = asyncio.current_task()
             if not row.preempted or task is None:
                 raise
-            task.uncancel()
+            if task.cancelling():
+                task.uncancel()
             row.preempted, stays = False, True
         except ChatError as error:
             stays = self._failed(row, chat_id, passage, error)
-        row.task = None
+        row.task, row.begun = None, False
         del self.hand.busy[chat_id]
         if not stays:
             self.hand.drop(row)
@@ -537,9 +544,17 @@ class Courier:
         former = self._session
         self._use(session)
         if former is not None:
-            self._in_background(former.close(self._timeout))
+            self._in_background(self._retire(former))
         self._paused, self._trying = False, True
         self.hand.resting.clear()
+
+    async def _retire(self, former: Session) -> None:
+        """Close a session when nothing that was sent with it is under way any more."""
+        try:
+            if sends := set(self._sends):
+                await asyncio.wait(sends)
+        finally:
+            await former.close(0.0)
 
     async def _go_on(self) -> None:
         logger.info("business %d is no longer paused", self.business_id)
@@ -557,6 +572,8 @@ def _pauses(error: ChatError) -> bool:
     """Whether an error is about the business or its key, and not about one message."""
     if isinstance(error, (UnauthorizedError, ForbiddenError, LockedError)):
         return True
+    if isinstance(error, ConnectionFailedError):
+        return error.retry_after is None  # a certificate, or a proxy that wants a password
     return (
         isinstance(error, ApiError)
         and 400 <= error.status < 500

@@ -33,6 +33,7 @@ class Row(msgspec.Struct, eq=False):
     leaving: bool  # its last request was marked
     operation: str
     task: asyncio.Task[Any] | None = None  # that sends it
+    begun: bool = False  # the task runs
     preempted: bool = False  # another row goes first
 
 
@@ -88,6 +89,8 @@ class Hand:
 
     def is_hungry(self) -> bool:
         """Whether there may be more, and room for it."""
+        if not any(self.more):
+            return False
         return any(more and room for more, room in zip(self.more, self.wants(), strict=True))
 
     def begin_look(self) -> int:

@@ -232,6 +232,8 @@ class Outbox:
             with suppress(AttributeError):  # a class of the caller's may have no place for it
                 error.numbers = Numbers(done)  # type: ignore[attr-defined]
             raise
+        finally:
+            self._wake()
         return Numbers(done)
 
     def sql(self, message: Put, dialect: str, *, paramstyle: str = "format") -> tuple[str, Any]:
