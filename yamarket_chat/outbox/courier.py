@@ -267,6 +267,16 @@ class Courier:
         task = row.task = self._loop.create_task(send)
         self._turns.in_front[kind] = task
         self._keep(task, self._sends)
+        task.add_done_callback(lambda task: self._never_began(task, row))
+
+    def _never_began(self, task: asyncio.Task[None], row: Row) -> None:
+        """Let a row that made way be submitted again, if its task was cancelled too early.
+
+        A task that is cancelled before its first step runs nothing, so it cannot tidy up.
+        """
+        if task.cancelled() and row.preempted and row.task is task and row.chat_id is not None:
+            row.task, row.preempted = None, False
+            self.hand.busy.pop(row.chat_id, None)
 
     def _keep(self, task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> None:
         tasks.add(task)
