@@ -10,9 +10,6 @@ import pytest
 
 from benchmarks.crash.judge import Message, judge
 from benchmarks.crash.play import Crash, Size
-from yamarket_chat.outbox import Outbox, OutboxMessage
-from yamarket_chat.outbox.courier import Courier
-from yamarket_chat.sandbox import Sandbox
 
 # Without faults, so that nothing is carried out late. Points are in test_outbox_crashes.py.
 SIZE = Size(
@@ -38,30 +35,6 @@ async def test_killed_workers_lose_and_double_nothing(tmp_path: Path, postgres_u
         assert verdict.figures["kills"] == SIZE.kills
         assert verdict.figures["delivered"] > 20
         assert verdict.figures["420"] == 0
-
-
-async def test_message_that_makes_way_before_its_task_began_is_sent_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A task that is cancelled before its first step runs nothing, and cannot tidy up."""
-    submit = Courier._submit
-    gave_way: list[int] = []
-
-    def submit_and_make_way(self: Courier, row: Any, kind: Any) -> None:
-        submit(self, row, kind)
-        if not gave_way:
-            gave_way.append(row.number)
-            row.preempted = True
-            row.task.cancel()
-
-    monkeypatch.setattr(Courier, "_submit", submit_and_make_way)
-    async with Sandbox() as market, Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
-        await outbox.create()
-        number = await outbox.put(OutboxMessage(market.business_id, 17, "Привет", bulk=True))
-        keys = {market.business_id: market.api_key}
-        async with outbox.delivering(keys, base_url=market.url):
-            await outbox.result(number, timeout=60)
-    assert gave_way == [number]
 
 
 @pytest.mark.parametrize(

@@ -280,14 +280,15 @@ class Before(msgspec.Struct, frozen=True):
     paused: str | None
 
 
+def leaving(connection: Connection, business_id: int) -> list[Any]:
+    """Read the rows of a business that are marked."""
+    marked = _row.business_id == business_id, _OPEN, _row.due_at.is_(None), _row.state == "leaving"
+    return list(connection.execute(select(*_FED).where(*marked).order_by(_row.number)))
+
+
 def before(connection: Connection, business_id: int, since: int, minute: int) -> Before:
     """Read what earlier couriers of a business have sent since a time and a minute."""
     about = _row.business_id == business_id
-    leaving = connection.execute(
-        select(*_FED)
-        .where(about, _OPEN, _row.due_at.is_(None), _row.state == "leaving")
-        .order_by(_row.number)
-    ).all()
     ended = connection.execute(
         select(
             _row.number, _row.chat_id, _row.text, _row.file_name, _row.file_size, _row.state,
@@ -309,7 +310,7 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
         )
     ).all()
     paused = connection.scalar(select(leases.c.paused).where(leases.c.business_id == business_id))
-    return Before(list(leaving), list(ended), list(counted), paused)
+    return Before(leaving(connection, business_id), list(ended), list(counted), paused)
 
 
 def forget_counts(connection: Connection, business_id: int, minute: int) -> None:
