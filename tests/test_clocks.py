@@ -148,6 +148,34 @@ async def test_suspended_machine_gives_no_wrong_outcome(
         check(outcome, texts(market, CHAT).count("hi"))
 
 
+async def test_row_of_a_message_during_which_the_machine_slept_explains_an_equal_text() -> None:
+    """The Market stored it 8 s before it dated the answer, and the loop's time shows none of them.
+
+    The offset of the clocks has been learnt, so it cannot explain the 8 s.
+    """
+    async with (
+        Sandbox(
+            faults=sends_fail(None, Fault("reset", "after"), None, Fault("reset")), latency=0.2
+        ) as market,
+        session_of(market) as session,
+    ):
+        await session.send_message(CHAT, "answered")
+        await session.send_message(CHAT, "settled, which shows the offset")
+        loop: Any = asyncio.get_running_loop()  # a virtual one of either kind
+        market._clock._storage_offset -= 8.0  # instead of an answer that takes 8 s
+
+        def sleep() -> None:
+            loop.slept += 8.0
+            market.step_clock(8.0)
+
+        loop.call_later(0.1, sleep)
+        await session.send_message(CHAT, "hi")
+        market._clock._storage_offset += 8.0
+        receipt = await session.send_message(CHAT, "hi")
+        assert receipt.requests == 2
+        assert texts(market, CHAT)[2:] == ["hi", "hi"]
+
+
 async def test_suspend_doubles_a_message_without_the_system_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

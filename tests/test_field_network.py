@@ -589,6 +589,30 @@ async def test_a_download_without_an_end_is_bounded(
         assert now() - began < 20
 
 
+@pytest.mark.parametrize(("bytes_a_second", "ends_well"), [(1050, True), (950, False)])
+async def test_a_download_is_ended_if_it_is_slower_than_1024_bytes_a_second(
+    bytes_a_second: int, *, ends_well: bool
+) -> None:
+    pieces, every = 40, 10.0  # the timeout of 15 s more allows 386 s for the slower one
+
+    async def answer() -> AsyncIterator[bytes]:
+        piece = b"x" * int(bytes_a_second * every)
+        yield f"HTTP/1.1 200 OK\r\nContent-Length: {pieces * len(piece)}\r\n\r\n".encode()
+        for _ in range(pieces):
+            await asyncio.sleep(every)
+            yield piece
+        await asyncio.sleep(1)
+
+    async with _endless_session(answer, callers=False) as (market, session):
+        file = File(name="a", url=f"{market.url}/a", size=1)
+        outcome = await outcome_of(session.download(file))
+        if ends_well:
+            assert isinstance(outcome, bytes)
+            assert len(outcome) == pieces * every * bytes_a_second
+        else:
+            assert isinstance(outcome, ConnectionFailedError)
+
+
 @pytest.mark.parametrize("answer", [*ENDLESS, _a_trickled_head])
 async def test_message_with_an_endless_answer_is_settled(
     answer: Callable[[], AsyncIterator[bytes]],

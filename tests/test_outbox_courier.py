@@ -24,9 +24,11 @@ from yamarket_chat import (
 from yamarket_chat.outbox import (
     MessageExpiredError,
     Outbox,
+    OutboxDatabaseError,
     OutboxEntry,
     OutboxFile,
     OutboxMessage,
+    feed,
 )
 from yamarket_chat.outbox.schema import messages
 from yamarket_chat.outbox.watching import LOOKS
@@ -363,6 +365,70 @@ async def test_late_mark_of_the_holder_before_is_settled_by_its_epoch(
         small.market.shop_says(17, "два")
         await small.outbox.result(number, timeout=200)
     assert texts(small.market, 17) == ["два"] * (1 if raised else 2)
+
+
+async def test_nothing_leaves_while_the_database_is_away_and_ends_are_written_later(
+    small: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.market.latency = 2.0
+    database, write = small.outbox._database, small.outbox._database.write
+    first = await small.put(message("раз"))
+    second = await small.put(message("два"))
+    third = await small.put(message("три", 18))
+
+    async def away(*_: Any) -> Any:
+        raise OutboxDatabaseError("it is away", sent=None, retry_after=1.0)
+
+    async with small.delivering(limits=Limits(parallel=1)):
+        while (await small.got(first)).state == "waiting":
+            await asyncio.sleep(0.1)
+        monkeypatch.setattr(database, "write", away)
+        await asyncio.sleep(60)
+        assert [texts(small.market, chat) for chat in small.market.chat_ids] == [["раз"]]
+        assert (await small.got(first)).state == "leaving"
+        monkeypatch.setattr(database, "write", write)
+        receipts = [await small.outbox.result(one, timeout=60) for one in (first, second, third)]
+    assert {receipt.confirmed_by for receipt in receipts} == {"answer"}
+    assert texts(small.market, 17) == ["раз", "два"]
+
+
+async def test_commit_of_a_mark_that_is_not_learnt_sends_nothing_and_is_found_out(
+    small: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, write = small.outbox._database, small.outbox._database.write
+    number = await small.put(message("раз"))
+    broken = 0
+
+    async def breaks(function: Any, *arguments: Any) -> Any:
+        nonlocal broken
+        result = await write(function, *arguments)
+        if function.__name__ == "_write" and arguments[1] and broken < 2:
+            broken += 1
+            assert texts(small.market, 17) == []
+            raise OutboxDatabaseError("the connection broke", sent=None, retry_after=1.0)
+        return result
+
+    monkeypatch.setattr(database, "write", breaks)
+    async with small.delivering():
+        receipt = await small.outbox.result(number, timeout=60)
+    assert (broken, receipt.requests) == (2, 3)
+    assert texts(small.market, 17) == ["раз"]
+
+
+async def test_courier_of_a_business_without_messages_costs_nothing(
+    small: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "IDLE", 30.0)
+    keys = dict.fromkeys(range(1, 500), "ACMA:any:key")
+    async with small.delivering(keys=keys | {BUSINESS: small.market.api_key}):
+        await small.outbox.result(await small.put(message("раз")), timeout=60)
+        (delivery,) = small.outbox._deliveries[asyncio.get_running_loop()]
+        assert list(delivery._couriers) == [BUSINESS]
+        await asyncio.sleep(40)
+        assert list(delivery._couriers) == []
+        await small.outbox.result(await small.put(message("два")), timeout=60)
+    assert texts(small.market, 17) == ["раз", "два"]
+    assert len(small.market.arrivals) == 4  # the clock was read twice
 
 
 async def test_bad_options_are_refused_at_once(small: Shop) -> None:

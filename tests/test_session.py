@@ -255,6 +255,15 @@ def test_a_key_in_quotes_is_refused(quoted: str, monkeypatch: pytest.MonkeyPatch
         assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize("quoted", ['"12345"', "'12345'", '12345"'])
+def test_a_business_id_in_quotes_is_refused(quoted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YAMARKET_BUSINESS_ID", quoted)
+    with pytest.raises(InvalidArgumentError, match=r"YAMARKET_BUSINESS_ID .* remove the quotes"):
+        ChatSession(KEY)
+    with pytest.raises(InvalidArgumentError, match=r"business_id .* remove the quotes"):
+        ChatSession(KEY, quoted)
+
+
 async def test_a_text_that_the_locale_could_not_decode_is_named_so() -> None:
     """LC_ALL=C without UTF-8 mode."""
     text = "Привет".encode().decode("ascii", "surrogateescape")

@@ -115,19 +115,25 @@ def check_key(key: object) -> str:
             "api_key cannot be sent in a header: it has spaces, line breaks or letters that are not"
             " ASCII. A key looks like ACMA:…:…, without Bearer before it"
         )
-    if "'" in key or '"' in key:
-        raise InvalidArgumentError(
-            "api_key has a quote in it: remove the quotes, which docker --env-file keeps"
-        )
+    _check_quotes("api_key", key)
     return key
+
+
+def _check_quotes(name: str, text: object) -> None:
+    if isinstance(text, str) and ("'" in text or '"' in text):
+        raise InvalidArgumentError(
+            f"{name} has a quote in it: remove the quotes, which docker --env-file keeps"
+        )
 
 
 def check_business(business_id: object) -> int | None:
     """Check a business id. The default is that of the environment, if there is one."""
-    if business_id is not None:
-        return check_id("business_id", business_id)
-    text = os.environ.get("YAMARKET_BUSINESS_ID")
-    return check_id("YAMARKET_BUSINESS_ID", text.strip()) if text else None
+    name = "business_id"
+    if business_id is None:
+        name = "YAMARKET_BUSINESS_ID"
+        business_id = os.environ.get(name, "").strip() or None
+    _check_quotes(name, business_id)
+    return None if business_id is None else check_id(name, business_id)
 
 
 def check_base_url(base_url: object, *, insecure_http: bool) -> str:

@@ -164,7 +164,7 @@ class Calls:
         Raises the ChatError of an attempt that was refused for good, or the error of the last
         attempt if the budget is used up.
         """
-        operation = request.operation
+        operation, clock = request.operation, self._shared.clock
         doubtful = False  # an earlier attempt may have been carried out
         body: RequestBody | None = None
         try:
@@ -174,7 +174,9 @@ class Calls:
                 )
                 max_wait = None  # it bounds the wait before the first request
                 budget.requests += 1
-                self._shared.clock.leaves(attempt.began)
+                if attempt.began > clock.look_from:
+                    # Or a sleep before the request could not be told from one after it.
+                    clock.look_at_system()
                 body = request.body()
                 seen = await self._exchange.send(
                     attempt,
@@ -194,7 +196,7 @@ class Calls:
                     # Otherwise somebody on the way answered, whose clock may be another one.
                     markets = seen.decoded is not None
                     if markets:
-                        self._shared.clock.read(seen.headers, seen.began, seen.ended)
+                        clock.read(seen.headers, seen.began, seen.ended)
                     else:
                         # The Market's own answer may follow. No other request must take it.
                         body.give_up()

@@ -131,20 +131,25 @@ def find(
     before = [item for item in before if item.row_id is None]
     later = [item for item in after if item.row_id is None]  # may explain a row, if not surely
     verdicts = {_at_offset(shop, wanted, before, o) for o in offset.likely()}
+    must = [item for item in before if item.surely and item.earliest - SKEW > complete_since]
+    must_by_content = _by_content([*must, wanted, *(item for item in later if item.surely)])
+    rows_by_content = _by_content(shop)
+    equal = rows_by_content.get(wanted.content, [])
+    items = [item for item in (*before, *later) if item.content == wanted.content]
     if Found.YES in verdicts:
-        equal = [row for row in shop if row.content == wanted.content]
-        items = [item for item in (*before, *later) if item.content == wanted.content]
         until = wanted.latest + offset.most
-        if not any(_missing_fits(equal, items, wanted, until, o) for o in offset.all()):
-            return Found.YES
-    if Found.NO in verdicts:
-        must = [item for item in before if item.surely and item.earliest - SKEW > complete_since]
-        must += [wanted, *(item for item in later if item.surely)]
-        by_content, rows_of = _by_content(must), _by_content(shop)
-        if not any(_arrived_fits(rows_of, by_content, o) for o in offset.all()) and (
-            _are_explained(rows_of.get(wanted.content, ()), (*before, *later), wanted)
+        # If the equal ones before it are not where they must be, a clock was set.
+        with_wanted = {wanted.content: must_by_content[wanted.content]}
+        if any(_arrived_fits(rows_by_content, with_wanted, o) for o in offset.all()) and not any(
+            _missing_fits(equal, items, wanted, until, o) for o in offset.all()
         ):
-            return Found.NO
+            return Found.YES
+    if (
+        Found.NO in verdicts
+        and not any(_arrived_fits(rows_by_content, must_by_content, o) for o in offset.all())
+        and _are_explained(equal, items, wanted)
+    ):
+        return Found.NO
     return Found.UNCLEAR
 
 
@@ -257,7 +262,6 @@ def _are_explained(equal: Sequence[Row], items: Sequence[Stored], wanted: Stored
     """
     since, until = wanted.earliest - SKEW - BEHIND, wanted.latest + SKEW + AHEAD
     near = [row for row in equal if since < row.at <= until]
-    items = [item for item in items if item.content == wanted.content]
     return not near or any(_missing_fits(near, items, wanted, until, o) for o in Offset().all())
 
 

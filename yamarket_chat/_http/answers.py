@@ -144,20 +144,18 @@ Decode = Callable[[bytes], Any]
 def decoder(form: Any) -> Decode:
     """Return the decoder of a form. It is not strict: ids may come as strings."""
     decode = msgspec.json.Decoder(form, strict=False).decode
+    has_result = get_origin(form) is Answered
 
     def read(body: bytes) -> Any:
         try:
-            return decode(body)
+            answer = decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
-
-    def read_result(body: bytes) -> Any:
-        answer = read(body)
-        if answer is not None and answer.status == "OK" and answer.result is None:
+        if has_result and answer.result is None and answer.status == "OK":
             return None  # an OK to another request
         return answer
 
-    return read_result if get_origin(form) is Answered else read
+    return read
 
 
 decode_envelope = decoder(Envelope)

@@ -321,11 +321,13 @@ class _Traces:
     def is_again(self, parent: str) -> bool:
         """Note the `traceparent` of an answer. Return whether an earlier answer had its trace."""
         trace = parent[:35]
-        if trace in self._newer or trace in self._older:
+        newer = self._newer
+        known = len(newer)
+        newer.add(trace)
+        if len(newer) == known or trace in self._older:
             return trace != _NO_TRACE
-        self._newer.add(trace)
-        if len(self._newer) >= self.MOST:
-            self._newer, self._older = set(), self._newer
+        if known >= self.MOST:
+            self._newer, self._older = set(), newer
         return False
 
 

@@ -30,6 +30,9 @@ KEPT = 256
 HOLDS = 60.0
 """Seconds for which the Date of a quick response is kept although slower ones come."""
 
+SET = 30.0
+"""Seconds by which the Market's clock may be set back while the outcome of a message is unknown."""
+
 NOTICEABLE = 0.5
 """Seconds. A shorter standstill of the loop's time is within a Date's accuracy."""
 
@@ -87,7 +90,9 @@ class MarketClock:
         self._next = NEVER  # when the next reading is kept
         # How long the loop's time had stood still, and when that was checked.
         self._stood_still: list[tuple[float, float]] = []
-        self._look_at_system()
+        self.look_from = NEVER
+        """When a request that is sent must look at the system's clock again."""
+        self.look_at_system()
 
     def read(self, headers: Mapping[str, str], asked: float, answered: float) -> None:
         """Take the headers of a response of the API."""
@@ -103,12 +108,7 @@ class MarketClock:
             self._next = answered + SPACING
             self._kept.append(latest)
             _thin_out(self._kept)
-            self._look_at_system()
-
-    def leaves(self, now: float) -> None:
-        """Note that a request is sent now."""
-        if now - self._stood_still[-1][0] > SPACING:
-            self._look_at_system()  # or a sleep before it could not be told from one after it
+            self.look_at_system()
 
     def now(self) -> Clock | None:
         """Return the Market's clock; None before its first response.
@@ -144,14 +144,21 @@ class MarketClock:
             clock = clock.combined(quickest)
         # If the loop's time has stood still since, no Date from before may tell, or the Market's
         # clock may have been set meanwhile, so that both readings agree by chance.
-        clock = Clock(clock.least - self.stood_still_since(moment), clock.most)
+        least = clock.least - self.stood_still_since(moment)
+        earlier = None if before is None else before.clock()
+        if earlier is not None:
+            least = max(least, earlier.least - SET)  # the Market's time does not stand still
+        clock = Clock(least, clock.most)
         if before is not None and after is None:
             # It may have stood still between that Date and the moment.
             return Clock(clock.least, clock.most + self.stood_still_since(before.answered))
         return clock
 
-    def _look_at_system(self) -> None:
-        self._stood_still.append((self._loop.time(), stood_still(self._loop)))
+    def look_at_system(self) -> None:
+        """Note for how long the loop's time has stood still until now."""
+        now = self._loop.time()
+        self.look_from = now + SPACING
+        self._stood_still.append((now, stood_still(self._loop)))
         _thin_out(self._stood_still)
 
     def stood_still_since(self, moment: float) -> float:

@@ -97,6 +97,7 @@ class Courier:
         self._ready = False
         self._paused = False
         self._trying = False  # it was paused, and one row is tried
+        self._idle_since = self._loop.time()
         self._pumping = False
         self._pumps_at = math.inf  # when a timer pumps
 
@@ -220,6 +221,12 @@ class Courier:
         if not self._ready or self._stopping or self._paused:
             return 0, 0
         return self.hand.wants()
+
+    def idle_for(self) -> float:
+        """Return for how many seconds nothing was in hand."""
+        if not self._ready or self.hand.rows or self._own:
+            self._idle_since = self._loop.time()
+        return self._loop.time() - self._idle_since
 
     def take(self, found: Iterable[Any], look: int) -> None:
         """Take what a look has found."""

@@ -51,7 +51,7 @@ class Delivering:
         self._couriers: dict[int, Courier] = {}  # of those that have had messages
         self._beginning: dict[Courier, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._feed = Feed(database, self._grants, self._couriers, self._begin)
+        self._feed = Feed(database, self._grants, self._couriers, self._begin, self._rest)
         self._telling = (
             None if on_failure is None else Telling(database, self._grants.keys(), on_failure)
         )
@@ -112,9 +112,7 @@ class Delivering:
             if courier is not None and courier.grant is grant:
                 del self._couriers[grant.business_id]
                 courier.over()
-                ending = asyncio.create_task(self._stop(courier, GRACE))
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
+                self._end(courier)
 
     def _begin(self, business_id: int) -> None:
         courier = Courier(
@@ -136,6 +134,14 @@ class Delivering:
                 logger.error("business %d: a defect", business_id, exc_info=error)
 
         beginning.add_done_callback(begun)
+
+    def _rest(self, business_id: int) -> None:
+        self._end(self._couriers.pop(business_id))
+
+    def _end(self, courier: Courier) -> None:
+        ending = asyncio.create_task(self._stop(courier, GRACE))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _stop(self, courier: Courier, grace: float) -> None:
         beginning = self._beginning.get(courier)

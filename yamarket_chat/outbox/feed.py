@@ -25,6 +25,9 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 AWAY = 1.0
 """Seconds until the next look if the database cannot be used."""
 
+IDLE = 600.0
+"""Seconds after which a courier ends that has nothing to send. Its session costs memory."""
+
 TIMES = 1.0
 """Seconds between two looks for what has become due, or has expired."""
 
@@ -40,6 +43,7 @@ class Feed:
         grants: What may be sent for, by business.
         couriers: Of them those that have a courier.
         begin: Makes the courier of a business that has messages.
+        rest: Ends the courier of one that has had none for long.
     """
 
     def __init__(
@@ -48,11 +52,13 @@ class Feed:
         grants: Mapping[int, Grant],
         couriers: Mapping[int, Courier],
         begin: Callable[[int], None],
+        rest: Callable[[int], None],
     ) -> None:
         self._database = database
         self._grants = grants
         self._couriers = couriers
         self._begin = begin
+        self._rest = rest
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._version: int | None = None
@@ -131,7 +137,14 @@ class Feed:
                 self._begin(business_id)
 
     async def _pass_time(self) -> None:
-        """Let messages be due, or expire, by the Market's clock."""
+        """Let messages be due, or expire, by the Market's clock, and idle couriers end."""
+        idle = [
+            business_id
+            for business_id, courier in self._couriers.items()
+            if courier.idle_for() > IDLE
+        ]
+        for business_id in idle:
+            self._rest(business_id)
         later, expiring = await self._database.read(_timed)
         times = {}
         for business_id in {*later, *expiring} & self._grants.keys():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import weakref
 from array import array
 from collections.abc import (
@@ -25,7 +26,8 @@ from ..errors import ChatError, InvalidArgumentError
 from ..limits import Limits
 from ..receipts import Receipt
 from ..retry import Retry
-from . import store
+from ..system import randomness
+from . import marks, store
 from .database import Database
 from .errors import (
     KeyConflictError,
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
     CallersConnection = Connection | AsyncConnection | Session | AsyncSession
 
+logger: logging.Logger = logging.getLogger("yamarket_chat")
+
 T = TypeVar("T")
 ByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
 Put = OutboxMessage | OutboxFile
@@ -66,6 +70,9 @@ PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
 
 FORGET_AFTER = 3600.0
 """Seconds after which the text of a message cannot be needed to tell equal ones apart."""
+
+PRUNE_EVERY = 3600.0
+"""Seconds, on average, between two prunings of a process that delivers."""
 
 PARAMSTYLES = ("format", "pyformat", "named", "qmark", "numeric_dollar")
 
@@ -420,10 +427,12 @@ class Outbox:
         )
         deliveries = self._deliveries.setdefault(asyncio.get_running_loop(), set())
         deliveries.add(delivery)
+        pruning = asyncio.create_task(self._prune_hourly())
         try:
             await delivery.begin()
             yield
         finally:
+            pruning.cancel()
             deliveries.discard(delivery)
             await delivery.end()
 
@@ -485,7 +494,16 @@ class Outbox:
                     after = await write(store.forget_texts, business, forget_before, after)
         while await write(store.drop_contents) > 0:
             pass
+        await write(marks.forget_counts, now() // 60_000_000 - 2 * marks.COUNTED_FOR)
         return removed
+
+    async def _prune_hourly(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_EVERY * randomness("pruning").uniform(0.5, 1.5))
+            try:
+                await self.prune()
+            except ChatError as error:
+                logger.warning("the outbox could not be pruned: %s", error)
 
     def _wake(self) -> None:
         for delivery in self._deliveries.get(asyncio.get_running_loop(), ()):
