@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, create_engine, select, update
 
 from tests.helpers import departures, now, texts
 from yamarket_chat import (
@@ -429,6 +429,32 @@ async def test_courier_of_a_business_without_messages_costs_nothing(
         await small.outbox.result(await small.put(message("два")), timeout=60)
     assert texts(small.market, 17) == ["раз", "два"]
     assert len(small.market.arrivals) == 4  # the clock was read twice
+
+
+async def test_row_that_somebody_holds_locked_holds_up_nobody_else(
+    postgres_url: Any,
+) -> None:
+    engine = create_engine(postgres_url)
+    async with Sandbox(business_id=BUSINESS) as market, Outbox(postgres_url) as outbox:
+        await outbox.create()
+        shop = Shop(outbox, market)
+        locked, later = await shop.put(message("раз")), await shop.put(message("два"))
+        other = await shop.put(message("другой", 18))
+        row = select(messages.c.number).where(messages.c.number == locked).with_for_update()
+        market.latency = 5.0
+        async with shop.delivering():
+            while (await shop.got(locked)).state == "waiting":
+                await asyncio.sleep(0.1)
+            with engine.begin() as connection:
+                connection.execute(row)
+                third = await shop.put(message("третий", 19))
+                for number in (other, third):
+                    await outbox.result(number, timeout=60)
+                assert texts(market, 17) == ["раз"]
+            receipts = [await outbox.result(number, timeout=60) for number in (locked, later)]
+        assert [receipt.requests for receipt in receipts] == [1, 1]
+        assert texts(market, 17) == ["раз", "два"]
+    engine.dispose()
 
 
 async def test_bad_options_are_refused_at_once(small: Shop) -> None:

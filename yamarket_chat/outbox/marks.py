@@ -117,6 +117,11 @@ _MARK = (
         settle_after=bindparam("b_settle_after"),
     )
 )
+_FREE = (
+    select(_row.number)
+    .where(_one_of("postgresql", "numbers"))
+    .with_for_update(key_share=True, skip_locked=True)
+)
 _END = (
     update(messages)
     .where(
@@ -197,8 +202,17 @@ def _refusal(one: Mark, row: Any) -> str | None:
     return EARLIER if row.earlier else None
 
 
-def end(connection: Connection, ends: Sequence[End]) -> None:
-    """Write ends. One whose row has changed since is left out."""
+def end(connection: Connection, ends: Sequence[End]) -> set[int]:
+    """Write ends. One whose row has changed since is left out.
+
+    Returns the numbers of rows that somebody holds locked: they are to be written later.
+    """
+    numbers = {one.number for one in ends}
+    if connection.dialect.name == "postgresql":
+        numbers = set(connection.scalars(_FREE, {"numbers": list(numbers)}))
+    written = [one for one in ends if one.number in numbers]
+    if not written:
+        return {one.number for one in ends}
     connection.execute(
         _END,
         [
@@ -212,9 +226,10 @@ def end(connection: Connection, ends: Sequence[End]) -> None:
                 "b_pending": one.pending,
                 "b_untold": one.untold,
             }
-            for one in ends
+            for one in written
         ],
     )
+    return {one.number for one in ends} - numbers
 
 
 _FED = [

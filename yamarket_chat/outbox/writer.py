@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sqlalchemy import Connection
 
@@ -37,6 +38,7 @@ class Writer:
         self._marks: list[tuple[Mark, asyncio.Future[str | None]]] = []
         self._ends: list[tuple[End, asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()
         self._closed = False
         # By business, operation and minute: what this process has marked itself.
         self.counted: Counter[tuple[int, str, int]] = Counter()
@@ -69,6 +71,7 @@ class Writer:
             await asyncio.wait({self._task})
 
     def _begin(self) -> None:
+        self._arrived.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
@@ -81,9 +84,11 @@ class Writer:
                 group, self._marks = self._marks[:MOST], self._marks[MOST:]
                 if await self._write(ends, group):
                     pause = AGAIN
-                elif not self._marks:
-                    await asyncio.sleep(pause)
+                else:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._arrived.wait(), pause)
                     pause = min(pause * 2, LONGEST)
+                self._arrived.clear()
         finally:
             self._task = None
             if self._closed:
@@ -97,34 +102,39 @@ class Writer:
         ends: list[tuple[End, asyncio.Future[None]]],
         group: list[tuple[Mark, asyncio.Future[str | None]]],
     ) -> bool:
-        """Write a transaction. Returns whether the ends are there."""
+        """Write a transaction. Returns whether all ends are there."""
         try:
-            refusals = await self._database.write(
+            locked, refusals = await self._database.write(
                 _write, [one for one, _ in ends], [one for one, _ in group]
             )
-        except OutboxDatabaseError as error:
+        except (Exception, asyncio.CancelledError) as error:
+            known = error if isinstance(error, OutboxDatabaseError) else None
             for _, future in group:
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(
+                        known or OutboxDatabaseError(type(error).__name__, sent=None)
+                    )
             self._ends = ends + self._ends
-            if ends:
-                logger.warning("%d ends cannot be written yet: %s", len(self._ends), error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            if ends or known is None:
+                logger.warning(
+                    "%d ends cannot be written yet: %s",
+                    len(self._ends),
+                    error,
+                    exc_info=error if known is None else None,
+                )
             return False
-        except BaseException as error:
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(OutboxDatabaseError(f"{type(error).__name__}", sent=None))
-            self._ends = ends + self._ends
-            raise
-        for _, done in ends:
-            if not done.done():
-                done.set_result(None)
-        for (one, future), refusal in zip(group, refusals, strict=True):
+        for end, ending in ends:
+            if end.number not in locked and not ending.done():
+                ending.set_result(None)
+        for (one, marking), refusal in zip(group, refusals, strict=True):
             if refusal is None:
                 self._count(one)
-            if not future.done():
-                future.set_result(refusal)
-        return True
+            if not marking.done():
+                marking.set_result(refusal)
+        self._ends = [waiting for waiting in ends if waiting[0].number in locked] + self._ends
+        return not locked
 
     def _count(self, one: Mark) -> None:
         counted = one.business_id, one.operation, one.minute
@@ -136,7 +146,8 @@ class Writer:
             self._forget_at = 2 * len(self.counted) + 1_000
 
 
-def _write(connection: Connection, ends: Sequence[End], group: Sequence[Mark]) -> list[str | None]:
-    if ends:
-        marks.end(connection, ends)
-    return marks.mark(connection, group) if group else []
+def _write(
+    connection: Connection, ends: Sequence[End], group: Sequence[Mark]
+) -> tuple[set[int], list[str | None]]:
+    locked = marks.end(connection, ends) if ends else set()
+    return locked, marks.mark(connection, group) if group else []
