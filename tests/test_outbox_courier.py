@@ -458,11 +458,15 @@ async def test_row_that_somebody_holds_locked_holds_up_nobody_else(
 
 
 async def test_bad_options_are_refused_at_once(small: Shop) -> None:
-    for keys, options in (
+    refused: list[tuple[Any, Any]] = [
         ({BUSINESS: "key"}, {"lease": 0}),
+        ({BUSINESS: "key"}, {"timeout": -1}),
+        ({BUSINESS: "key"}, {"max_wait": 5.0}),
+        ({BUSINESS: "key"}, {"reserve": 1000}),
         ([BUSINESS], {}),
         ({"x": "key"}, {}),
-    ):
+    ]
+    for keys, options in refused:
         with pytest.raises(InvalidArgumentError):
-            async with small.outbox.delivering(keys, **options):  # type: ignore[arg-type]
+            async with small.outbox.delivering(keys, **options):
                 raise AssertionError

@@ -29,6 +29,10 @@ from yamarket_chat.outbox.turns import Session
 from yamarket_chat.sandbox import Sandbox
 
 POINTS = [name for name in points.NAMES if name != "handing over"]
+# Killed at each, and paused where something may still leave.
+ENDS = [(name, signal.SIGKILL) for name in POINTS] + [
+    (name, signal.SIGSTOP) for name in POINTS[: POINTS.index("answered")]
+]
 LEASE = 3.0
 CHATS = (17, 18)
 LONG = "Ваш заказ собран и ждёт отправки. " * 40
@@ -139,7 +143,7 @@ async def markets(database_url: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         outbox = await stack.enter_async_context(Outbox(database_url))
         await outbox.create()
         of = {}
-        for number in range(1, len(POINTS) + 1):
+        for number in range(1, len(ENDS) + 1):
             market = Sandbox(business_id=number, keep_alive=3600)
             of[number] = await stack.enter_async_context(market)
             await outbox.put_many(messages(number))
@@ -148,12 +152,11 @@ async def markets(database_url: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         yield made
 
 
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGSTOP])
 async def test_process_that_ends_at_any_point_loses_and_doubles_nothing(
-    markets: Markets, database_url: Any, spawn: Any, with_signal: signal.Signals
+    markets: Markets, database_url: Any, spawn: Any
 ) -> None:
     children = []
-    for (number, market), point in zip(markets.of.items(), POINTS, strict=True):
+    for (number, market), (point, with_signal) in zip(markets.of.items(), ENDS, strict=True):
         options = {"base_url": market.url, "lease": LEASE}
         keys = {number: market.api_key}
         children.append(spawn(database_url, keys, options, point, 3, with_signal))

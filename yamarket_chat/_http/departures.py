@@ -6,16 +6,20 @@ be sent if it cannot, or if too much time has passed since. No other request pay
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Protocol
 
 import aiohttp
 
-from .bodies import JsonBody, RequestBody, is_readable
+from .bodies import JsonBody, RequestBody, is_readable, unsent
 from .uploads import FormBody
 
 AT_ONCE = 1024
 """The most bytes of a JSON that are written in one piece: with the headers, they fit the buffer of
 the kernel for an idle connection, whatever system it is."""
+
+LOOK = 0.01
+"""Seconds between two looks whether the kernel has taken all of a long body."""
 
 
 class Departure(Protocol):
@@ -98,8 +102,8 @@ async def _finish(body: RequestBody, writer: Any, departure: Departure, last: by
     transport = writer.transport
     if transport is None or transport.is_closing():
         raise aiohttp.ClientConnectionResetError("the connection was closed meanwhile")
-    transport.set_write_buffer_limits(0)
-    await writer.drain()
+    while unsent(transport):  # noqa: ASYNC110 - nothing tells when the kernel has taken all
+        await asyncio.sleep(LOOK)
     refused = "its attempt has ended" if body.over else departure.look(again=True)
     if refused is None and is_readable(writer.protocol, transport):
         refused = "the connection was closed, or an answer came before the request"

@@ -23,6 +23,11 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 Keys = Mapping[int, str] | Callable[[int], Awaitable[str | None]]
 """The Api-Key of each business, or an async function that returns it."""
 
+TAKEN = {
+    "base_url", "limits", "retry", "timeout", "integration", "insecure_http", "proxy",
+}  # fmt: skip
+"""The options of `ChatSession` that a delivery takes."""
+
 GRACE = 30.0
 """Seconds that a stopping courier waits for what is under way."""
 
@@ -172,6 +177,22 @@ class Delivering:
                 f"there is no key for business {business_id}: let keys return one",
             )
         return Session(key, business_id, **self._options)
+
+
+def check_options(options: Mapping[str, Any], reserve: object) -> None:
+    """Check the options of the sessions, before any is made."""
+    unknown = options.keys() - TAKEN
+    if unknown:
+        raise InvalidArgumentError(
+            f"{', '.join(sorted(unknown))}: a delivery takes {', '.join(sorted(TAKEN))} of the"
+            " options of ChatSession"
+        )
+    limits = Session("key", 1, **options).limits
+    most = min(limits.send_message.requests, limits.send_file.requests) - 1
+    if type(reserve) is not int or not 0 <= reserve <= most:
+        raise InvalidArgumentError(
+            f"reserve is a whole number from 0 to {most}: a part of the limit"
+        )
 
 
 def check_keys(keys: object) -> Keys:

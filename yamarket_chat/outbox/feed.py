@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
+from ..system import wall_time
 from . import marks
 from .courier import Courier
 from .database import Database
@@ -24,6 +25,10 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 AWAY = 1.0
 """Seconds until the next look if the database cannot be used."""
+
+SOON = 60.0
+"""Seconds before a message is due, or expires, at which its business gets a courier: it has to read
+the Market's clock first."""
 
 IDLE = 600.0
 """Seconds after which a courier ends that has nothing to send. Its session costs memory."""
@@ -146,22 +151,29 @@ class Feed:
         for business_id in idle:
             self._rest(business_id)
         later, expiring = await self._database.read(_timed)
-        times = {}
-        for business_id in {*later, *expiring} & self._grants.keys():
+        soon = (wall_time(self._loop) + SOON) * 1e6
+        due, expired = {}, {}
+        for business_id, moment in later.items():
             courier = self._couriers.get(business_id)
-            if courier is None:
+            if courier is not None and (times := courier.times()) and moment <= times[0]:
+                due[business_id] = times[0]
+            elif courier is None and business_id in self._grants and moment <= soon:
                 self._begin(business_id)
-            elif (moment := courier.times()) is not None:
-                times[business_id] = moment
-        if times:
-            await self._database.write(_pass_time, times, later, expiring)
+        for business_id, moment in expiring.items():
+            courier = self._couriers.get(business_id)
+            if courier is not None and (times := courier.times()) and moment < times[1]:
+                expired[business_id] = times[1]
+            elif courier is None and business_id in self._grants and moment <= soon:
+                self._begin(business_id)
+        if due or expired:
+            await self._database.write(_pass_time, due, expired)
 
 
 def _due(
     connection: Connection, wishes: Mapping[int, Wish]
 ) -> tuple[list[int], dict[int, list[Any]]]:
     """Return which businesses have something, and read what is next for those who want it."""
-    some = businesses(connection, "due_at IS NULL")
+    some = businesses(connection)
     return some, {
         business_id: marks.due(connection, business_id, *wishes[business_id])
         for business_id in some
@@ -169,35 +181,56 @@ def _due(
     }
 
 
-def _timed(connection: Connection) -> tuple[list[int], list[int]]:
-    return (
-        businesses(connection, "due_at IS NOT NULL"),
-        businesses(connection, "not_after IS NOT NULL"),
-    )
+def _timed(connection: Connection) -> tuple[dict[int, int], dict[int, int]]:
+    return _first(connection, "due_at"), _first(connection, "not_after")
 
 
-def _pass_time(
-    connection: Connection,
-    times: Mapping[int, tuple[int, int]],
-    later: Iterable[int],
-    expiring: Iterable[int],
-) -> None:
-    for business_id in later:
-        if business_id in times:
-            marks.make_due(connection, business_id, times[business_id][0])
-    for business_id in expiring:
-        if business_id in times:
-            marks.expire(connection, business_id, times[business_id][1])
+def _pass_time(connection: Connection, due: Mapping[int, int], expired: Mapping[int, int]) -> None:
+    for business_id, moment in due.items():
+        marks.make_due(connection, business_id, moment)
+    for business_id, moment in expired.items():
+        marks.expire(connection, business_id, moment)
 
 
-def businesses(connection: Connection, condition: str) -> list[int]:
-    """Return the businesses that have open rows of a kind: from row to row of its index."""
+_TABLE = messages.name
+
+
+def _businesses(condition: str) -> str:
+    """Return what names the businesses that have open rows of a kind: `step`.
+
+    It goes from one to the next in the index of these rows, so it does not read all of them.
+    """
     which = f"ended_at IS NULL AND {condition}"
-    table = messages.name
-    step = text(
+    return (
         "WITH RECURSIVE step(id) AS ("  # noqa: S608 - names of ours
-        f"SELECT min(business_id) FROM {table} WHERE {which} UNION ALL"
-        f" SELECT (SELECT min(business_id) FROM {table} WHERE {which} AND business_id > id)"
-        " FROM step WHERE step.id IS NOT NULL) SELECT id FROM step WHERE id IS NOT NULL"
+        f"SELECT min(business_id) FROM {_TABLE} WHERE {which} UNION ALL"
+        f" SELECT (SELECT min(business_id) FROM {_TABLE} WHERE {which} AND business_id > id)"
+        " FROM step WHERE step.id IS NOT NULL) "
     )
-    return list(connection.scalars(step))
+
+
+_DUE = text(
+    _businesses("due_at IS NULL") + "SELECT id FROM step WHERE id IS NOT NULL"  # noqa: S608 - ours
+)
+
+
+def businesses(connection: Connection) -> list[int]:
+    """Return the businesses that have something to send."""
+    return list(connection.scalars(_DUE))
+
+
+def _of_time(column: str) -> TextClause:
+    return text(
+        _businesses(f"{column} IS NOT NULL") + f"SELECT id, (SELECT min({column}) FROM {_TABLE}"  # noqa: S608 - names of ours
+        f" WHERE ended_at IS NULL AND {column} IS NOT NULL AND business_id = id)"
+        " FROM step WHERE id IS NOT NULL"
+    )
+
+
+_FIRSTS = {column: _of_time(column) for column in ("due_at", "not_after")}
+
+
+def _first(connection: Connection, column: str) -> dict[int, int]:
+    """Return by business the earliest moment of a column."""
+    found = connection.execute(_FIRSTS[column])
+    return {business_id: moment for business_id, moment in found if moment is not None}

@@ -273,10 +273,10 @@ class Worker:
 
     async def _keep_leases(self) -> None:
         while True:
+            # Not `wait_for`: in CPython 3.11 it loses a cancellation if the event is just set.
             with suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._wake.wait(), min(LOOK, self.lease / BEATS, self._shortest / BEATS)
-                )
+                async with asyncio.timeout(min(LOOK, self.lease / BEATS, self._shortest / BEATS)):
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 async with self._working[1]:

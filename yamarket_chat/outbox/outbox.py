@@ -415,8 +415,10 @@ class Outbox:
             async with outbox.delivering({business_id: api_key}):
                 await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
         """
-        from .delivering import Delivering, check_keys  # a program that only puts needs none of it
+        # A program that only puts needs none of it.
+        from .delivering import Delivering, check_keys, check_options
 
+        check_options(options, reserve)
         delivery = Delivering(
             self._database,
             check_keys(keys),

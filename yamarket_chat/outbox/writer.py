@@ -86,7 +86,8 @@ class Writer:
                     pause = AGAIN
                 else:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._arrived.wait(), pause)
+                        async with asyncio.timeout(pause):
+                            await self._arrived.wait()
                     pause = min(pause * 2, LONGEST)
                 self._arrived.clear()
         finally:
