@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -110,6 +110,8 @@ class Courier:
         while True:
             try:
                 self._use(await self._open_session(self.business_id))
+                # Before the first request of all, or it may be one too many in parallel.
+                held = self._hold(await self._database.read(marks.leaving, self.business_id), ())
                 await self._read_clock()
                 known = await self._read_before()
                 break
@@ -130,13 +132,22 @@ class Courier:
             self._timeout,
             self._writer.counted,
         )
-        for read in known.leaving:
-            self._engine.count(operation(read), [self._settle_at(read)], held=True)
+        self._hold(known.leaving, held)
         if noted or known.paused:
             await self._note_pause(None)
         self._ready = True
         self._take(known.leaving, first=True)
         self._wake()
+
+    def _hold(self, leaving: Iterable[Any], held: Collection[int]) -> set[int]:
+        """Hold a parallel slot for each request that may be under way. Returns their numbers."""
+        assert self._engine is not None  # noqa: S101
+        numbers = set()
+        for read in leaving:
+            numbers.add(read.number)
+            if read.number not in held:
+                self._engine.count(operation(read), [self._settle_at(read)], held=True)
+        return numbers
 
     def _use(self, session: Session) -> None:
         self._session = session
@@ -277,6 +288,16 @@ class Courier:
         task = row.task = self._loop.create_task(send)
         self._turns.in_front[kind] = task
         self._keep(task, self._sends)
+        task.add_done_callback(lambda task: self._never_began(task, row))
+
+    def _never_began(self, task: asyncio.Task[None], row: Row) -> None:
+        """Let a row that made way be submitted again, if its task was cancelled too early.
+
+        A task that is cancelled before its first step runs nothing, so it cannot tidy up.
+        """
+        if task.cancelled() and row.preempted and row.task is task and row.chat_id is not None:
+            row.task, row.preempted = None, False
+            self.hand.busy.pop(row.chat_id, None)
 
     def _keep(self, task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> None:
         tasks.add(task)

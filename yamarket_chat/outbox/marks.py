@@ -295,14 +295,17 @@ class Before(msgspec.Struct, frozen=True):
     paused: str | None
 
 
+def leaving(connection: Connection, business_id: int) -> list[Any]:
+    """Read the rows of a business that are marked."""
+    marked = _row.business_id == business_id, _OPEN, _row.due_at.is_(None), _row.state == "leaving"
+    # In this order, so that SQLite uses the index of what is due.
+    order = _row.bulk, _row.number
+    return list(connection.execute(select(*_FED).where(*marked).order_by(*order)))
+
+
 def before(connection: Connection, business_id: int, since: int, minute: int) -> Before:
     """Read what earlier couriers of a business have sent since a time and a minute."""
     about = _row.business_id == business_id
-    leaving = connection.execute(
-        select(*_FED)
-        .where(about, _OPEN, _row.due_at.is_(None), _row.state == "leaving")
-        .order_by(_row.bulk, _row.number)  # so that SQLite uses the index of what is due
-    ).all()
     ended = connection.execute(
         select(
             _row.number, _row.chat_id, _row.text, _row.file_name, _row.file_size, _row.state,
@@ -324,7 +327,7 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
         )
     ).all()
     paused = connection.scalar(select(leases.c.paused).where(leases.c.business_id == business_id))
-    return Before(list(leaving), list(ended), list(counted), paused)
+    return Before(leaving(connection, business_id), list(ended), list(counted), paused)
 
 
 def forget_counts(connection: Connection, minute: int) -> None:
