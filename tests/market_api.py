@@ -6,6 +6,7 @@ repository, if it is available at all.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,15 @@ OURS = Path(__file__).with_name("market_api.yaml")
 THEIRS = Path(__file__).parents[2] / "shared/market-api/openapi-chats.json"
 
 
+@functools.cache
+def _ours() -> str:
+    return json.dumps(yaml.safe_load(OURS.read_text(encoding="utf-8")))
+
+
 def ours() -> Any:
     """Return a copy of our description, which the caller may change."""
     # YAML aliases share one object; a round trip through JSON makes copies.
-    return json.loads(json.dumps(yaml.safe_load(OURS.read_text(encoding="utf-8"))))
+    return json.loads(_ours())
 
 
 def theirs() -> Any:
@@ -133,10 +139,12 @@ def put_together(whole: dict[str, Any], part: dict[str, Any]) -> None:
             assert whole.setdefault(name, value) == value, f"{name} in two parts: {whole}, {part}"
 
 
-def leaves(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict) and tree:
-        for name, value in tree.items():
-            yield from leaves(value, f"{place} {name}".strip())
-    else:
-        # The order of `enum` and `required` has no meaning.
-        yield place, sorted(tree) if isinstance(tree, list) else tree
+def leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    rest = [("", tree)]
+    while rest:
+        place, part = rest.pop()
+        if isinstance(part, dict) and part:
+            rest += [(f"{place} {name}".strip(), value) for name, value in part.items()]
+        else:
+            # The order of `enum` and `required` has no meaning.
+            yield place, sorted(part) if isinstance(part, list) else part

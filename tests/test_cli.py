@@ -1,4 +1,4 @@
-"""The command `yamarket-chat`. Most tests run it in a separate process, as users do."""
+"""The command `yamarket-chat`. Most tests run it in a process of its own: see command.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.command import MAIN, Command, environment, fork
 from yamarket_chat import (
     ChatSession,
     DeliveryUnknownError,
@@ -48,20 +49,18 @@ class Finished(NamedTuple):
     err: str
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """Return this process's environment without the variables that change the output."""
-    unwanted = ("YAMARKET_", "FORCE_COLOR", "PY_COLORS", "TTY_", "GITHUB_ACTIONS", "COLUMNS")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    return kept | {"COLUMNS": "80"} | variables
+async def start(*arguments: str, **variables: str) -> Command:
+    return await fork(MAIN, *arguments, env=environment(**variables))
 
 
-async def start(*arguments: str, **variables: str) -> Process:
+async def start_really(*arguments: str, **variables: str) -> Process:
+    """Start the command as users do, with a Python of its own."""
     return await asyncio.create_subprocess_exec(
         COMMAND, *arguments, stdout=PIPE, stderr=PIPE, env=environment(**variables)
     )
 
 
-async def end(process: Process) -> Finished:
+async def end(process: Command | Process) -> Finished:
     try:
         async with asyncio.timeout(20):
             out, err = await process.communicate()
@@ -77,6 +76,10 @@ async def end(process: Process) -> Finished:
 
 async def run(*arguments: str, **variables: str) -> Finished:
     return await end(await start(*arguments, **variables))
+
+
+async def run_really(*arguments: str, **variables: str) -> Finished:
+    return await end(await start_really(*arguments, **variables))
 
 
 def variables_of(market: Sandbox, **others: str) -> dict[str, str]:
@@ -132,7 +135,7 @@ def in_process(
 
 
 async def test_send_prints_one_line_when_the_message_is_delivered(market: Sandbox) -> None:
-    finished = await run("send", "7", "Ваш заказ в пути", **variables_of(market))
+    finished = await run_really("send", "7", "Ваш заказ в пути", **variables_of(market))
     assert finished.status == 0
     assert texts(market, 7) == ["Ваш заказ в пути"]
     [arrival] = market.arrivals
@@ -533,7 +536,7 @@ def test_small_demo_passes_with_a_correct_sandbox(
 
 
 async def test_version_option_prints_the_version() -> None:
-    assert await run("--version") == Finished(0, f"yamarket-chat {__version__}\n", "")
+    assert await run_really("--version") == Finished(0, f"yamarket-chat {__version__}\n", "")
 
 
 COMMANDS = [
@@ -582,7 +585,7 @@ async def test_characters_missing_in_the_output_encoding_become_question_marks(
     market.add_chat(17)
     market.buyer_says(17, "Где 📦?")
     variables = variables_of(market, PYTHONIOENCODING="cp1251")
-    process = await start("history", "17", **variables)
+    process = await start_really("history", "17", **variables)
     out, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
     assert "Где ??" in out.decode("cp1251")
@@ -638,7 +641,9 @@ async def test_the_help_names_all_commands() -> None:
 
 
 async def test_completion_can_be_shown() -> None:
-    finished = await run("--show-completion", SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE="1")
+    finished = await run_really(
+        "--show-completion", SHELL="/bin/bash", _TYPER_COMPLETE_TEST_DISABLE="1"
+    )
     assert finished.status == 0
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import environment
 from tests.test_cli import (
     COMMAND,
     Finished,
-    environment,
     in_process,  # noqa: F401
     texts,
     variables_of,

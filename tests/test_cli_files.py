@@ -13,6 +13,7 @@ from tests.test_cli import (
     Finished,
     in_process,  # noqa: F401
     run,
+    run_really,
     texts,
     variables_of,
 )
@@ -200,12 +201,14 @@ async def test_locale_without_cyrillic_is_reported() -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     async with Sandbox() as market:
         for arguments in (("send", "7"), ("sandbox", "say", "7")):
-            finished = await run(*arguments, "Привет", **variables_of(market, **plain))
+            variables = variables_of(market, **plain)
+            finished = await run_really(*arguments, "Привет", **variables)
             assert finished.status == 2
             assert "the text is not in the encoding of this locale" in finished.err
             assert "LC_ALL=C.UTF-8" in finished.err
         assert market.messages_stored == 0
-        finished = await run("send", "7", "Привет", **variables_of(market, LC_ALL="C.UTF-8"))
+        variables = variables_of(market, LC_ALL="C.UTF-8")
+        finished = await run_really("send", "7", "Привет", **variables)
         assert finished.status == 0
         assert texts(market, 7) == ["Привет"]
         assert os.environ.get("PYTHONUTF8") != "0"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
-from tests.test_cli import end, environment, variables_of
+from tests.command import environment, fork
+from tests.test_cli import end, variables_of
 from tests.test_cli_send_many import messages_of, write
 from yamarket_chat import QuotaStatus, Rate
 from yamarket_chat.cli.progress import SendingProgress
@@ -65,10 +63,9 @@ async def test_send_many_prints_progress_lines_except_with_json(tmp_path: Path) 
     file = write(tmp_path / "m.csv", messages_of(chats=20, each=2))
     for options in ((), ("--json",)):
         async with Sandbox(latency=0.1) as market:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", PATCHED, "send-many", file, *options),
-                stdout=PIPE, stderr=PIPE, env=environment(**variables_of(market)),
-            )  # fmt: skip
+            process = await fork(
+                PATCHED, "send-many", file, *options, env=environment(**variables_of(market))
+            )
             finished = await end(process)
             assert finished.status == 0
             printed = finished.err.splitlines()

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,20 +21,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.command import Command, environment
 from tests.test_cli import (
     COMMAND,
     NOBODY_LISTENS,
     Finished,
     _interruptible,  # noqa: F401
     end,
-    environment,
     in_process,  # noqa: F401
     start,
     texts,
     variables_of,
 )
 from yamarket_chat import Rate
-from yamarket_chat.cli import console
+from yamarket_chat.cli import console, waiting
 from yamarket_chat.cli import environment as dotenv
 from yamarket_chat.sandbox import Fault, Sandbox
 
@@ -222,7 +222,7 @@ def test_history_prints_a_conversation_with_the_newest_message_last(
     ]
 
 
-async def line_of(process: Process) -> str:
+async def line_of(process: Command) -> str:
     assert process.stdout is not None
     return (await asyncio.wait_for(process.stdout.readline(), 15)).decode().rstrip()
 
@@ -264,11 +264,15 @@ async def test_watch_reports_a_market_that_stops_answering() -> None:
         assert (await end(process)).status == 130
 
 
-def test_slow_market_prints_one_notice(in_process: Runs) -> None:  # noqa: F811
-    with served(latency=1.5) as market:
+def test_slow_market_prints_one_notice(
+    in_process: Runs,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting, "NOTICE_AFTER", 0.2)
+    with served(latency=0.5) as market:
         for chat in range(1, 42):
             market.add_chat(chat, order_id=chat)
-        finished = in_process("chats", "--give-up-after", "3")
+        finished = in_process("chats", "--give-up-after", "1.2")
         assert market.requests("chats") == 3
     assert finished.status == 0
     assert len(finished.out.splitlines()) == 42

@@ -7,7 +7,7 @@ import csv
 import json
 import os
 import signal
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from tests.command import Command, environment, fork
 from tests.test_cli import (
     COMMAND,
     Finished,
     _interruptible,  # noqa: F401
     end,
-    environment,
     in_process,  # noqa: F401
     run,
     start,
@@ -112,7 +112,7 @@ async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
     async def interrupted() -> None:
         report = tmp_path / "two.jsonl"
         async with failing() as market:
-            process = await start(
+            process = await start_impatient(
                 "send-many", file, "--report", str(report), **variables_of(market)
             )
             await until(lambda: market.messages_stored >= 200)
@@ -141,15 +141,31 @@ async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
     )
 
 
-async def end_of(process: Process) -> Finished:
+async def end_of(process: Command) -> Finished:
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
     assert b"Traceback" not in err, err.decode()
     return Finished(process.returncode, out.decode(), err.decode())
 
 
+# The command looks for a message of unknown outcome after half a second, and not after 15.
+SOON = """
+import sys
+from functools import partial
+import yamarket_chat.cli.options as options, yamarket_chat.retry as retry
+retry.CUT_OFF = 0.0
+options.Retry = partial(retry.Retry, settle_after=0.5)
+from yamarket_chat.cli import main
+sys.exit(main())
+"""
+
+
+async def start_impatient(*arguments: str, **variables: str) -> Command:
+    return await fork(SOON, *arguments, env=environment(**variables))
+
+
 async def start_and_end(*arguments: str, **variables: str) -> Finished:
-    return await end_of(await start(*arguments, **variables))
+    return await end_of(await start_impatient(*arguments, **variables))
 
 
 async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> None:
@@ -361,7 +377,9 @@ async def test_resume_leaves_an_unclear_message_to_a_person(tmp_path: Path) -> N
     async with Sandbox(latency=0.0) as market:
         await run("send", "7", "the same", **variables_of(market))
         for _ in range(2):
-            resumed = await run("send-many", file, "--resume", str(report), **variables_of(market))
+            resumed = await start_and_end(
+                "send-many", file, "--resume", str(report), **variables_of(market)
+            )
             assert resumed.status == 1
             assert "check chat 7" in resumed.err
             assert "To continue" not in resumed.err

@@ -6,17 +6,17 @@ import asyncio
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
 
+from tests.command import Command, environment, fork
 from tests.test_cli import (
     COMMAND,
     Finished,
     _interruptible,  # noqa: F401
     end,
-    environment,
     start,
     texts,
     until,
@@ -167,14 +167,10 @@ sys.exit(main())
 """
 
 
-async def start_hanging(*arguments: str) -> Process:
+async def start_hanging(*arguments: str) -> Command:
     """Start the command on a machine whose resolver does not answer."""
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", HANGING, *arguments),
-        stdout=PIPE,
-        stderr=PIPE,
-        env=environment(YAMARKET_API_KEY="key", YAMARKET_BUSINESS_ID="1"),
-    )
+    env = environment(YAMARKET_API_KEY="key", YAMARKET_BUSINESS_ID="1")
+    return await fork(HANGING, *arguments, env=env)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def test_message_given_up_in_an_outage_does_not_arrive_later(
     """The kernel goes on retransmitting what was written to a connection that was only closed."""
     far = _Far(certificate)
     try:
-        _in_thread(lambda: _outage(far, certificate))
+        _in_thread(lambda: _outage(far, lambda: _through_an_outage(far, certificate)))
     finally:
         far.stop()
     kept = ("own tcp", "caller's tcp", "caller's tls", "connector's tls")
@@ -175,14 +176,46 @@ def test_message_given_up_in_an_outage_does_not_arrive_later(
     )
 
 
-def _outage(far: _Far, certificate: Path) -> None:
+@pytest.mark.real_time
+@pytest.mark.skipif(bool(_why_no_namespaces()), reason=_why_no_namespaces())
+def test_message_given_up_does_not_arrive_while_the_program_blocks_its_loop(
+    certificate: Path,
+) -> None:
+    """The loop closes the connection only in the pass after the one in which the call ends."""
+    far = _Far(certificate)
+    try:
+        _in_thread(lambda: _outage(far, lambda: _blocks_as_it_is_told(far)))
+    finally:
+        far.stop()
+    assert far.stored == ["one"]
+
+
+async def _blocks_as_it_is_told(far: _Far) -> None:
+    async with ChatSession(
+        "ACMA:key:1",
+        1,
+        base_url=f"http://{SERVER}:{far.ports['http']}",
+        insecure_http=True,
+        timeout=0.5,
+        retry=RAISE_UNKNOWN,
+    ) as session:
+        await session.send_message(1, "one")
+        _ip(f"neigh replace {SERVER} lladdr {NOWHERE} dev near nud permanent")
+        try:
+            await session.send_message(1, "two")
+        except DeliveryUnknownError:
+            _ip(f"neigh del {SERVER} dev near")
+            time.sleep(0.5)  # the kernel repeats about 0.2, 0.6 and 1.4 s after it has sent first
+
+
+def _outage(far: _Far, program: Callable[[], Coroutine[Any, Any, None]]) -> None:
     ctypes.CDLL(None).unshare(CLONE_NEWNET)
     far.start()
     _ip(f"link add near type veth peer name far netns {far.tid}")
     _ip(f"addr add {CLIENT}/24 dev near")
     _ip("link set near up")
     far.link()
-    asyncio.run(_through_an_outage(far, certificate))
+    asyncio.run(program())
 
 
 async def _through_an_outage(far: _Far, certificate: Path) -> None:

@@ -482,14 +482,13 @@ async def test_quota_status_shows_remaining_requests_and_waiting_calls() -> None
 # The Market's window, how far it has run at the start, and whether answers have headers.
 HOURS = pytest.mark.parametrize(
     ("window", "phase"),
-    [("rolling", 0.0), ("fixed", 0.0), ("fixed", 1800.0), ("fixed", 3500.0)],
+    [("rolling", 0.0), ("fixed", 0.0), ("fixed", 3500.0)],
 )
 HEADERS = pytest.mark.parametrize("headers", [True, False], ids=["headers", "no headers"])
 
 
 @HOURS
-@HEADERS
-@pytest.mark.parametrize("clock", [600.0, -600.0])
+@pytest.mark.parametrize(("headers", "clock"), [(True, 600.0), (True, -600.0), (False, 600.0)])
 async def test_session_notices_300_requests_of_another_program(
     window: Literal["rolling", "fixed"], phase: float, headers: bool, clock: float
 ) -> None:

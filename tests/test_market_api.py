@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -156,7 +156,7 @@ def places(part: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def without(description: Any, place: tuple[Any, ...]) -> Any:
     """Return the description without the node at a path, or with another value there."""
-    description = copy.deepcopy(description)
+    description = json.loads(json.dumps(description))  # a copy, far quicker than a deepcopy
     part = description
     for name in place[:-1]:
         part = part[name]

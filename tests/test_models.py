@@ -285,7 +285,7 @@ def test_any_documented_answer_is_decoded(operation: str, description: Any) -> N
         if row["operationId"] == operation
     ]
 
-    @hypothesis.settings(repeatable, max_examples=60)
+    @hypothesis.settings(repeatable, max_examples=40)
     @given(sent=answers_to(schema, description))
     def every(sent: Any) -> None:
         async def ask() -> Any:
@@ -626,7 +626,7 @@ def test_any_bytes_as_an_answer_raise_a_chat_error(method: str) -> None:
         assert status in (200, None), result
         return None
 
-    @hypothesis.settings(repeatable, max_examples=40)
+    @hypothesis.settings(repeatable, max_examples=25)
     @given(odd=odd_answers(), hangs=st.booleans())
     def every(odd: tuple[int | None, bytes], hangs: bool) -> None:
         log.lines.clear()

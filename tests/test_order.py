@@ -300,11 +300,8 @@ async def outcome_counts(session: ChatSession, messages: Any, reserve: int) -> d
     return counts
 
 
-@pytest.mark.parametrize("to_waiting_chats", [False, True])
-async def test_single_message_is_sent_within_5_s_during_a_mailing_of_3000(
-    to_waiting_chats: bool,
-) -> None:
-    """Its chat has a waiting message of the mailing, so each such call uses two requests."""
+async def test_single_message_is_sent_within_5_s_during_a_mailing_of_3000() -> None:
+    """Every other chat has a waiting message of the mailing: such a call uses two requests."""
     read: list[int] = []
 
     def bulk() -> Iterator[OutgoingMessage]:
@@ -320,7 +317,7 @@ async def test_single_message_is_sent_within_5_s_during_a_mailing_of_3000(
             if many.done():
                 break
             chat_id = 1000
-            if to_waiting_chats and minute % 2:
+            if minute % 2:
                 sent = sum(a.chat_id != 1000 for a in market.arrivals)
                 chat_id = read[min(sent + 20, len(read) - 1)]
             began = now()

@@ -67,9 +67,14 @@ def _make_socket(address: tuple[Any, ...]) -> socket.socket:
     made = make_socket(*address[:3])
     with suppress(OSError):  # not every system knows each option
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, GIVEN_UP_AFTER * 1000)
+        _limit_repeats(made, GIVEN_UP_AFTER * 1000)
     return made
+
+
+def _limit_repeats(sock: Any, milliseconds: int) -> None:
+    """Let the kernel drop what the other end has not acknowledged for so long."""
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def discard(transport: asyncio.Transport) -> None:
@@ -83,4 +88,7 @@ def discard(transport: asyncio.Transport) -> None:
         # Already closed (uvloop then raises ValueError), or not a TCP socket.
         with suppress(OSError, ValueError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
+            # The loop closes the socket in its next pass. A program may block the loop before
+            # that, for example to write the error down.
+            _limit_repeats(sock, 1)
     transport.abort()

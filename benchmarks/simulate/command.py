@@ -16,6 +16,7 @@ from .generate import generate
 from .judge import judge
 from .mutants import MUTANTS, mutated
 from .play import play
+from .record import Record
 from .report import mutants_table, summary
 from .shrink import shrink
 from .story import Story, from_json, to_json
@@ -24,6 +25,7 @@ from .tally import Tally
 from .timeline import told
 
 MUTANT_SEEDS = 2000
+STORIES = Path(__file__).parents[2] / "tests" / "stories"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -134,6 +136,11 @@ def _mutants(console: Console, options: argparse.Namespace) -> int:
         sys.exit(f"unknown mutants {', '.join(sorted(unknown))}: choose from {', '.join(MUTANTS)}")
     took: dict[str, tuple[int | None, str]] = {}
     for name in names:
+        if MUTANTS[name].story is not None:
+            shown = by_story(name)
+            took[name] = (1 if shown else None, ", ".join(sorted(shown)))
+            console.print(f"{name}: its story: {took[name][1] or 'not found'}", highlight=False)
+            continue
         total = Tally()
         for tally in played(
             options.first,
@@ -155,6 +162,22 @@ def _mutants(console: Console, options: argparse.Namespace) -> int:
     for line in mutants_table(took):
         print(line)
     return 1 if any(found is None for found, _ in took.values()) else 0
+
+
+def by_story(name: str) -> set[str]:
+    """Return how the story of a mutant shows it: as "unknown" if the product knows more."""
+    story = from_json((STORIES / f"{MUTANTS[name].story}.json").read_bytes())
+    usual = play(story)
+    with mutated(name):
+        record = play(story)
+    shown = {violation.kind for violation in judge(story, record)}
+    if _unknown(record) > _unknown(usual):
+        shown.add("unknown")
+    return shown
+
+
+def _unknown(record: Record) -> int:
+    return sum(message.fate == "unknown" for message in record.messages)
 
 
 def _progress(console: Console) -> Progress:

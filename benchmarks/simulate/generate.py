@@ -119,8 +119,11 @@ class _Generator:
             strip_spaces=rng.random() < 0.8,
             order=rng.choice(("descending", "shuffled")) if "order" in self.on else "ascending",
             includes_from=rng.random() < 0.8,
-            history_delay=round(rng.uniform(0.1, MOST_DELAY), 2) if "delay" in self.on else 0.0,
-            storage_hosts=rng.choice((0.3, 0.9)) if "storage hosts" in self.on else 0.0,
+            history_delay=round(rng.uniform(0.1, MOST_DELAY), 2)
+            if self.on & {"delay", "replicas"}
+            else 0.0,
+            replicas="replicas" in self.on,
+            storage_hosts=rng.choice((0.3, 1.0)) if "storage hosts" in self.on else 0.0,
             page=rng.choice((1, 2, 3, 5)) if "pages" in self.on else 100,
             odd_rows=rng.choice((0.05, 0.3)) if "odd rows" in self.on else 0.0,
             old_rows=rng.choice((1, 3, 14, 120)) if "old rows" in self.on else 0,
@@ -226,7 +229,7 @@ class _Generator:
             steps.append(
                 parts.Kill(at=round(rng.uniform(0.0, span), 2), machine=rng.randrange(machines))
             )
-        if "storage steps" in self.on:
+        if self.on >= {"storage steps", "equal texts"} and rng.random() < 0.3:
             # They are set in a long pause.
             pause = rng.choice([step.at for step in steps])
             steps = [replace(s, at=s.at + 400.0) if s.at >= pause else s for s in steps]
@@ -280,6 +283,7 @@ class _Generator:
             else None,
             again=rng.random() < 0.7,
             then=() if size else then,
+            ends_others="groups" in on and rng.random() < 0.15,
         )
 
     def _soon(self, rng: Random) -> float:
@@ -346,6 +350,13 @@ class _Generator:
             # Just before a send, so that it lies unread on the connection that is used.
             at = max(rng.choice(moments) - rng.choice((0.05, 0.2, 1.0)), 0.0)
             return parts.Stray(at=round(at, 3), connection=rng.randrange(4), what="200")
+
+        def as_it_is_answered() -> float:
+            # If all are handed over at once, they are answered one after another.
+            market, network = self._market({}), self._network()
+            takes = market.latency + 2 * network.most
+            count = rng.randrange(1 + self.messages // market.parallel)
+            return round(rng.choice(moments) + (count + rng.random()) * takes, 3)
 
         def machine() -> int:
             return rng.randrange(machines)
@@ -420,7 +431,9 @@ class _Generator:
             "outage",
             2,
             lambda: parts.Outage(
-                at=moment(), machine=machine(), seconds=round(rng.uniform(1.0, 45.0), 2)
+                at=rng.choice((moment, as_it_is_answered))(),
+                machine=machine(),
+                seconds=round(rng.uniform(1.0, 45.0), 2),
             ),
         )
         add(
@@ -453,6 +466,15 @@ class _Generator:
         )
         add("stray", 3, lambda: before(moments))
         add(
+            "stray",
+            3,
+            lambda: parts.Stray(
+                at=as_it_is_answered(),
+                connection=rng.randrange(4),
+                what=rng.choice(("408", "page")),
+            ),
+        )
+        add(
             "sleeps",
             2,
             lambda: parts.Sleep(
@@ -466,6 +488,16 @@ class _Generator:
                 at=moment(),
                 machine=machine(),
                 seconds=rng.choice((0.2, 1.0, 6.0, 8.0, 12.0, 14.0, 30.0, 120.0)),
+            ),
+        )
+        add(
+            "blocks",
+            2,
+            lambda: parts.Stop(
+                at=rng.choice(moments),
+                machine=machine(),
+                seconds=round(rng.uniform(1.0, 60.0), 1),
+                as_told=True,
             ),
         )
         add(

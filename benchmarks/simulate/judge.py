@@ -176,6 +176,12 @@ def can_have_become(messages: Sequence[Told], rows: Sequence[str]) -> bool:
 # What was unknown
 
 
+UNCLEAR = "cannot be told apart"
+"""What the error says of a message if the history was read, and does not tell."""
+
+OWN_TEXT = "a text of its own while clocks behave"
+
+
 def circumstances(story: Story) -> str:
     """Return what bounds what can be known in a story: how its clocks behave, and who writes."""
     colleagues = any(isinstance(event, Says) and event.who == "shop" for event in story.events)
@@ -204,9 +210,14 @@ def unknown(story: Story, record: Record) -> Counter[str]:
     """Count the messages whose answer was lost, and those of them that stayed unknown."""
     counted: Counter[str] = Counter()
     where = circumstances(story)
+    texts = Counter((message.chat, message.content) for message in record.messages)
     for message in record.messages:
         if not message.in_doubt:
             continue
+        if where == "clocks behave" and texts[message.chat, message.content] == 1:
+            # Nothing is like it, so the history tells, however soon the next message follows.
+            counted[f"in doubt: {OWN_TEXT}"] += 1
+            counted[f"unknown: {OWN_TEXT}"] += message.fate == "unknown" and UNCLEAR in message.said
         group = "asked for" if message.raises or message.ended_by_program else where
         counted[f"in doubt: {group}"] += 1
         counted[f"unknown: {group}"] += message.fate == "unknown"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from .story import (
     MarketClock,
     OthersUse,
     Says,
+    Send,
     SendMany,
     Story,
 )
@@ -85,6 +86,8 @@ class Market:
             self.box.step_clock(7200.0)
         if market.page < 100 or market.odd_rows:
             self._change_histories(market.page, market.odd_rows)
+        if market.replicas:
+            self._read_from_replicas(market.history_delay)
         if market.storage_hosts:
             self._store_on_hosts(market.storage_hosts)
 
@@ -105,14 +108,26 @@ class Market:
 
         state.history = changed  # type: ignore[method-assign]
 
+    def _read_from_replicas(self, late: float) -> None:
+        """Let one replica of the storage be late, and each page come from any of them."""
+        state = self.box._state
+        history = state.history
+
+        def by_some_replica(*arguments: Any, **others: Any) -> HistoryPage:
+            state._history_delay = self._hosts.choice((0.0, late))
+            return history(*arguments, **others)
+
+        state.history = by_some_replica  # type: ignore[method-assign]
+
     def _store_on_hosts(self, differ: float) -> None:
         """Let the rows be stored by hosts whose clocks differ."""
         state, clock = self.box._state, self.box._clock
         store = state.store
+        hosts = (-differ, 0.0, differ)
 
         def by_some_host(*arguments: Any, **others: Any) -> StoredMessage:
             before = clock._storage_offset
-            clock._storage_offset += self._hosts.uniform(-differ, differ)
+            clock._storage_offset += self._hosts.choice(hosts)
             try:
                 return store(*arguments, **others)
             finally:
@@ -197,3 +212,25 @@ def chats_of(story: Story) -> list[int]:
         else:
             chats[getattr(step, "chat", 1)] = None
     return list(chats)
+
+
+def repeats(story: Story) -> bool:
+    """Whether any chat gets the same text twice, or has it already."""
+    seen: set[tuple[int, str]] = set()
+    for chat, content in contents_of(story):
+        if (chat, content) in seen or (story.market.old_rows and content in OLD):
+            return True
+        seen.add((chat, content))
+    return False
+
+
+def contents_of(story: Story) -> Iterator[tuple[int, str]]:
+    """Yield what a story sends, with its chat."""
+    for step in story.steps:
+        match step:
+            case Send():
+                for text in (step.text, *step.then):
+                    yield step.chat, content_of(text, step.size)
+            case SendMany():
+                for chat, text in step.messages:
+                    yield chat, content_of(text)

@@ -44,17 +44,19 @@ class Mutant(msgspec.Struct, frozen=True):
     leave_out: Callable[[Patch], None]
     aim: tuple[str, ...] = ()
     """The rare things that show it, if seeds with anything else hardly do."""
+    story: str | None = None
+    """The story in `tests/stories` that shows it, if no seed does."""
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
 def _mutant(
-    guard: str, without: str, *, aim: tuple[str, ...] = ()
+    guard: str, without: str, *, aim: tuple[str, ...] = (), story: str | None = None
 ) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     def add(leave_out: Callable[[Patch], None]) -> Callable[[Patch], None]:
         name = leave_out.__name__.strip("_").replace("_", "-")
-        MUTANTS[name] = Mutant(guard, without, leave_out, aim)
+        MUTANTS[name] = Mutant(guard, without, leave_out, aim, story)
         return leave_out
 
     return add
@@ -97,11 +99,7 @@ def no_rest(patch: Patch) -> None:
     patch(settler.Suspect, "rest", lambda self, now: 0.0)
 
 
-@_mutant(
-    "the rest is 3 s longer than the message may take",
-    "not longer",
-    aim=("equal texts", "raises", "last moment", "fails"),
-)
+@_mutant("the rest is 3 s longer than the message may take", "not longer")
 def not_apart(patch: Patch) -> None:
     patch(settler, "APART", 0.0)
 
@@ -194,7 +192,7 @@ def suspects_are_forgotten(patch: Patch) -> None:
 @_mutant(
     "a message found in a history is known by the id of its row",
     "by its time",
-    aim=("equal texts", "skew", "gives no answer"),
+    story="storage-set-back-after-equal-texts-were-found",
 )
 def no_row_ids(patch: Patch) -> None:
     original = settler.Suspect.delivery
@@ -243,7 +241,9 @@ def no_skew(patch: Patch) -> None:
 
 
 @_mutant(
-    "a learnt offset has a margin of 2 s", "none", aim=("equal texts", "storage hosts", "fails")
+    "a learnt offset has a margin of 2 s",
+    "none",
+    story="storage-hosts-two-seconds-apart",
 )
 def no_margin(patch: Patch) -> None:
     patch(skew, "MARGIN", 0.0)
@@ -290,7 +290,7 @@ def one_row_descends(patch: Patch) -> None:
 @_mutant(
     "a history in no order is read twice",
     "once",
-    aim=("order", "pages", "buyers", "gives no answer", "slow"),
+    aim=("order", "pages", "replicas", "buyers", "gives no answer", "old rows"),
 )
 def read_once(patch: Patch) -> None:
     async def read_history(read: Any, oldest_needed: Any) -> Any:
@@ -379,7 +379,7 @@ def early_tokens(patch: Patch) -> None:
     patch(Scheduler, "drop", drop)
 
 
-@_mutant("what a cancelled call holds is given back", "it is kept", aim=("tight", "cancels"))
+@_mutant("what a cancelled call holds is given back", "it is kept")
 def nothing_given_back(patch: Patch) -> None:
     patch(scheduler.Scheduler, "_ungrant", _ungrant_if_sent)
 
@@ -435,7 +435,7 @@ def unread_bytes(patch: Patch) -> None:
 @_mutant(
     "a connection is not used again after an answer that is not the API's",
     "it is used",
-    aim=("stray", "few places", "reads"),
+    aim=("stray", "few places", "slow"),
 )
 def strange_answers(patch: Patch) -> None:
     original = bodies.RequestBody.give_up
@@ -474,28 +474,24 @@ def no_discard(patch: Patch) -> None:
     def give_up(self: Any) -> None:
         self.over = True
 
-    patch(bodies.RequestBody, "give_up", give_up)
-    _keep_sending(patch, linger=False, user_timeout=True)
-
-
-@_mutant("the kernel gives up what is not acknowledged for 10 s", "it goes on")
-def no_user_timeout(patch: Patch) -> None:
-    _keep_sending(patch, linger=True, user_timeout=False)
-
-
-def _keep_sending(patch: Patch, *, linger: bool, user_timeout: bool) -> None:
     original = connections._make_socket
 
     def make(address: Any) -> Any:
         made = original(address)
-        options = getattr(made, "options", {})
-        if not linger:
-            options.pop((socket.SOL_SOCKET, socket.SO_LINGER), None)
-        if not user_timeout:
-            options.pop((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), None)
+        getattr(made, "options", {}).pop((socket.SOL_SOCKET, socket.SO_LINGER), None)
         return made
 
+    patch(bodies.RequestBody, "give_up", give_up)
     patch(connections, "_make_socket", make)
+
+
+@_mutant(
+    "the kernel gives up what is not acknowledged, at once if the request was given up",
+    "it goes on",
+    aim=("outage", "blocks", "raises", "short timeout", "last moment", "fails"),
+)
+def no_user_timeout(patch: Patch) -> None:
+    patch(connections, "_limit_repeats", lambda sock, milliseconds: None)
 
 
 @_mutant("aiohttp may not repeat a request", "it repeats a GET whose connection breaks")

@@ -8,7 +8,7 @@ from typing import Any, assert_never
 
 from yamarket_chat.sandbox import VirtualLoop, World
 
-from .market import Market
+from .market import Market, repeats
 from .program import Log
 from .story import (
     Access,
@@ -59,6 +59,7 @@ class Nature:
         self._market_loop = market_loop
         self._loops = loops
         self._log = log
+        self._repeats = repeats(story)
 
     def begin(self) -> None:
         """Set the network up."""
@@ -102,6 +103,10 @@ class Nature:
                     connection.inject(STRAYS[event.what])
             case Sleep():
                 self._loops[event.machine].suspend(event.seconds)
+            case Stop(as_told=True):
+                loop = self._loops[event.machine]
+                actions = self._log.as_told.setdefault(event.machine, [])
+                actions.append(lambda: loop.pause(event.seconds))
             case Stop():
                 self._loops[event.machine].pause(event.seconds)
             case WallClock():
@@ -123,12 +128,18 @@ class Nature:
     def _can_be_set(self, event: MarketClock) -> bool:
         """Whether a program has a chance to know that a clock was set.
 
-        It needs a Date from before. And of two clocks that move against each other while a chat's
-        messages say the same, nothing tells which row is whose.
+        It needs a Date from before. And of two clocks that move against each other while an outcome
+        is unknown, and a chat's messages say the same, nothing tells which row is whose.
         """
-        if event.which == "both":
-            return self._log.heard
-        return not self._log.active and self._log.now() - self._log.last_end > QUIET
+        if not self._log.heard:
+            return False
+        if event.which == "both" or not self._repeats:
+            return True
+        since = self._log.now() - QUIET
+        return not self._log.active and not any(
+            told.fate in ("unknown", "untold") and told.ended is not None and told.ended > since
+            for told in self._log.record.messages
+        )
 
     def _nobody_sends(self, at: float) -> bool:
         """Whether no message is under way, and none begins until what is sent now has come."""

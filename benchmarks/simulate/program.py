@@ -50,6 +50,8 @@ class Log:
         self._orders = itertools.count()
         self.active: dict[int, Told] = {}
         self.heard = False  # an answer of the Market
+        self.as_told: dict[int, list[Callable[[], object]]] = {}
+        """What happens to a machine as the next message fails there."""
         self.last_end = 0.0
 
     def say(self, who: str, what: str) -> None:
@@ -80,6 +82,9 @@ class Log:
             return  # it was killed, and its task is cut off only now
         told.ended = self.last_end = self.now()
         told.why = what
+        if told.fate != "arrived":
+            for action in self.as_told.pop(process.machine, ()):
+                action()
         self.active.pop(told.order, None)
         self.record.met[f"told {what}"] += 1
         self.say(process.name, f"chat {told.chat}: {told.content!r} is told: {what}")
@@ -109,6 +114,7 @@ class Process:
         self._sessions_made = 0
         self._session_of: dict[int, ChatSession] = {}  # by the order of the messages
         self._tasks: list[asyncio.Task[None]] = []
+        self._sends: dict[int, asyncio.Task[None]] = {}  # by the number of their step
         self._closings: list[asyncio.Task[None]] = []
         self._https: list[aiohttp.ClientSession] = []
         self.unsettled = unsettled
@@ -194,7 +200,7 @@ class Process:
         loop = asyncio.get_running_loop()
         match step:
             case Send():
-                task = self._start(self._send(number, step))
+                task = self._sends[number] = self._start(self._send(number, step))
                 if step.cancel is not None:
                     loop.call_later(step.cancel, self._cancel, task, number)
             case SendMany():
@@ -253,6 +259,10 @@ class Process:
         except asyncio.CancelledError:
             if step.cancel is None:
                 raise
+        if step.ends_others:
+            for other, task in self._sends.items():
+                if other != number:
+                    self._cancel(task, other)
 
     async def _one(self, number: int, step: Send, text: str) -> tuple[Told, Pending] | None:
         session = self._session(step.session)

@@ -41,5 +41,9 @@ def mutants_table(took: Mapping[str, tuple[int | None, str]]) -> Iterator[str]:
     for name, (seeds, kinds) in took.items():
         mutant = MUTANTS[name]
         aimed = ", aimed" if mutant.aim else ""
-        found = "not found" if seeds is None else f"{seeds:,} seeds" if seeds > 1 else "1 seed"
+        found = "not found"
+        if seeds is not None:
+            found = f"{seeds:,} stories" if seeds > 1 else "1 story"
+        if mutant.story is not None:
+            found = "by its story" if seeds else found
         yield f"| {mutant.guard} | {mutant.without} | {found}{aimed} | {kinds} |"

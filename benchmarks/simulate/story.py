@@ -54,6 +54,8 @@ class Send(Step, frozen=True, kw_only=True, tag="send"):
     """What was settled as not arrived is sent again."""
     then: tuple[str, ...] = ()
     """Texts that the same task sends to the chat afterwards, one after another."""
+    ends_others: bool = False
+    """As it ends, the other sends of the program are cancelled, as a TaskGroup does."""
 
 
 class SendMany(Step, frozen=True, kw_only=True, tag="send_many"):
@@ -175,6 +177,8 @@ class Stop(Event, frozen=True, tag="stop"):
 
     machine: int = 0
     seconds: float = 30.0
+    as_told: bool = False
+    """It blocks its loop as the next message fails: it writes that down, and that takes long."""
 
 
 class WallClock(Event, frozen=True, tag="wall_clock"):
@@ -235,11 +239,13 @@ class Market(Part, frozen=True):
     storage_offset: float = 0.0
     storage_milliseconds: bool = False
     storage_hosts: float = 0.0
-    """Seconds by which the clocks of several hosts of the storage may be ahead or behind."""
+    """Seconds by which one host of the storage is ahead, and another one behind."""
     strip_spaces: bool = True
     order: Literal["ascending", "descending", "shuffled"] = "ascending"
     includes_from: bool = True
     history_delay: float = 0.0
+    replicas: bool = False
+    """Each page comes from one of two replicas, and only one of them is late by `history_delay`."""
     page: int = 100
     """The most rows of a page of a history, whatever is asked for."""
     odd_rows: float = 0.0

@@ -31,7 +31,7 @@ HOLDS = 60.0
 """Seconds for which the Date of a quick response is kept although slower ones come."""
 
 SET = 30.0
-"""Seconds by which the Market's clock may be set back while the outcome of a message is unknown."""
+"""Seconds by which the Market's clock may be set back while the loop's time stands still."""
 
 NOTICEABLE = 0.5
 """Seconds. A shorter standstill of the loop's time is within a Date's accuracy."""
@@ -147,7 +147,8 @@ class MarketClock:
         least = clock.least - self.stood_still_since(moment)
         earlier = None if before is None else before.clock()
         if earlier is not None:
-            least = max(least, earlier.least - SET)  # the Market's time does not stand still
+            # The Market's time does not stand still.
+            least = max(least, min(clock.least, earlier.least - SET))
         clock = Clock(least, clock.most)
         if before is not None and after is None:
             # It may have stood still between that Date and the moment.

@@ -194,14 +194,17 @@ class End:
             return
         if self.loop.is_asleep:  # so is its kernel's timer
             self.world.call_at(self.loop._awake_at + FIRST_RETRY, self._send_again, generation)
+        elif (
+            self._retry > FIRST_RETRY  # it repeats once in any case
+            and self.loop.time() - self.queue[0][1] >= self._gives_up() - 1e-6
+        ):
+            self._note("is given up by its kernel")
+            self._die(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
         elif self.network.passes(self) and not self.peer.is_full():
             self._note("sends again")
             self._retry = 0.0
             for _ in self.queue:
                 self._travel()
-        elif self.loop.time() - self.queue[0][1] >= self._gives_up() - 1e-6:
-            self._note("is given up by its kernel")
-            self._die(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
         else:
             self._retry = min(self._retry * 2, LONGEST_RETRY)
             self.world.call_later(self._pause(), self._send_again, generation)
