@@ -250,8 +250,7 @@ class Courier:
                 task = None if before is None else before.task
                 if before is not None and task is not None and self._turns.waits(task):
                     before.preempted = True
-                    if before.begun:  # or its task would end without a word
-                        task.cancel()
+                    task.cancel()
         self._pump_soon()
 
     # Sending
@@ -326,10 +325,7 @@ class Courier:
         # Of what fails unexpectedly nobody knows whether it has left. It stays in hand, and its
         # chat busy: who takes over settles it.
         stays = False
-        row.begun = True
         try:
-            if row.preempted:
-                raise asyncio.CancelledError
             carries = row.text if row.file_name is None else await self._upload(row)
             receipt = await engine.sending.depart(
                 chat_id, carries or "", passage, self._turns, reserve
@@ -343,12 +339,11 @@ class Courier:
             task = asyncio.current_task()
             if not row.preempted or task is None:
                 raise
-            if task.cancelling():
-                task.uncancel()
+            task.uncancel()
             row.preempted, stays = False, True
         except ChatError as error:
             stays = self._failed(row, chat_id, passage, error)
-        row.task, row.begun = None, False
+        row.task = None
         del self.hand.busy[chat_id]
         if not stays:
             self.hand.drop(row)

@@ -33,7 +33,6 @@ class Row(msgspec.Struct, eq=False):
     leaving: bool  # its last request was marked
     operation: str
     task: asyncio.Task[Any] | None = None  # that sends it
-    begun: bool = False  # the task runs
     preempted: bool = False  # another row goes first
 
 
