@@ -132,6 +132,7 @@ SLOW = {
 NOT_ON = {
     "uvloop": {"test_parallel.py": "times below a millisecond, which uvloop does not count"},
     "memory": {
+        "test_outbox_crashes.py": "moves the clock of tests/virtual.py, and starts processes",
         "test_clocks.py": "moves the clock of tests/virtual.py",
         "test_key_is_sent_through_the_proxy_tunnel_only": "TLS",
         "test_invalid_certificate_is_raised_at_once": "TLS",

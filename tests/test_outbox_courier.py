@@ -33,6 +33,7 @@ from yamarket_chat.outbox import (
 from yamarket_chat.outbox.schema import messages
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
+from yamarket_chat.system import wall_time
 
 BUSINESS = 12345
 
@@ -84,7 +85,8 @@ async def small(tmp_path: Any) -> AsyncIterator[Shop]:
 
 def market_time(seconds: float) -> datetime:
     """The Market's clock in so many seconds: the sandbox begins with the wall clock."""
-    return datetime.now(UTC) + timedelta(seconds=seconds)
+    wall = datetime.fromtimestamp(wall_time(asyncio.get_running_loop()), UTC)
+    return wall + timedelta(seconds=seconds)
 
 
 async def test_messages_arrive_once_in_the_order_of_their_numbers(shop: Shop) -> None:
