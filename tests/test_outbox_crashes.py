@@ -101,8 +101,13 @@ class Markets:
         return Session(market.api_key, business_id, base_url=market.url)
 
     async def delivered(self) -> None:
-        """Wait until nothing waits, at most two minutes."""
-        for _ in range(120):
+        """Wait until nothing waits.
+
+        A process that was paused within a transaction holds its rows until PostgreSQL ends that,
+        after 10 seconds of the real clock.
+        """
+        began = time.monotonic()
+        while time.monotonic() < began + 40:
             statuses = [await self.outbox.status(business_id) for business_id in self.of]
             if not any(status.waiting or status.leaving for status in statuses):
                 return

@@ -19,17 +19,11 @@ from .._delivery.departing import KERNEL, DepartingEngine
 from .._delivery.failures import closed_error
 from .._http.uploads import Upload
 from ..errors import (
-    NOT_THE_API,
-    ApiError,
     ChatError,
-    ConnectionFailedError,
     DeliveryUnknownError,
     ForbiddenError,
-    LockedError,
     SessionClosedError,
-    UnauthorizedError,
 )
-from ..pending import Pending
 from ..receipts import Receipt
 from . import checkpoint, earlier, marks
 from .checkpoint import Passage
@@ -38,8 +32,11 @@ from .errors import OutboxDatabaseError
 from .hand import Hand, Kind, Row, operation, taken
 from .lease import Grant, Worker
 from .marks import End
+from .openings import Openings
 from .outcomes import encode_outcome
+from .pausing import AGAIN, pauses
 from .points import reach
+from .settling import Settling
 from .turns import Session, Turns
 from .writer import Writer
 
@@ -52,9 +49,7 @@ MOMENT = 0.2
 """Seconds for which a chat rests after the database has refused a mark."""
 
 FIRST_PAUSE = 1.0
-AGAIN = 60.0
-"""Seconds until something that failed is tried again, at first and at most; so long a business is
-paused as well until one message is tried."""
+"""Seconds until a beginning that failed is tried again. They double."""
 
 SCOPES = {"communication", "all-methods"}
 """What a key needs one of, to write to chats."""
@@ -89,12 +84,13 @@ class Courier:
         self._turns = Turns(self._loop, self._pump_soon)
         self._sends: set[asyncio.Task[None]] = set()
         self._own: set[asyncio.Task[None]] = set()  # that nobody has to wait for
-        self._opening: dict[tuple[str, int], list[Row]] = {}  # by order or return: what waits
+        self._settling = Settling(self)
+        self._openings = Openings(self, database)
         self._refused_for_good: set[int] = set()  # chats whose 403 is not about the business
-        self._session: Session | None = None
-        self._engine: DepartingEngine | None = None
-        self._timeout = self._settle_after = 0.0
-        self._stopping = False
+        self.session: Session | None = None
+        self.engine: DepartingEngine | None = None
+        self._timeout = self.settle_after = 0.0
+        self.stopping = False
         self._ready = False
         self._paused = False
         self._trying = False  # it was paused, and one row is tried
@@ -117,18 +113,18 @@ class Courier:
                 break
             except ChatError as error:
                 logger.warning("business %d: %s", self.business_id, error)
-                mends_itself = error.retry_after is not None and not _pauses(error)
+                mends_itself = error.retry_after is not None and not pauses(error)
                 if not (noted or mends_itself or isinstance(error, OutboxDatabaseError)):
                     noted = await self._note_pause(str(error))
             await self._close_session()
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN)
-        assert self._engine is not None and self._session is not None  # noqa: S101, PT018
+        assert self.engine is not None and self.session is not None  # noqa: S101, PT018
         earlier.learn(
-            self._engine,
+            self.engine,
             known,
             self.business_id,
-            self._session.limits,
+            self.session.limits,
             self._timeout,
             self._writer.counted,
         )
@@ -141,36 +137,36 @@ class Courier:
 
     def _hold(self, leaving: Iterable[Any], held: Collection[int]) -> set[int]:
         """Hold a parallel slot for each request that may be under way. Returns their numbers."""
-        assert self._engine is not None  # noqa: S101
+        assert self.engine is not None  # noqa: S101
         numbers = set()
         for read in leaving:
             numbers.add(read.number)
             if read.number not in held:
-                self._engine.count(operation(read), [self._settle_at(read)], held=True)
+                self.engine.count(operation(read), [self._settling.moment(read)], held=True)
         return numbers
 
     def _use(self, session: Session) -> None:
-        self._session = session
-        self._timeout, self._settle_after = session.times
-        self._engine = session.departing()
-        self._engine.sending.scheduler.bulks[self._turns] = None
+        self.session = session
+        self._timeout, self.settle_after = session.times
+        self.engine = session.departing()
+        self.engine.sending.scheduler.bulks[self._turns] = None
 
     async def _close_session(self) -> None:
-        session, self._session = self._session, None
-        if self._engine is not None:
-            self._engine.sending.scheduler.bulks.pop(self._turns, None)
-            self._engine = None
+        session, self.session = self.session, None
+        if self.engine is not None:
+            self.engine.sending.scheduler.bulks.pop(self._turns, None)
+            self.engine = None
         if session is not None:
             await session.close(0.0)
 
     async def _read_clock(self) -> None:
-        assert self._session is not None and self._engine is not None  # noqa: S101, PT018
+        assert self.session is not None and self.engine is not None  # noqa: S101, PT018
         try:
             # Whatever it answers has a Date, also if its form is not the documented one.
-            await self._session.request("GET", "/v2/campaigns", params={"limit": 1})
+            await self.session.request("GET", "/v2/campaigns", params={"limit": 1})
         except ChatError as error:
             # Most errors of the API have a Date as well, and say nothing of the messages.
-            if self._engine.market_clock() is None or _pauses(error):
+            if self.engine.market_clock() is None or pauses(error):
                 raise
 
     async def _read_before(self) -> marks.Before:
@@ -178,7 +174,7 @@ class Courier:
         if times is None:
             raise ChatError("the Market's answers have no Date, so messages cannot be found by it")
         latest = times[1] / 1e6
-        span = 2 * (max(self._timeout, KERNEL) + self._settle_after) + 300
+        span = 2 * (max(self._timeout, KERNEL) + self.settle_after) + 300
         return await self._database.read(
             marks.before,
             self.business_id,
@@ -203,16 +199,16 @@ class Courier:
 
     def over(self) -> None:
         """Begin nothing new. What has left may still be answered."""
-        self._stopping = True
-        if self._engine is not None:
-            self._engine.sending.scheduler.bulks.pop(self._turns, None)
+        self.stopping = True
+        if self.engine is not None:
+            self.engine.sending.scheduler.bulks.pop(self._turns, None)
         self._turns.fail_waiting(closed_error())
 
     # What is in hand
 
     def times(self) -> tuple[int, int] | None:
         """Return what the Market's clock shows at least and at most, in microseconds."""
-        clock = None if self._engine is None else self._engine.market_clock()
+        clock = None if self.engine is None else self.engine.market_clock()
         if clock is None:
             return None
         now = self._loop.time()
@@ -220,7 +216,7 @@ class Courier:
 
     def wants(self) -> tuple[int, int]:
         """Return how many singles and how many others may be taken."""
-        if not self._ready or self._stopping or self._paused:
+        if not self._ready or self.stopping or self._paused:
             return 0, 0
         return self.hand.wants()
 
@@ -235,15 +231,15 @@ class Courier:
         self._take(self.hand.end_look(look, found))
 
     def _take(self, found: Iterable[Any], *, first: bool = False) -> None:
-        if self._stopping:
+        if self.stopping:
             return
         for read in found:
             row = taken(read)
             if row.leaving and (first or read.epoch != self.grant.epoch):
                 # Under our own epoch nothing of it is under way, or it would be in hand.
-                self._begin_to_settle(row, read)
+                self._settling.begin(row, read)
             elif row.chat_id is None:
-                self._begin_to_open(row, (read.context, read.context_id))
+                self._openings.begin(row, (read.context, read.context_id))
             else:
                 before = self.hand.put(row)
                 # It waits for the limits, so it is not marked yet.
@@ -263,7 +259,7 @@ class Courier:
     def _pump(self) -> None:
         """Submit what may be sent."""
         self._pumping = False
-        if self._stopping or self._paused or not self._ready:
+        if self.stopping or self._paused or not self._ready:
             return
         best, later = self.hand.next(self._loop.time(), self._turns.in_front)
         for kind, row in best.items():
@@ -281,9 +277,9 @@ class Courier:
         self._pump_soon()
 
     def _submit(self, row: Row, kind: Kind) -> None:
-        assert row.chat_id is not None and self._engine is not None  # noqa: S101, PT018
+        assert row.chat_id is not None and self.engine is not None  # noqa: S101, PT018
         self.hand.busy[row.chat_id] = row
-        send = self._send(row, row.chat_id, self._engine, self._reserve if kind[0] else None)
+        send = self._send(row, row.chat_id, self.engine, self._reserve if kind[0] else None)
         task = row.task = self._loop.create_task(send)
         self._turns.in_front[kind] = task
         self._keep(task, self._sends)
@@ -320,7 +316,7 @@ class Courier:
             self._writer,
             engine.market_clock,
             self._timeout,
-            self._settle_after,
+            self.settle_after,
         )
         # Of what fails unexpectedly nobody knows whether it has left. It stays in hand, and its
         # chat busy: who takes over settles it.
@@ -334,7 +330,7 @@ class Courier:
             reach("answered")
             stored = engine.last_delivery(chat_id)
             receipt = msgspec.structs.replace(receipt, requests=row.request)
-            self._end(row, "delivered", receipt, earlier.encode_stored(stored))
+            self.end(row, "delivered", receipt, earlier.encode_stored(stored))
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not row.preempted or task is None:
@@ -356,55 +352,55 @@ class Courier:
         """Note the error of a message. Returns whether it stays in hand."""
         if passage.refused is not None:
             if passage.refused == checkpoint.EXPIRED:
-                self._end(row, "expired")
+                self.end(row, "expired")
                 return False
             # It is read anew; not at once, or what refuses it might be asked all the time.
             self.hand.resting[chat_id] = self._loop.time() + MOMENT
             if passage.refused == marks.EARLIER:
-                self._in_background(self._read_head(chat_id))
+                self.in_background(self._read_head(chat_id))
             return False
-        if self._stopping or isinstance(error, SessionClosedError):
+        if self.stopping or isinstance(error, SessionClosedError):
             return False  # if it has left, it stays marked, and is settled by who comes next
         if isinstance(error, DeliveryUnknownError):
             error.pending = msgspec.structs.replace(error.pending, requests=row.request)
-            self._end(row, "unknown", error, earlier.encode_pending(error.pending))
+            self.end(row, "unknown", error, earlier.encode_pending(error.pending))
             return False
         if isinstance(error, OutboxDatabaseError):  # of reading a file
             self.hand.resting[chat_id] = self._loop.time() + FIRST_PAUSE
             return True
-        if error.sent is False and not self._is_for_good(error, chat_id):
+        if error.sent is False and not self.is_for_good(error, chat_id):
             self.hand.resting[chat_id] = self._loop.time() + (error.retry_after or AGAIN)
             if row.leaving:
-                self._end(row, "waiting")
+                self.end(row, "waiting")
             return not row.leaving
-        self._end(row, "refused", error)
+        self.end(row, "refused", error)
         return False
 
-    def _is_for_good(self, error: ChatError, chat_id: int | None) -> bool:
+    def is_for_good(self, error: ChatError, chat_id: int | None) -> bool:
         """Whether an error is about a message, and will not pass. Pauses the business if not."""
-        if not _pauses(error):
+        if not pauses(error):
             return error.retry_after is None
         if isinstance(error, ForbiddenError) and chat_id is not None:
             if chat_id in self._refused_for_good:
                 return True
-            self._in_background(self._ask_what_is_forbidden(chat_id, str(error)))
+            self.in_background(self._ask_what_is_forbidden(chat_id, str(error)))
         else:
-            self._pause(str(error))
+            self.pause(str(error))
         return False
 
     async def _ask_what_is_forbidden(self, chat_id: int, why: str) -> None:
         """Find out whether a 403 is about a chat or about the business."""
-        if self._session is not None:
+        if self.session is not None:
             with suppress(ChatError):
-                token = await self._session.token()
-                await self._session.get_chat(chat_id)
+                token = await self.session.token()
+                await self.session.get_chat(chat_id)
                 if SCOPES.intersection(str(scope).lower() for scope in token.auth_scopes):
                     self._refused_for_good.add(chat_id)
                     self.hand.resting.pop(chat_id, None)
                     return
-        self._pause(why)
+        self.pause(why)
 
-    def _end(
+    def end(
         self,
         row: Row,
         state: str,
@@ -433,9 +429,9 @@ class Courier:
                     self._tell()
             if state == "waiting":
                 self.hand.more[row.bulk] = True
-            elif self._trying and not self._stopping:
+            elif self._trying and not self.stopping:
                 self._trying = False
-                self._in_background(self._go_on())
+                self.in_background(self._go_on())
             self._pump_soon()
 
         ending.add_done_callback(written)
@@ -450,102 +446,17 @@ class Courier:
         finally:
             self.take(found, look)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what ends when the courier stops."""
         self._keep(self._loop.create_task(work), self._own)
 
-    # What earlier couriers have marked
-
-    def _settle_at(self, read: Any) -> float:
-        """Return when a marked row may be settled: its request cannot be carried out after that."""
-        timeout, settle_after = read.timeout or 0.0, read.settle_after or self._settle_after
-        if read.epoch == self.grant.epoch:
-            return self._loop.time() + max(timeout, KERNEL) + settle_after
-        return self.grant.taken_at + self.grant.settle_wait(timeout, settle_after)
-
-    def _begin_to_settle(self, row: Row, read: Any) -> None:
-        settling, chat_id = self.hand.settling, read.chat_id
-        self.hand.rows[row.number] = row
-        settling[chat_id] = settling.get(chat_id, 0) + 1
-        pending = earlier.pending_of(read)
-        self._in_background(self._settle(row, chat_id, pending, self._settle_at(read)))
-
-    async def _settle(self, row: Row, chat_id: int, pending: Pending, at: float) -> None:
-        """Find out what became of a marked row, and write its end."""
-        while True:
-            await asyncio.sleep(at - self._loop.time())
-            engine = self._engine
-            try:
-                if engine is None:
-                    raise closed_error()  # a new session is being made
-                receipt = await engine.sending.find(pending)
-            except DeliveryUnknownError as error:
-                if self._stopping or engine is None:
-                    return
-                earlier.remember(engine, pending, surely=False)
-                self._end(row, "unknown", error, earlier.encode_pending(pending))
-            except ChatError as error:
-                if self._stopping:
-                    return
-                if _pauses(error):
-                    self._pause(str(error))
-                at = self._loop.time() + (error.retry_after or AGAIN)
-                continue
-            else:
-                if receipt is None:
-                    self._end(row, "waiting")
-                else:
-                    stored = earlier.remember(engine, pending, surely=True)
-                    self._end(row, "delivered", receipt, earlier.encode_stored(stored))
-            break
-        settling = self.hand.settling
-        settling[chat_id] -= 1
-        if not settling[chat_id]:
-            del settling[chat_id]
-
-    # Orders and returns
-
-    def _begin_to_open(self, row: Row, context: tuple[str, int]) -> None:
-        self.hand.rows[row.number] = row
-        if context in self._opening:
-            self._opening[context].append(row)
-        else:
-            self._opening[context] = [row]
-            self._in_background(self._open(context))
-
-    async def _open(self, context: tuple[str, int]) -> None:
-        """Find or open the chat of an order or a return, and let its rows know."""
-        about = self.business_id, *context
-        refused: ChatError | None = None
-        while True:
-            try:
-                if await self._database.write(marks.chat_of, *about) is None:
-                    if self._session is None:
-                        raise closed_error()
-                    chat_id = await self._session.create_chat(**{f"{context[0]}_id": context[1]})
-                    await self._database.write(marks.opened, *about, chat_id)
-            except ChatError as error:
-                if self._stopping:
-                    return
-                passes = isinstance(error, (OutboxDatabaseError, SessionClosedError))
-                if passes or not self._is_for_good(error, None):
-                    await asyncio.sleep(error.retry_after or AGAIN)
-                    continue
-                refused = error
-            break
-        for row in self._opening.pop(context):
-            if refused is not None:
-                self._end(row, "refused", refused)
-            else:
-                self.hand.drop(row)
-
     # Pausing the business
 
-    def _pause(self, why: str) -> None:
+    def pause(self, why: str) -> None:
         if not self._paused:
             self._paused = True
             logger.warning("business %d is paused: %s", self.business_id, why)
-            self._in_background(self._resume(why))
+            self.in_background(self._resume(why))
 
     async def _resume(self, why: str) -> None:
         """Ask for the key anew in a minute, and try one row."""
@@ -557,10 +468,10 @@ class Courier:
                 break
             except ChatError as error:
                 await self._note_pause(str(error))
-        former = self._session
+        former = self.session
         self._use(session)
         if former is not None:
-            self._in_background(self._retire(former))
+            self.in_background(self._retire(former))
         self._paused, self._trying = False, True
         self.hand.resting.clear()
 
@@ -582,17 +493,3 @@ class Courier:
         except OutboxDatabaseError:
             return False
         return True
-
-
-def _pauses(error: ChatError) -> bool:
-    """Whether an error is about the business or its key, and not about one message."""
-    if isinstance(error, (UnauthorizedError, ForbiddenError, LockedError)):
-        return True
-    if isinstance(error, ConnectionFailedError):
-        return error.retry_after is None  # a certificate, or a proxy that wants a password
-    return (
-        isinstance(error, ApiError)
-        and 400 <= error.status < 500
-        and bool(error.errors)
-        and error.errors[0].code == NOT_THE_API
-    )
