@@ -218,7 +218,13 @@ def test_unexplained_shop_row_makes_the_outcome_unclear(at: float) -> None:
 
 @pytest.mark.parametrize(
     ("at", "found"),
-    [(-31.5, Found.NO), (-0.6, Found.UNCLEAR), (0.0, Found.YES), (15.9, Found.YES)],
+    [
+        (-61.5, Found.NO),
+        (-58.5, Found.UNCLEAR),
+        (-0.6, Found.UNCLEAR),
+        (0.0, Found.YES),
+        (15.9, Found.YES),
+    ],
 )
 def test_row_matches_from_the_start_of_the_attempt_to_the_cut_off(at: float, found: Found) -> None:
     wanted = Stored(content_of_text("hi"), T + 0.5, T + 16.0)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from ..models import Message, Sender
 from ..pending import Content, Stored
@@ -256,13 +257,20 @@ def _missing_fits(
 
 
 def _are_explained(equal: Sequence[Row], items: Sequence[Stored], wanted: Stored) -> bool:
-    """Whether all rows near the attempt that say the same can be other messages.
+    """Whether all rows that say the same, since all is known, can be other messages.
 
-    If one cannot, it may be the message, and a clock was set since the rows before it were stored.
+    If one cannot, it may be the message, and a clock was set meanwhile. A clock may also have been
+    set between any two rows: then each may have an offset of its own.
     """
-    since, until = wanted.earliest - SKEW - BEHIND, wanted.latest + SKEW + AHEAD
-    near = [row for row in equal if since < row.at <= until]
-    return not near or any(_missing_fits(near, items, wanted, until, o) for o in Offset().all())
+    until = wanted.latest + SKEW + AHEAD
+    rows = [row for row in equal if wanted.earliest - KNOWN_FOR < row.at <= until]
+    anywhere = [
+        replace(item, earliest=item.earliest - SKEW, latest=item.latest + SKEW) for item in items
+    ]
+    near = [row for row in rows if row.at > wanted.earliest - SKEW - BEHIND]
+    return _paired(rows, anywhere, 0) == len(rows) and (
+        not near or any(_missing_fits(near, items, wanted, until, o) for o in Offset().all())
+    )
 
 
 def _by_content(things: Iterable[_HasContent]) -> dict[Content, list[_HasContent]]:
