@@ -375,6 +375,8 @@ HALF = OK[:30]
 @pytest.mark.parametrize("stray", [OK, TIMEOUT, CONTINUE, HALF, b"\0"])
 @pytest.mark.parametrize("read", [True, False], ids=["read", "in the kernel"])
 async def test_connection_with_unread_data_is_not_reused(stray: bytes, *, read: bool) -> None:
+    if stray == HALF and not read and "Uvloop" in type(asyncio.get_running_loop()).__name__:
+        pytest.skip("uvloop reads it in the moment of the request, whose outcome is unclear then")
     arrivals: list[bytes] = []
     writers: list[asyncio.StreamWriter] = []
 

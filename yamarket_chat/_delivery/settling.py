@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
-from msgspec.structs import replace
 
 from ..models import Message, Sender
 from ..pending import Content, Stored
@@ -141,13 +140,13 @@ def find(
         until = wanted.latest + offset.most
         # If the equal ones before it are not where they must be, a clock was set.
         with_wanted = {wanted.content: must_by_content[wanted.content]}
-        if any(_arrived_fits(rows_by_content, with_wanted, o) for o in offset.all()) and not any(
+        if _arrived_fits(rows_by_content, with_wanted, offset) and not any(
             _missing_fits(equal, items, wanted, until, o) for o in offset.all()
         ):
             return Found.YES
     if (
         Found.NO in verdicts
-        and not any(_arrived_fits(rows_by_content, must_by_content, o) for o in offset.all())
+        and not _arrived_fits(rows_by_content, must_by_content, offset)
         and _are_explained(equal, items, wanted)
     ):
         return Found.NO
@@ -206,19 +205,19 @@ def _explains(
     return len(stored) in explained
 
 
-def _paired(rows: Sequence[Row], items: Iterable[Stored], offset: int) -> int:
-    """Return how many messages and rows can be paired at an offset, each with one of its own.
+def _paired(rows: Sequence[Row], items: Iterable[Stored], least: float, most: float) -> int:
+    """Return how many messages and rows can be paired, each with one of its own.
 
-    The order of the rows proves nothing here: a clock that steps back reverses it.
+    Each row has an offset from `least` to `most`. The order of the rows proves nothing here: a
+    clock that steps back reverses it.
     """
     by_earliest = sorted(items, key=lambda item: item.earliest, reverse=True)
     possible: list[float] = []  # until when each message that has no row yet can be stored
     pairs = 0
     for row in rows:
-        at = row.at - offset
-        while by_earliest and by_earliest[-1].earliest - BEHIND <= at:
-            heapq.heappush(possible, by_earliest.pop().latest + AHEAD)
-        while possible and possible[0] < at:
+        while by_earliest and by_earliest[-1].earliest + least - BEHIND <= row.at:
+            heapq.heappush(possible, by_earliest.pop().latest + most + AHEAD)
+        while possible and possible[0] < row.at:
             heapq.heappop(possible)
         if possible:
             heapq.heappop(possible)
@@ -227,11 +226,17 @@ def _paired(rows: Sequence[Row], items: Iterable[Stored], offset: int) -> int:
 
 
 def _arrived_fits(
-    rows: Mapping[Content, Sequence[Row]], must: Mapping[Content, Sequence[Stored]], offset: int
+    rows: Mapping[Content, Sequence[Row]],
+    must: Mapping[Content, Sequence[Stored]],
+    offset: Offset,
 ) -> bool:
-    """Whether all that must be in the history can be there. Other rows may be anybody's."""
+    """Whether all that must be in the history can be there. Other rows may be anybody's.
+
+    A clock may have been set between any two rows, so each may have an offset of its own.
+    """
+    offsets = offset.all()
     return all(
-        _paired(rows.get(content, ()), items, offset) == len(items)
+        _paired(rows.get(content, ()), items, offsets[0], offsets[-1]) == len(items)
         for content, items in must.items()
     )
 
@@ -253,22 +258,20 @@ def _missing_fits(
         and item.latest + AHEAD + offset <= until
     ]
     # If some pairing has all the rows, and some has all of these messages, then one has both.
-    return _paired(near, items, offset) == len(near) and _paired(near, must, offset) == len(must)
+    return _paired(near, items, offset, offset) == len(near) and _paired(
+        near, must, offset, offset
+    ) == len(must)
 
 
 def _are_explained(equal: Sequence[Row], items: Sequence[Stored], wanted: Stored) -> bool:
     """Whether all rows that say the same, since all is known, can be other messages.
 
-    If one cannot, it may be the message, and a clock was set meanwhile. A clock may also have been
-    set between any two rows: then each may have an offset of its own.
+    If one cannot, it may be the message, and a clock was set meanwhile.
     """
     until = wanted.latest + SKEW + AHEAD
     rows = [row for row in equal if wanted.earliest - KNOWN_FOR < row.at <= until]
-    anywhere = [
-        replace(item, earliest=item.earliest - SKEW, latest=item.latest + SKEW) for item in items
-    ]
     near = [row for row in rows if row.at > wanted.earliest - SKEW - BEHIND]
-    return _paired(rows, anywhere, 0) == len(rows) and (
+    return _paired(rows, items, -SKEW, SKEW) == len(rows) and (
         not near or any(_missing_fits(near, items, wanted, until, o) for o in Offset().all())
     )
 
