@@ -15,6 +15,7 @@ from sqlalchemy import Connection, create_engine, select, update
 from tests.helpers import departures, now, texts
 from yamarket_chat import (
     DeliveryUnknownError,
+    ForbiddenError,
     InvalidArgumentError,
     Limits,
     NotFoundError,
@@ -310,6 +311,28 @@ async def test_key_that_is_revoked_on_the_way_pauses_and_loses_nothing(small: Sh
         await asyncio.sleep(1)
         assert (await small.outbox.status()).paused == {}
     assert texts(small.market, 17) == ["раз", "два"]
+
+
+async def test_403_of_one_chat_refuses_and_403_of_the_business_pauses(small: Shop) -> None:
+    small.market.faults = lambda request: (
+        Fault("status", status=403)
+        if request.operation == "send_message" and request.chat_id == 17
+        else None
+    )
+    refused, fine = await small.put(message("раз")), await small.put(message("два", 18))
+    async with small.delivering():
+        with pytest.raises(ForbiddenError):
+            await small.outbox.result(refused, timeout=100)
+        await small.outbox.result(fine, timeout=10)
+        assert (await small.outbox.status()).paused == {}
+        small.market.inactive = True
+        later = await small.put(message("три", 18))
+        await asyncio.sleep(10)
+        assert "403" in (await small.outbox.status()).paused[BUSINESS]
+        assert (await small.got(later)).state == "waiting"
+        small.market.inactive = False
+        await small.outbox.result(later, timeout=100)
+    assert (texts(small.market, 17), texts(small.market, 18)) == ([], ["два", "три"])
 
 
 async def test_requests_of_the_process_before_count_for_the_limit(shop: Shop) -> None:
