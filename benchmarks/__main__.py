@@ -1,4 +1,4 @@
-"""`python -m benchmarks [names] [--quick]`, and `python -m benchmarks simulate`."""
+"""`python -m benchmarks [names] [--quick]`, `… simulate` and `… crash`."""
 
 from __future__ import annotations
 
@@ -80,4 +80,8 @@ if __name__ == "__main__":
         from .simulate import command
 
         sys.exit(command.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["crash"]:
+        from .crash.command import main as crash
+
+        sys.exit(crash(sys.argv[2:]))
     main()

@@ -122,6 +122,7 @@ SLOW = {
     "test_cli_signals.py": "starts the command, and waits on the real clock",
     "test_cli_send_many.py": "starts the command, and waits on the real clock",
     "test_memory.py": "a million messages",
+    "test_outbox_kills.py": "kills processes, and waits on the real clock",
     "test_recipes.py": "starts web servers and a worker, and waits on the real clock",
     "test_schemathesis.py": "hundreds of requests on the real clock",
 }
@@ -131,6 +132,7 @@ SLOW = {
 NOT_ON = {
     "uvloop": {"test_parallel.py": "times below a millisecond, which uvloop does not count"},
     "memory": {
+        "test_outbox_crashes.py": "moves the clock of tests/virtual.py, and starts processes",
         "test_clocks.py": "moves the clock of tests/virtual.py",
         "test_key_is_sent_through_the_proxy_tunnel_only": "TLS",
         "test_invalid_certificate_is_raised_at_once": "TLS",

@@ -385,7 +385,7 @@ async def test_row_that_is_locked_for_long_is_said(
     async with Outbox(postgres_url) as outbox:
         await outbox.create()
         number = await outbox.put(TEXT)
-        outbox._database._begin = outbox._database._begin.replace("'2s'", "'20ms'")
+        outbox._database._begin = outbox._database._begin.replace("'2000ms'", "'20ms'")
         await outbox.close()
         engine = create_engine(postgres_url)
         with engine.connect() as connection:

@@ -53,7 +53,7 @@ async def test_failure_to_build_a_body_releases_the_parallel_slot(
     async with Sandbox() as market, session_of(market) as session:
         await session.send_message(1, "before")
         with monkeypatch.context() as patch:
-            patch.setattr("yamarket_chat._delivery.sending._encode", lambda _: 1 / 0)
+            patch.setattr("yamarket_chat._delivery.sending.encode", lambda _: 1 / 0)
             for _ in range(6):
                 with pytest.raises(ZeroDivisionError):
                     await session.send_message(1, "never")

@@ -118,6 +118,7 @@ class ChatSession:
         if problem is not None:
             raise InvalidArgumentError(problem)
         self._engine: Engine | None = None
+        self._engine_kind: type[Engine] | None = None  # of the package's own
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -578,7 +579,7 @@ class ChatSession:
             # Imported late, because it is two thirds of the time of `import yamarket_chat`.
             from ._delivery.engine import Engine
 
-            self._engine = Engine(
+            self._engine = (self._engine_kind or Engine)(
                 self._api_key,
                 self._business_id,
                 self._base_url,

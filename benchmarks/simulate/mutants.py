@@ -427,7 +427,7 @@ def unread_bytes(patch: Patch) -> None:
         self.sent = False
         original(self, writer)
 
-    patch(bodies, "_is_readable", lambda protocol, transport: False)
+    patch(bodies, "is_readable", lambda protocol, transport: False)
     patch(bodies.RequestBody, "begin", begin)
     patch(bodies.RequestBody, "sent", True)  # or an answer before the request is seen to be none
 

@@ -120,6 +120,10 @@ class Deliveries:
         oldest = (self._loop.time() if before is None else before) - self._remembered
         return [d for d in self._deliveries if d.chat_id == chat_id and d.ended >= oldest]
 
+    def last(self, chat_id: int) -> Delivery | None:
+        """Return the last message that was or may have been delivered to a chat recently."""
+        return next((d for d in reversed(self._deliveries) if d.chat_id == chat_id), None)
+
     def settled(self, chat_id: int, settled: Stored, clock: MarketClock, *, arrived: bool) -> None:
         """Note what settling found of a delivery of unknown outcome."""
         for delivery in self.to_chat(chat_id):

@@ -1,6 +1,6 @@
 """Sends messages: one after another to each chat, and each exactly once.
 
-Each message is one `_Turn`, which holds all that is known about the message until it has ended.
+Each message is one `Turn`, which holds all that is known about the message until it has ended.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from .source import Messages
 
 logger = logging.getLogger("yamarket_chat")
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 _LOST = NoAnswer("the call failed while its request was under way", sent=True)
 
 
-class _Turn(Budget, kw_only=True, eq=False):
+class Turn(Budget, kw_only=True, eq=False):
     """A message and its turn in the chat. It is also the request and the budget of its calls.
 
     Leaving the context ends the turn: the next message of the chat may be sent. If this message may
@@ -66,7 +66,7 @@ class _Turn(Budget, kw_only=True, eq=False):
         """Return a body for one attempt."""
         carries = self.carries
         if isinstance(carries, str):
-            return JsonBody(_encode({"message": carries}))
+            return JsonBody(encode({"message": carries}))
         return carries.body()
 
     def content(self) -> str | Content:
@@ -134,7 +134,7 @@ class Sending:
         is_text = isinstance(carries, str)
         operation = operations.SEND_MESSAGE if is_text else operations.SEND_FILE
         group = group or self._calls.group
-        turn = _Turn(
+        turn = Turn(
             self._retry,
             sending=self,
             operation=operation,
@@ -147,7 +147,7 @@ class Sending:
 
     # A hundred thousand of these may wait, so each has few variables.
     async def _send(
-        self, turn: _Turn, max_wait: float | None, on_unknown: OnUnknown | None
+        self, turn: Turn, max_wait: float | None, on_unknown: OnUnknown | None
     ) -> Receipt:
         with turn:
             if self._deliveries.apart:
@@ -176,13 +176,13 @@ class Sending:
                 max_wait = None  # it bounds the wait before the first request
         raise self._unknown(turn)  # the session was closed, and its grace was over
 
-    def _keep_apart(self, turn: _Turn) -> None:
+    def _keep_apart(self, turn: Turn) -> None:
         """Let the chat rest if the message is equal to one that may be settled later."""
         until = self._deliveries.apart_until(turn.chat_id, turn.content())
         if until > self._loop.time():
             self.scheduler.rest(turn.chat_id, until)
 
-    def _raise_unless_settling(self, turn: _Turn, doubt: Doubt, on_unknown: OnUnknown) -> None:
+    def _raise_unless_settling(self, turn: Turn, doubt: Doubt, on_unknown: OnUnknown) -> None:
         """Raise if a message of unknown outcome is not to be settled now."""
         seen = doubt.seen
         if isinstance(seen, NoAnswer) and seen.cancelled is not None:
@@ -190,7 +190,7 @@ class Sending:
         if on_unknown == "raise" or (isinstance(seen, NoAnswer) and seen.cut_short):
             raise self._unknown(turn)
 
-    async def _arrived(self, turn: _Turn, suspect: Suspect) -> bool:
+    async def _arrived(self, turn: Turn, suspect: Suspect) -> bool:
         """Settle an unknown outcome. Raises DeliveryUnknownError if the history is unclear."""
         settle_after = self._retry.settle_after
         logger.info(
@@ -218,7 +218,7 @@ class Sending:
         turn.suspect = None
         return found is Found.YES
 
-    def suspect(self, turn: _Turn, doubt: Doubt) -> Suspect:
+    def suspect(self, turn: Turn, doubt: Doubt) -> Suspect:
         """Return a message as one of unknown outcome."""
         why = self._failures.reason(turn.operation.name, doubt.seen)
         return self._settler.suspect(turn.chat_id, turn.content(), doubt, why)
@@ -241,7 +241,7 @@ class Sending:
                 rest = max(apart - now, rest)  # what those that wait say is not known here
         self.scheduler.leave(ticket, rest)
 
-    def _unknown(self, turn: _Turn) -> DeliveryUnknownError:
+    def _unknown(self, turn: Turn) -> DeliveryUnknownError:
         assert turn.suspect is not None  # noqa: S101 - without it, the outcome would be known
         return self._settler.unknown(turn.suspect, self._business_id, turn.requests)
 

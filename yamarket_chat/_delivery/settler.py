@@ -110,9 +110,12 @@ class Settler:
 
     def unknown(self, suspect: Suspect, business_id: int, requests: int) -> DeliveryUnknownError:
         """Return the error of a message that is not settled."""
+        return unknown_error(self.pending(suspect, business_id, requests), suspect.why)
+
+    def pending(self, suspect: Suspect, business_id: int, requests: int) -> Pending:
+        """Return a message in a form that can be stored."""
         offset = self._skew.offset(self._loop.time())
-        pending = suspect.pending(business_id, requests, self._clock, offset)
-        return unknown_error(pending, suspect.why)
+        return suspect.pending(business_id, requests, self._clock, offset)
 
     def apart(self, suspect: Suspect) -> float:
         """Return the moment from which a message with the same content may be sent to its chat.

@@ -8,6 +8,8 @@ aiohttp 3.14.4 and 3.14.5. `tests/test_aiohttp_private.py` fails if another vers
   says that it is consumed. The rate limit would not see that request.
 - `ResponseHandler`, the protocol of a connection: `begin` sets an attribute of ours on it, which
   says that the connection had a request before.
+- `_ssl_protocol` and its `_transport`, of asyncio's TLS transport: the bytes below it that wait.
+  uvloop has no such thing, and up to 64 kB of a file may wait there.
 - `Payload._value`, `_size`, `_headers`, `_encoding`, `_filename`, `_autoclose`: what
   `Payload.__init__` sets. `JsonBody` sets them itself: see there.
 """
@@ -48,7 +50,7 @@ class RequestBody(payload.Payload):
         if transport is None or transport.is_closing():
             # The Market has closed the kept connection meanwhile, so not a byte is sent.
             raise aiohttp.ClientConnectionResetError("the connection was closed before")
-        if _is_readable(writer.protocol, transport):
+        if is_readable(writer.protocol, transport):
             transport.abort()
             raise aiohttp.ClientConnectionResetError("an answer came before the request")
         self.sent = True
@@ -93,7 +95,7 @@ class JsonBody(RequestBody):
         await writer.write(self._value)
 
 
-def _is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
+def is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
     """Whether a connection has received anything before its request, or was closed.
 
     Such data would be mistaken for the answer. aiohttp may have read it already, or the kernel
@@ -112,6 +114,14 @@ def _is_readable(protocol: Any, transport: asyncio.Transport) -> bool:
     setattr(protocol, _POLL, poll)
     # After the TLS handshake a server sends session tickets, which arrive before the first answer.
     return transport.get_extra_info("sslcontext") is None and bool(poll(0))
+
+
+def unsent(transport: asyncio.Transport) -> int:
+    """Return how many bytes the kernel has not taken yet. It counts TLS bytes as well."""
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return transport.get_write_buffer_size() + (
+        0 if below is None else below.get_write_buffer_size()
+    )
 
 
 _POLL = "yamarket_chat_poll"

@@ -7,7 +7,7 @@ import io
 import os
 import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO
 
@@ -70,10 +70,10 @@ class Upload:
                 f"{self.name} has {self.size} bytes; the Market accepts 1 to {LARGEST_FILE}"
             )
 
-    def body(self) -> FormBody:
-        """Return the form for one request."""
+    def body(self, make: Callable[[str, str], FormBody] | None = None) -> FormBody:
+        """Return the form for one request. `make` makes it, if it is of another class."""
         boundary = f"{randomness('boundary').getrandbits(128):032x}"
-        form = FormBody("form-data", boundary)
+        form = (make or FormBody)("form-data", boundary)
         part = form.append_payload(_Part(self))
         # The name in UTF-8, as browsers send it: Russian names need this (RFC 7578).
         part.set_content_disposition(
@@ -204,9 +204,13 @@ class FormBody(RequestBody, MultipartWriter):
     async def write_with_length(self, writer: Any, content_length: int | None) -> None:
         """Write the form to a connection."""
         self.begin(writer)
+        await self.write_form(writer)
+
+    async def write_form(self, writer: Any) -> None:
+        """Write the form to a connection that it has begun."""
         self.unfinished = True
         try:
-            await super().write_with_length(writer, content_length)
+            await super().write(writer)
         except Unreadable as error:
             # The form is incomplete: the Market may have counted the request, but not carried it
             # out.

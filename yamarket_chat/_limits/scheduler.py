@@ -17,7 +17,7 @@ change grants what can be granted next, and one timer does so when only time has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -395,6 +395,16 @@ class Scheduler:
         """Undo `hold`."""
         self._lines.unblock(ticket.line, until)
         ticket.group.attempt_ended(attempt)
+
+    # What other processes have sent
+
+    def count(self, operation: str, leave_at: Iterable[float], *, held: bool) -> None:
+        """Count requests of others until these moments, `held` in parallel slots instead."""
+        for at in leave_at:
+            if held:
+                self._slots.hold_until(at)
+            else:
+                self._queues[operation].window.count_until(at)
 
     # Looking at it
 

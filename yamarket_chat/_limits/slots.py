@@ -75,6 +75,10 @@ class Slots:
         self._held -= 1
         bisect.insort(self._free_at, attempt.ended + CUT_OFF)
 
+    def hold_until(self, moment: float) -> None:
+        """Hold a slot for a request of another process."""
+        bisect.insort(self._free_at, moment)
+
     def answered(self) -> None:
         """Note an answer that is no refusal of parallel requests."""
         self._held -= 1

@@ -177,6 +177,10 @@ class Window:
         self._under_way -= 1
         bisect.insort(self._free_at, attempt.ended + CUT_OFF + self._rate.per)
 
+    def count_until(self, moment: float) -> None:
+        """Count a request of another process."""
+        bisect.insort(self._free_at, moment)
+
     def answered(self, attempt: Attempt, headers: Mapping[str, str]) -> None:
         """Note an answer that is no refusal of this window."""
         self._ended(attempt, headers.get(LIMIT_HEADER))

@@ -30,7 +30,7 @@ T = TypeVar("T")
 THREADS = {"sqlite": 1, "postgresql": 4}
 """SQLite has one writer at a time, so more threads would only wait for each other."""
 
-PATIENCE = 10
+PATIENCE = 10.0
 """Seconds to wait for somebody else's lock, for a connection, and for a peer that is silent."""
 
 _of_parents: list[object] = []
@@ -45,13 +45,19 @@ class Database:
     Args:
         url: Its address.
         idle: Seconds after which PostgreSQL ends a transaction that does nothing.
+        patience: Seconds to wait for somebody else's lock, for a connection, and for a silent peer.
     """
 
-    def __init__(self, url: str | URL, *, idle: float = PATIENCE) -> None:
+    def __init__(
+        self, url: str | URL, *, idle: float | None = None, patience: float | None = None
+    ) -> None:
         self.url: URL = _checked(url)
         self.dialect: str = self.url.get_backend_name()
+        self._patience = patience = PATIENCE if patience is None else patience
+        idle = patience if idle is None else idle
         self._begin = (
-            f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '{PATIENCE}s';"
+            "BEGIN ISOLATION LEVEL READ COMMITTED;"
+            f" SET LOCAL lock_timeout = '{patience * 1000:.0f}ms';"
             f" SET LOCAL idle_in_transaction_session_timeout = '{idle * 1000:.0f}ms'"
         )
         self._check_driver()
@@ -120,12 +126,12 @@ class Database:
             options["connect_args"] = {
                 "prepare_threshold": None,  # PgBouncer
                 "client_encoding": "utf8",
-                "connect_timeout": PATIENCE,
+                "connect_timeout": max(2, round(self._patience)),  # libpq takes no less
                 # A network that is gone shows neither an answer nor an end.
-                "keepalives_idle": PATIENCE // 2,
-                "keepalives_interval": 2,
+                "keepalives_idle": max(1, round(self._patience / 2)),
+                "keepalives_interval": max(1, round(self._patience / 5)),
                 "keepalives_count": 3,
-                "tcp_user_timeout": PATIENCE * 1000,
+                "tcp_user_timeout": round(self._patience * 1000),
             }
         engine = create_engine(self.url, hide_parameters=True, **options)
         event.listen(engine, "begin", self._on_begin)
@@ -181,7 +187,7 @@ class Database:
         connection = sqlite3.connect(
             f"file:{quote(path)}?mode={mode}",
             uri=True,
-            timeout=PATIENCE,
+            timeout=self._patience,
             isolation_level=None,
             check_same_thread=False,
         )

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import weakref
 from array import array
-from collections.abc import AsyncIterable, Callable, Iterable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
 from sqlalchemy import URL, Connection
 
 from ..arguments import check_id, check_seconds, check_type
 from ..errors import ChatError, InvalidArgumentError
+from ..limits import Limits
 from ..receipts import Receipt
-from . import store
+from ..retry import Retry
+from ..system import randomness
+from . import marks, store
 from .database import Database
 from .errors import (
     KeyConflictError,
@@ -34,7 +46,11 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
 
+    from .delivering import Delivering
+
     CallersConnection = Connection | AsyncConnection | Session | AsyncSession
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 T = TypeVar("T")
 ByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
@@ -55,13 +71,26 @@ PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
 FORGET_AFTER = 3600.0
 """Seconds after which the text of a message cannot be needed to tell equal ones apart."""
 
+PRUNE_EVERY = 3600.0
+"""Seconds, on average, between two prunings of a process that delivers."""
+
 PARAMSTYLES = ("format", "pyformat", "named", "qmark", "numeric_dollar")
+
+
+class SessionOptions(TypedDict, total=False):
+    """What a delivery takes of the options of `ChatSession`."""
+
+    base_url: str | None
+    limits: Limits
+    retry: Retry
+    timeout: float
+    integration: str
+    insecure_http: bool
+    proxy: str | None
 
 
 class Outbox:
     """Messages in a database, which survive the process until they are sent.
-
-    The courier, which sends them, is not part of this version yet.
 
     An outbox may be used on several event loops, and after a fork. It needs no closing, but can be
     used in an `async with`.
@@ -89,6 +118,7 @@ class Outbox:
         # By event loop. A loop that is gone takes its own with it.
         self._watches: ByLoop[Watch] = weakref.WeakKeyDictionary()
         self._together: ByLoop[Together] = weakref.WeakKeyDictionary()
+        self._deliveries: ByLoop[set[Delivering]] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"Outbox({self._database.url.render_as_string()!r})"  # without the password
@@ -145,8 +175,10 @@ class Outbox:
         row = await self._prepared(message)
         if connection is None and self._database.dialect == "sqlite":
             loop = asyncio.get_running_loop()
-            return await self._together.setdefault(loop, Together(self._database)).put(row)
-        (number,) = await self._put([row], connection)
+            number = await self._together.setdefault(loop, Together(self._database)).put(row)
+        else:
+            (number,) = await self._put([row], connection)
+        self._wake()
         return number
 
     async def put_many(
@@ -200,6 +232,8 @@ class Outbox:
             with suppress(AttributeError):  # a class of the caller's may have no place for it
                 error.numbers = Numbers(done)  # type: ignore[attr-defined]
             raise
+        finally:
+            self._wake()
         return Numbers(done)
 
     def sql(self, message: Put, dialect: str, *, paramstyle: str = "format") -> tuple[str, Any]:
@@ -349,6 +383,94 @@ class Outbox:
         business = None if business_id is None else check_id("business_id", business_id)
         return await self._database.read(store.status, business)
 
+    @asynccontextmanager
+    async def delivering(
+        self,
+        keys: Mapping[int, str] | Callable[[int], Awaitable[str | None]],
+        *,
+        lease: float = 30.0,
+        reserve: int = 0,
+        on_failure: Callable[[OutboxEntry], Awaitable[None]] | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> AsyncIterator[None]:
+        """Deliver messages beside the program's own work, until the block ends.
+
+        Any number of processes may deliver. They share the businesses among them, and one of them
+        at a time sends for a business.
+
+        Args:
+            keys: The Api-Key of each business: a mapping, or an async function of the business id
+                that returns the key. With a function, all businesses that have messages are served.
+            lease: Seconds after which another process takes over if this one has stopped. All
+                processes should have the same.
+            reserve: How many requests of each period are left to messages that are not bulk.
+            on_failure: An async function that is told of each message that ends as refused, unknown
+                or expired. It is called at least once for each, and again if it raises.
+            **options: `base_url`, `limits`, `retry`, `timeout`, `integration`, `insecure_http` and
+                `proxy`, as for `ChatSession`.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            async with outbox.delivering({business_id: api_key}):
+                await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
+        """
+        # A program that only puts needs none of it.
+        from .delivering import Delivering, check_keys, check_options
+
+        check_options(options, reserve)
+        delivery = Delivering(
+            self._database,
+            check_keys(keys),
+            lease=check_seconds("lease", lease),
+            reserve=reserve,
+            on_failure=on_failure,
+            options=options,
+        )
+        deliveries = self._deliveries.setdefault(asyncio.get_running_loop(), set())
+        deliveries.add(delivery)
+        pruning = asyncio.create_task(self._prune_hourly())
+        try:
+            await delivery.begin()
+            yield
+        finally:
+            pruning.cancel()
+            deliveries.discard(delivery)
+            await delivery.end()
+
+    async def deliver(
+        self,
+        keys: Mapping[int, str] | Callable[[int], Awaitable[str | None]],
+        *,
+        lease: float = 30.0,
+        reserve: int = 0,
+        on_failure: Callable[[OutboxEntry], Awaitable[None]] | None = None,
+        **options: Unpack[SessionOptions],
+    ) -> None:
+        """Deliver messages until the task is cancelled: for a process that does nothing else.
+
+        Args:
+            keys: As for `delivering`.
+            lease: As for `delivering`.
+            reserve: As for `delivering`.
+            on_failure: As for `delivering`.
+            **options: As for `delivering`.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            async def main() -> None:
+                await outbox.deliver({business_id: api_key})
+        """
+        async with self.delivering(
+            keys, lease=lease, reserve=reserve, on_failure=on_failure, **options
+        ):
+            await asyncio.get_running_loop().create_future()
+
     async def prune(self) -> int:
         """Remove the messages that ended more than `keep` seconds ago, in small transactions.
 
@@ -376,7 +498,20 @@ class Outbox:
                     after = await write(store.forget_texts, business, forget_before, after)
         while await write(store.drop_contents) > 0:
             pass
+        await write(marks.forget_counts, now() // 60_000_000 - 2 * marks.COUNTED_FOR)
         return removed
+
+    async def _prune_hourly(self) -> None:
+        while True:
+            await asyncio.sleep(PRUNE_EVERY * randomness("pruning").uniform(0.5, 1.5))
+            try:
+                await self.prune()
+            except ChatError as error:
+                logger.warning("the outbox could not be pruned: %s", error)
+
+    def _wake(self) -> None:
+        for delivery in self._deliveries.get(asyncio.get_running_loop(), ()):
+            delivery.wake()
 
     async def _prepared(self, message: Put) -> Row:
         if isinstance(message, OutboxFile):

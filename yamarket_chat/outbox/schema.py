@@ -181,6 +181,7 @@ leases: Table = _table(
     "leases",
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
     Column("worker", Text),  # its token; null if nobody holds the lease
+    Column("wanted", Text),  # the token of a worker that asks for the lease, because it has fewer
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("paused", Text),  # why the business is paused
     Column("paused_at", BigInteger),

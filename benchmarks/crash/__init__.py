@@ -1,0 +1,1 @@
+"""Workers of the outbox are killed, paused and stopped, and the Market's chats are looked at."""

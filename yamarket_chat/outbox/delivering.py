@@ -1,0 +1,210 @@
+"""Delivers the messages of many businesses in one process: a worker, couriers and their feed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ..arguments import check_id
+from ..errors import ChatError, InvalidArgumentError
+from .courier import Courier
+from .database import Database
+from .feed import Feed
+from .lease import Grant, Worker
+from .telling import OnFailure, Telling
+from .turns import Session
+from .writer import Writer
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
+
+Keys = Mapping[int, str] | Callable[[int], Awaitable[str | None]]
+"""The Api-Key of each business, or an async function that returns it."""
+
+TAKEN = {
+    "base_url", "limits", "retry", "timeout", "integration", "insecure_http", "proxy",
+}  # fmt: skip
+"""The options of `ChatSession` that a delivery takes."""
+
+GRACE = 30.0
+"""Seconds that a stopping courier waits for what is under way."""
+
+
+class Delivering:
+    """The delivery of one process. A `Worker` tells it what it may send."""
+
+    def __init__(
+        self,
+        database: Database,
+        keys: Keys,
+        *,
+        lease: float,
+        reserve: int,
+        on_failure: OnFailure | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._reserve = reserve
+        self._options = options
+        businesses: Collection[int] | None = keys.keys() if isinstance(keys, Mapping) else None
+        self._worker = Worker(database, self, lease=lease, businesses=businesses)
+        self._writer = Writer(database)
+        self._grants: dict[int, Grant] = {}
+        self._couriers: dict[int, Courier] = {}  # of those that have had messages
+        self._beginning: dict[Courier, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._feed = Feed(database, self._grants, self._couriers, self._begin, self._rest)
+        self._telling = (
+            None if on_failure is None else Telling(database, self._grants.keys(), on_failure)
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def begin(self) -> None:
+        """Join the other workers, and deliver from now on."""
+        self._tasks.append(asyncio.create_task(self._feed.run()))
+        if self._telling is not None:
+            self._tasks.append(asyncio.create_task(self._telling.run()))
+        await self._worker.join()
+
+    async def end(self, grace: float = GRACE) -> None:
+        """Send nothing new, wait for what is under way, and hand over."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        couriers = list(self._couriers.values())
+        self._couriers.clear()
+        try:
+            if couriers:
+                await asyncio.gather(*(self._stop(one, grace) for one in couriers))
+            if self._ending:
+                await asyncio.wait(self._ending, timeout=grace)
+        finally:
+            await self._writer.close(grace)
+            await self._worker.leave()
+
+    def wake(self) -> None:
+        """Look for new messages at once."""
+        self._feed.wake()
+
+    def _wake_telling(self) -> None:
+        if self._telling is not None:
+            self._telling.wake()
+
+    # What the worker tells
+
+    def granted(self, grant: Grant) -> None:
+        """Begin with a business, when it has messages."""
+        self._grants[grant.business_id] = grant
+        self._feed.wake()
+
+    async def release(self, grant: Grant) -> None:
+        """Begin nothing new for a business; return when nothing of it is under way any more."""
+        self._grants.pop(grant.business_id, None)
+        courier = self._couriers.pop(grant.business_id, None)
+        if courier is not None:
+            await self._stop(courier, GRACE)
+
+    def over(self, grants: Sequence[Grant]) -> None:
+        """Send nothing more under these: they are lost."""
+        for grant in grants:
+            if self._grants.get(grant.business_id) is grant:
+                del self._grants[grant.business_id]
+            courier = self._couriers.get(grant.business_id)
+            if courier is not None and courier.grant is grant:
+                del self._couriers[grant.business_id]
+                courier.over()
+                self._end(courier)
+
+    def _begin(self, business_id: int) -> None:
+        courier = Courier(
+            self._grants[business_id],
+            self._worker,
+            self._session,
+            self._database,
+            self._writer,
+            reserve=self._reserve,
+            wake=self._feed.wake,
+            failed=self._wake_telling,
+        )
+        self._couriers[business_id] = courier
+        beginning = self._beginning[courier] = asyncio.create_task(courier.begin())
+
+        def begun(task: asyncio.Task[None]) -> None:
+            self._beginning.pop(courier, None)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error("business %d: a defect", business_id, exc_info=error)
+
+        beginning.add_done_callback(begun)
+
+    def _rest(self, business_id: int) -> None:
+        self._end(self._couriers.pop(business_id))
+
+    def _end(self, courier: Courier) -> None:
+        ending = asyncio.create_task(self._stop(courier, GRACE))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def _stop(self, courier: Courier, grace: float) -> None:
+        beginning = self._beginning.get(courier)
+        if beginning is not None:
+            beginning.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({beginning})
+        await courier.stop(grace)
+
+    async def _session(self, business_id: int) -> Session:
+        """Ask for the key of a business, and make a session for it."""
+        key = None
+        try:
+            if isinstance(self._keys, Mapping):
+                key = self._keys.get(business_id)
+            else:
+                key = await self._keys(business_id)
+        except ChatError:
+            raise
+        except Exception as error:
+            logger.exception("business %d: keys() failed", business_id)
+            raise ChatError(
+                f"the key of business {business_id} is not known: keys() raised"
+                f" {type(error).__name__}"
+            ) from None
+        if not key:
+            raise ChatError(
+                f"there is no key for business {business_id}: let keys return one",
+            )
+        return Session(key, business_id, **self._options)
+
+
+def check_options(options: Mapping[str, Any], reserve: object) -> None:
+    """Check the options of the sessions, before any is made."""
+    unknown = options.keys() - TAKEN
+    if unknown:
+        raise InvalidArgumentError(
+            f"{', '.join(sorted(unknown))}: a delivery takes {', '.join(sorted(TAKEN))} of the"
+            " options of ChatSession"
+        )
+    limits = Session("key", 1, **options).limits
+    most = min(limits.send_message.requests, limits.send_file.requests) - 1
+    if type(reserve) is not int or not 0 <= reserve <= most:
+        raise InvalidArgumentError(
+            f"reserve is a whole number from 0 to {most}: a part of the limit"
+        )
+
+
+def check_keys(keys: object) -> Keys:
+    """Check the keys: a mapping, which may change later, or an async function."""
+    if isinstance(keys, Mapping):
+        for business_id in keys:
+            if type(business_id) is not int:
+                raise InvalidArgumentError("the business ids of keys are ints")
+            check_id("a business id of keys", business_id)
+        return keys
+    if callable(keys):
+        return keys
+    raise InvalidArgumentError(
+        "keys is a mapping of business ids to keys, or an async function of the business id"
+    )

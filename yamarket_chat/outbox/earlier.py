@@ -1,0 +1,96 @@
+"""What a courier learns of those before it: what they have sent, and what may be under way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from .._delivery.departing import DepartingEngine
+from .._delivery.settling import content_of_text
+from ..limits import Limits
+from ..pending import Content, Pending, Stored
+from .marks import Before
+
+LONGEST_REST = 60.0
+"""Seconds for which a chat rests at most because of what somebody else has sent to it."""
+
+_encode = msgspec.json.Encoder().encode
+_decode_pending = msgspec.json.Decoder(Pending).decode
+_decode_stored = msgspec.json.Decoder(Stored).decode
+
+_NOTHING = Content()
+
+Counted = Mapping[tuple[int, str, int], int]
+"""By business, operation and minute: how many requests this process has marked itself."""
+
+
+def pending_of(read: Any) -> Pending:
+    """Return how to find the message of a marked row. Its text stands in the row."""
+    return msgspec.structs.replace(
+        _decode_pending(read.pending), text=read.text, requests=read.request
+    )
+
+
+def encode_pending(pending: Pending) -> str:
+    """Return the form that is stored: the text stands in the row."""
+    return _encode(msgspec.structs.replace(pending, text=None)).decode()
+
+
+def encode_stored(stored: Stored | None) -> str | None:
+    """Return what is stored of a delivered message: when it was."""
+    if stored is None:
+        return None
+    return _encode(msgspec.structs.replace(stored, content=_NOTHING)).decode()
+
+
+def remember(engine: DepartingEngine, pending: Pending, *, surely: bool) -> Stored | None:
+    """Remember a message that was settled. Returns when it can have been stored."""
+    if pending.since is None or pending.until is None:
+        return None
+    content = (
+        content_of_text(pending.text)
+        if pending.text is not None
+        else Content(file_name=pending.file_name, file_size=pending.file_size)
+    )
+    stored = Stored(content, pending.since.timestamp(), pending.until.timestamp(), surely)
+    engine.remember(pending.chat_id, stored)
+    return stored
+
+
+def learn(
+    engine: DepartingEngine,
+    known: Before,
+    business_id: int,
+    limits: Limits,
+    timeout: float,
+    counted: Counted,
+) -> None:
+    """Learn what was delivered lately, which chats rest, and what counts for the limits."""
+    clock = engine.market_clock()
+    assert clock is not None  # noqa: S101 - it was read before
+    now = asyncio.get_running_loop().time()
+    for read in known.ended:
+        if read.state == "unknown":
+            pending = pending_of(read)
+            if remember(engine, pending, surely=False) is not None:
+                assert pending.until is not None  # noqa: S101 - or there is nothing to remember
+                until = pending.until.timestamp() - clock.least
+                engine.rest(read.chat_id, min(until, now + LONGEST_REST))
+            continue
+        content = (
+            Content(file_name=read.file_name, file_size=read.file_size)
+            if read.file_name is not None
+            else content_of_text(read.text or "")
+        )
+        stored = _decode_stored(read.pending)
+        engine.remember(read.chat_id, msgspec.structs.replace(stored, content=content))
+    rates = limits.rates()
+    for read in known.counted:
+        mine = counted.get((business_id, read.operation, read.minute), 0)
+        # Of its minute the end, and its answer may have come as late as its timeout allowed.
+        until = (read.minute + 1) * 60 - clock.least + timeout + rates[read.operation].per
+        if until > now:
+            engine.count(read.operation, [until] * max(read.requests - mine, 0))

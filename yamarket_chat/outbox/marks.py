@@ -1,0 +1,426 @@
+"""The statements around a send: marks, ends, and what is read before the first one.
+
+Each function works within the transaction of its connection. A mark says that a request is about to
+be sent: it is written only if nobody else has touched the row and the lease is still ours. An end
+is written only while the row is as the mark has left it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    any_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from .rows import now
+from .schema import DIALECTS, chats, counts, files, leases, messages
+
+_row = messages.c
+_OPEN = _row.ended_at.is_(None)
+
+COUNTED_FOR = 120
+"""Minutes for which departures are counted."""
+
+
+class Mark(msgspec.Struct, eq=False, frozen=True):
+    """A request that is about to be sent."""
+
+    number: int
+    business_id: int
+    request: int  # what is known of the row: the number of its last request
+    token: str
+    epoch: int
+    pending: str
+    timeout: float
+    settle_after: float
+    operation: str
+    minute: int
+
+
+class End(msgspec.Struct, eq=False, frozen=True):
+    """What became of a message. `state` is "waiting" if surely nothing did."""
+
+    number: int
+    was: str  # the state and the last request that it must still have
+    request: int
+    state: str
+    outcome: str | None = None
+    pending: str | None = None  # of one that was delivered: when
+
+    @property
+    def untold(self) -> bool:
+        """Whether `on_failure` is to be told."""
+        return self.state in ("refused", "unknown", "expired")
+
+
+_before = messages.alias()
+_EARLIER = exists().where(
+    _before.c.business_id == _row.business_id,
+    _before.c.chat_id == _row.chat_id,
+    _before.c.ended_at.is_(None),
+    _before.c.due_at.is_(None),
+    _before.c.number < _row.number,
+)
+
+
+def _one_of(dialect: str, name: str) -> ColumnElement[bool]:
+    """Return the condition that the number is one of many, which are one parameter.
+
+    With a parameter for each of them, each length would be another statement.
+    """
+    if dialect == "postgresql":
+        return _row.number == any_(bindparam(name, type_=postgresql.ARRAY(BigInteger)))
+    numbers = func.json_each(bindparam(name, type_=JSON)).table_valued("value")
+    return _row.number.in_(select(numbers.c.value))
+
+
+# Rows that somebody holds locked are left out: they are read anew later.
+_CANDIDATES = {
+    dialect: select(
+        _row.number,
+        _row.state,
+        _row.request,
+        _row.epoch,
+        leases.c.worker,
+        leases.c.epoch.label("lease_epoch"),
+        _EARLIER.label("earlier"),
+    )
+    .join(leases, leases.c.business_id == _row.business_id)
+    .where(_one_of(dialect, "numbers"), _OPEN)
+    .with_for_update(of=messages, skip_locked=True)
+    for dialect in DIALECTS
+}
+_MARK = (
+    update(messages)
+    .where(_row.number == bindparam("b_number"))
+    .values(
+        state="leaving",
+        request=bindparam("b_request"),
+        epoch=bindparam("b_epoch"),
+        pending=bindparam("b_pending"),
+        timeout=bindparam("b_timeout"),
+        settle_after=bindparam("b_settle_after"),
+    )
+)
+_FREE = (
+    select(_row.number)
+    .where(_one_of("postgresql", "numbers"))
+    .with_for_update(key_share=True, skip_locked=True)
+)
+_END = (
+    update(messages)
+    .where(
+        _row.number == bindparam("b_number"),
+        _row.state == bindparam("b_was"),
+        _row.request == bindparam("b_request"),
+    )
+    .values(
+        state=bindparam("b_state"),
+        ended_at=bindparam("b_ended_at"),
+        outcome=bindparam("b_outcome"),
+        pending=bindparam("b_pending"),
+        untold=bindparam("b_untold"),
+    )
+)
+
+
+def _count(dialect: str) -> Any:
+    kind = postgresql if dialect == "postgresql" else sqlite
+    statement = kind.insert(counts)
+    return statement.on_conflict_do_update(
+        index_elements=list(counts.primary_key.columns),
+        set_={"requests": counts.c.requests + statement.excluded.requests},
+    )
+
+
+_COUNTS = {name: _count(name) for name in DIALECTS}
+
+GONE = "its row has changed"
+NOT_OURS = "the lease of its business is another worker's"
+EARLIER = "an earlier message of its chat has to go first"
+
+
+def mark(connection: Connection, marks: Sequence[Mark]) -> list[str | None]:
+    """Mark rows. Returns for each None, or why it may not be sent."""
+    dialect = connection.dialect.name
+    found = {
+        row.number: row
+        for row in connection.execute(
+            _CANDIDATES[dialect], {"numbers": [one.number for one in marks]}
+        )
+    }
+    refusals = [_refusal(one, found.get(one.number)) for one in marks]
+    marked = [one for one, refusal in zip(marks, refusals, strict=True) if refusal is None]
+    if marked:
+        connection.execute(
+            _MARK,
+            [
+                {
+                    "b_number": one.number,
+                    "b_request": one.request + 1,
+                    "b_epoch": one.epoch,
+                    "b_pending": one.pending,
+                    "b_timeout": one.timeout,
+                    "b_settle_after": one.settle_after,
+                }
+                for one in marked
+            ],
+        )
+        counted = Counter((one.business_id, one.operation, one.minute) for one in marked)
+        connection.execute(
+            _COUNTS[dialect],
+            [
+                {"business_id": business, "operation": name, "minute": minute, "requests": many}
+                for (business, name, minute), many in sorted(counted.items())
+            ],
+        )
+    return refusals
+
+
+def _refusal(one: Mark, row: Any) -> str | None:
+    if row is None or row.request != one.request:
+        return GONE
+    if (row.worker, row.lease_epoch) != (one.token, one.epoch):
+        return NOT_OURS
+    if row.state != "waiting" and (row.state != "leaving" or row.epoch != one.epoch):
+        return GONE
+    return EARLIER if row.earlier else None
+
+
+def end(connection: Connection, ends: Sequence[End]) -> set[int]:
+    """Write ends. One whose row has changed since is left out.
+
+    Returns the numbers of rows that somebody holds locked: they are to be written later.
+    """
+    numbers = {one.number for one in ends}
+    if connection.dialect.name == "postgresql":
+        numbers = set(connection.scalars(_FREE, {"numbers": list(numbers)}))
+    written = [one for one in ends if one.number in numbers]
+    if not written:
+        return {one.number for one in ends}
+    connection.execute(
+        _END,
+        [
+            {
+                "b_number": one.number,
+                "b_was": one.was,
+                "b_request": one.request,
+                "b_state": one.state,
+                "b_ended_at": None if one.state == "waiting" else now(),
+                "b_outcome": one.outcome,
+                "b_pending": one.pending,
+                "b_untold": one.untold,
+            }
+            for one in written
+        ],
+    )
+    return {one.number for one in ends} - numbers
+
+
+_FED = [
+    _row[name]
+    for name in (
+        "number", "business_id", "chat_id", "context", "context_id", "text", "file_name",
+        "file_size", "bulk", "not_after", "state", "request", "epoch", "pending", "timeout",
+        "settle_after",
+    )
+]  # fmt: skip
+_DUE = {
+    dialect: select(*_FED)
+    .where(
+        _OPEN,
+        _row.due_at.is_(None),
+        _row.business_id == bindparam("business_id"),
+        _row.bulk == bindparam("bulk"),
+        ~_one_of(dialect, "known"),
+    )
+    .order_by(_row.number)
+    .limit(bindparam("most"))
+    for dialect in DIALECTS
+}
+_HEAD = (
+    select(*_FED)
+    .where(
+        _OPEN,
+        _row.due_at.is_(None),
+        _row.business_id == bindparam("business_id"),
+        _row.chat_id == bindparam("chat_id"),
+    )
+    .order_by(_row.number)
+    .limit(bindparam("most"))
+)
+
+
+def due(
+    connection: Connection, business_id: int, known: Sequence[int], singles: int, bulk: int
+) -> list[Any]:
+    """Read what is next for a business, and not known yet: at most so many singles and others."""
+    rows: list[Any] = []
+    for is_bulk, most in ((False, singles), (True, bulk)):
+        if most > 0:
+            rows += connection.execute(
+                _DUE[connection.dialect.name],
+                {"business_id": business_id, "bulk": is_bulk, "known": known, "most": most},
+            )
+    return rows
+
+
+def head(connection: Connection, business_id: int, chat_id: int, most: int) -> list[Any]:
+    """Read what is next for a chat."""
+    about = {"business_id": business_id, "chat_id": chat_id, "most": most}
+    return list(connection.execute(_HEAD, about))
+
+
+class Before(msgspec.Struct, frozen=True):
+    """What a courier has to know before it sends the first message of a business."""
+
+    leaving: list[Any]
+    ended: list[Any]
+    counted: list[Any]
+    paused: str | None
+
+
+def leaving(connection: Connection, business_id: int) -> list[Any]:
+    """Read the rows of a business that are marked."""
+    marked = _row.business_id == business_id, _OPEN, _row.due_at.is_(None), _row.state == "leaving"
+    # In this order, so that SQLite uses the index of what is due.
+    order = _row.bulk, _row.number
+    return list(connection.execute(select(*_FED).where(*marked).order_by(*order)))
+
+
+def before(connection: Connection, business_id: int, since: int, minute: int) -> Before:
+    """Read what earlier couriers of a business have sent since a time and a minute."""
+    about = _row.business_id == business_id
+    ended = connection.execute(
+        select(
+            _row.number, _row.chat_id, _row.text, _row.file_name, _row.file_size, _row.state,
+            _row.request, _row.pending,
+        )
+        .where(
+            about,
+            _row.ended_at.is_not(None),
+            _row.ended_at >= since,
+            _row.state.in_(("delivered", "unknown")),
+            _row.pending.is_not(None),
+        )
+        .order_by(_row.ended_at)
+    ).all()  # fmt: skip
+    mine = counts.c.business_id == business_id
+    counted = connection.execute(
+        select(counts.c.operation, counts.c.minute, counts.c.requests).where(
+            mine, counts.c.minute >= minute
+        )
+    ).all()
+    paused = connection.scalar(select(leases.c.paused).where(leases.c.business_id == business_id))
+    return Before(leaving(connection, business_id), list(ended), list(counted), paused)
+
+
+def forget_counts(connection: Connection, minute: int) -> None:
+    """Remove the counts before a minute."""
+    connection.execute(delete(counts).where(counts.c.minute < minute))
+
+
+def make_due(connection: Connection, business_id: int, moment: int) -> None:
+    """Let rows be due whose time has come, by the Market's clock."""
+    connection.execute(
+        update(messages)
+        .where(
+            _row.business_id == business_id,
+            _OPEN,
+            _row.due_at.is_not(None),
+            _row.due_at <= moment,
+        )
+        .values(due_at=None)
+    )
+
+
+def expire(connection: Connection, business_id: int, moment: int) -> None:
+    """End rows that wait and whose `not_after` is over, by the Market's clock."""
+    connection.execute(
+        update(messages)
+        .where(
+            _row.business_id == business_id,
+            _OPEN,
+            _row.not_after.is_not(None),
+            _row.not_after < moment,
+            _row.state == "waiting",
+        )
+        .values(state="expired", ended_at=now(), untold=True)
+    )
+
+
+def content(connection: Connection, number: int) -> bytes | None:
+    """Return the content of a file."""
+    found: bytes | None = connection.scalar(select(files.c.content).where(files.c.number == number))
+    return found
+
+
+def chat_of(connection: Connection, business_id: int, context: str, context_id: int) -> int | None:
+    """Return the chat of an order or a return, if it was opened before; its rows learn it."""
+    found: int | None = connection.scalar(
+        select(chats.c.chat_id).where(
+            chats.c.business_id == business_id,
+            chats.c.context == context,
+            chats.c.context_id == context_id,
+        )
+    )
+    if found is not None:
+        _address(connection, business_id, context, context_id, found)
+    return found
+
+
+def opened(
+    connection: Connection, business_id: int, context: str, context_id: int, chat_id: int
+) -> None:
+    """Note the chat of an order or a return; its rows learn it."""
+    values = {
+        "business_id": business_id,
+        "context": context,
+        "context_id": context_id,
+        "chat_id": chat_id,
+        "opened_at": now(),
+    }
+    kind = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(kind.insert(chats).values(values).on_conflict_do_nothing())
+    _address(connection, business_id, context, context_id, chat_id)
+
+
+def _address(
+    connection: Connection, business_id: int, context: str, context_id: int, chat_id: int
+) -> None:
+    connection.execute(
+        update(messages)
+        .where(
+            _row.business_id == business_id,
+            _OPEN,
+            _row.context.is_not(None),
+            _row.context == context,
+            _row.context_id == context_id,
+            _row.chat_id.is_(None),
+        )
+        .values(chat_id=chat_id)
+    )
+
+
+def pause(connection: Connection, business_id: int, reason: str | None) -> None:
+    """Note why a business is paused; None if it is not any more."""
+    connection.execute(
+        update(leases)
+        .where(leases.c.business_id == business_id)
+        .values(paused=reason, paused_at=None if reason is None else now())
+    )

@@ -1,0 +1,43 @@
+"""What the parts of a courier use of it."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+from .._delivery.departing import DepartingEngine
+from ..errors import ChatError
+from ..receipts import Receipt
+from .hand import Hand, Row
+from .lease import Grant
+from .turns import Session
+
+
+class Whole(Protocol):
+    """A courier, as its parts see it."""
+
+    grant: Grant
+    business_id: int
+    hand: Hand
+    session: Session | None
+    engine: DepartingEngine | None
+    settle_after: float
+    stopping: bool
+
+    def end(
+        self,
+        row: Row,
+        state: str,
+        outcome: Receipt | ChatError | None = None,
+        pending: str | None = None,
+    ) -> None:
+        """Write an end."""
+
+    def pause(self, why: str) -> None:
+        """Pause the business."""
+
+    def is_for_good(self, error: ChatError, chat_id: int | None) -> bool:
+        """Whether an error is about a message, and will not pass. Pauses the business if not."""
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what ends when the courier stops."""

@@ -1,0 +1,76 @@
+"""Finds out what became of the messages that earlier couriers have marked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from .._delivery.departing import KERNEL
+from .._delivery.failures import closed_error
+from ..errors import ChatError, DeliveryUnknownError
+from ..pending import Pending
+from . import earlier
+from .hand import Row
+from .parts import Whole
+from .pausing import AGAIN, pauses
+
+
+class Settling:
+    """The marked rows of a business whose marks are not its courier's own.
+
+    Nothing else is sent to the chat of one until its end is written.
+    """
+
+    def __init__(self, courier: Whole) -> None:
+        self._courier = courier
+        self._loop = asyncio.get_running_loop()
+
+    def moment(self, read: Any) -> float:
+        """Return when a marked row may be settled: its request cannot be carried out after that."""
+        courier = self._courier
+        timeout, settle_after = read.timeout or 0.0, read.settle_after or courier.settle_after
+        if read.epoch == courier.grant.epoch:
+            return self._loop.time() + max(timeout, KERNEL) + settle_after
+        return courier.grant.taken_at + courier.grant.settle_wait(timeout, settle_after)
+
+    def begin(self, row: Row, read: Any) -> None:
+        """Begin to settle a row."""
+        courier, chat_id = self._courier, read.chat_id
+        settling = courier.hand.settling
+        courier.hand.rows[row.number] = row
+        settling[chat_id] = settling.get(chat_id, 0) + 1
+        pending = earlier.pending_of(read)
+        courier.in_background(self._settle(row, chat_id, pending, self.moment(read)))
+
+    async def _settle(self, row: Row, chat_id: int, pending: Pending, at: float) -> None:
+        courier = self._courier
+        while True:
+            await asyncio.sleep(at - self._loop.time())
+            engine = courier.engine
+            try:
+                if engine is None:
+                    raise closed_error()  # a new session is being made
+                receipt = await engine.sending.find(pending)
+            except DeliveryUnknownError as error:
+                if courier.stopping or engine is None:
+                    return
+                earlier.remember(engine, pending, surely=False)
+                courier.end(row, "unknown", error, earlier.encode_pending(pending))
+            except ChatError as error:
+                if courier.stopping:
+                    return
+                if pauses(error):
+                    courier.pause(str(error))
+                at = self._loop.time() + (error.retry_after or AGAIN)
+                continue
+            else:
+                if receipt is None:
+                    courier.end(row, "waiting")
+                else:
+                    stored = earlier.remember(engine, pending, surely=True)
+                    courier.end(row, "delivered", receipt, earlier.encode_stored(stored))
+            break
+        settling = courier.hand.settling
+        settling[chat_id] -= 1
+        if not settling[chat_id]:
+            del settling[chat_id]

@@ -1,0 +1,112 @@
+"""Tells the program of messages that were refused, are unknown, or have expired: at least once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+from sqlalchemy import Connection, func, select, update
+
+from .database import Database
+from .errors import OutboxDatabaseError
+from .messages import OutboxEntry
+from .rows import entry
+from .schema import UNTOLD, messages
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
+
+OnFailure = Callable[[OutboxEntry], Awaitable[None]]
+
+LOOK = 5.0
+"""Seconds between two looks for what other processes, or the time, have ended."""
+
+PIECE = 50
+"""How many messages are read at a time."""
+
+AGAIN = 1.0
+LONGEST = 60.0
+"""Seconds until a message is told again after the handler has failed: at first, and at most."""
+
+_row = messages.c
+
+
+class Telling:
+    """Calls the handler, for the businesses of this process.
+
+    A message counts as told when the handler has returned. If the process dies before that is
+    written, the handler is called again.
+    """
+
+    def __init__(
+        self, database: Database, businesses: Collection[int], on_failure: OnFailure
+    ) -> None:
+        self._database = database
+        self._businesses = businesses
+        self._on_failure = on_failure
+        self._woken = asyncio.Event()
+        self._pause = AGAIN
+
+    def wake(self) -> None:
+        """Look at once."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Tell, again and again."""
+        while True:
+            self._woken.clear()
+            wait = LOOK
+            try:
+                if await self._tell():
+                    self._pause = AGAIN
+                else:
+                    wait, self._pause = self._pause, min(self._pause * 2, LONGEST)
+            except OutboxDatabaseError as error:
+                logger.info("on_failure waits for the outbox's database: %s", error)
+            try:
+                async with asyncio.timeout(wait):
+                    await self._woken.wait()
+            except TimeoutError:
+                pass
+
+    async def _tell(self) -> bool:
+        """Tell all that is untold. Returns whether the handler did not fail."""
+        fine, business_id = True, 0
+        while (found := await self._database.read(_next_business, business_id)) is not None:
+            business_id, after = found, 0
+            while business_id in self._businesses:
+                untold = await self._database.read(_untold, business_id, after)
+                for one in untold:
+                    after = one.number
+                    try:
+                        await self._on_failure(one)
+                    except Exception:
+                        logger.exception("on_failure failed for message %d", one.number)
+                        fine = False
+                    else:
+                        await self._database.write(_told, one.number)
+                if len(untold) < PIECE:
+                    break
+        return fine
+
+
+def _next_business(connection: Connection, after: int) -> int | None:
+    found: int | None = connection.scalar(
+        select(func.min(_row.business_id)).where(UNTOLD, _row.business_id > after)
+    )
+    return found
+
+
+def _untold(connection: Connection, business_id: int, after: int) -> list[OutboxEntry]:
+    rows: Any = connection.execute(
+        select(messages)
+        .where(UNTOLD, _row.business_id == business_id, _row.number > after)
+        .order_by(_row.business_id, _row.number)
+        .limit(PIECE)
+    )
+    return [entry(row) for row in rows]
+
+
+def _told(connection: Connection, number: int) -> None:
+    connection.execute(update(messages).where(_row.number == number).values(untold=False))
