@@ -240,11 +240,7 @@ def no_skew(patch: Patch) -> None:
     patch(settling.Offset, "likely", lambda self: range(1))
 
 
-@_mutant(
-    "a learnt offset has a margin of 2 s",
-    "none",
-    story="storage-hosts-two-seconds-apart",
-)
+@_mutant("a learnt offset has a margin of 2 s", "none")
 def no_margin(patch: Patch) -> None:
     patch(skew, "MARGIN", 0.0)
 
