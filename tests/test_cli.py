@@ -62,7 +62,7 @@ async def start_really(*arguments: str, **variables: str) -> Process:
 
 async def end(process: Command | Process) -> Finished:
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             out, err = await process.communicate()
     except TimeoutError:
         process.kill()
@@ -375,7 +375,7 @@ async def demo_delivers_everything(*options: str) -> None:
             stdout=PIPE, stderr=its_end, env=environment(TERM="xterm"),
         )  # fmt: skip
         finished = await end(process)
-        assert loop.time() - began < 20
+        assert loop.time() - began < 30
     finally:
         loop.remove_reader(terminal)
         os.close(terminal)

@@ -268,7 +268,7 @@ def _introduction(plan: Plan) -> Text:
             " before or after the message was stored. To find out whether it was stored, the"
             f" session reads the chat's history {SETTLE_AFTER:.0f} s later, when the Market can no"
             " longer be processing the request (by default"
-            f" {Retry().settle_after:.0f} s later). Only this chat waits. This takes about 15 s."
+            f" {Retry().settle_after:.0f} s later). Only this chat waits. This takes about 20 s."
         )
     return text
 
