@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from .._http.exchange import Exchange
 from .._http.operations import OPERATIONS, Operation
 from .._http.proxies import Proxies
 from ..errors import InvalidArgumentError, SessionClosedError
-from ..limits import Limits
+from ..limits import Limits, QuotaStatus
 from ..listing import Listing
 from ..models import File
 from ..retry import Retry
@@ -66,8 +66,8 @@ class Engine:
         self._closed: asyncio.Event | None = None
         self._calls = Calls(self._exchange, self._shared, self._failures, retry)
         self._calls_to_close: Calls | Sending = self._calls
-        self.check_loop = self._calls.check_loop
-        self.status = self._shared.scheduler.status
+        self.check_loop: Callable[[], None] = self._calls.check_loop
+        self.status: Callable[[str], QuotaStatus] = self._shared.scheduler.status
         self._shared.sessions += 1  # last: what has raised holds nobody up
 
     @cached_property

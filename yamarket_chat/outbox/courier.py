@@ -72,7 +72,7 @@ class Courier:
     ) -> None:
         self.grant = grant
         self.business_id: int = grant.business_id
-        self.hand = Hand()
+        self.hand: Hand = Hand()
         self._worker = worker
         self._open_session = open_session
         self._database = database
@@ -89,8 +89,9 @@ class Courier:
         self._refused_for_good: set[int] = set()  # chats whose 403 is not about the business
         self.session: Session | None = None
         self.engine: DepartingEngine | None = None
-        self._timeout = self.settle_after = 0.0
-        self.stopping = False
+        self._timeout = 0.0
+        self.settle_after: float = 0.0
+        self.stopping: bool = False
         self._ready = False
         self._paused = False
         self._trying = False  # it was paused, and one row is tried

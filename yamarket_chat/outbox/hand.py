@@ -71,7 +71,7 @@ class Hand:
         self.resting: dict[int, float] = {}  # by chat: until when, because its head failed for now
         self.ending: dict[int, asyncio.Future[None]] = {}  # by number: what is being written
         # Of singles and of others: whether there may be more although nothing has changed.
-        self.more = [True, True]
+        self.more: list[bool] = [True, True]
         self._chats: dict[int, list[Row]] = {}  # by chat, and in it by number: what may be sent
         self._gone: dict[int, int] = {}  # by number: during which look it left
         self._looks = 0

@@ -58,12 +58,12 @@ class Grant:
     def __init__(
         self, business_id: int, token: str, epoch: int, taken_at: float, proven: bool
     ) -> None:
-        self.business_id = business_id
-        self.token = token
-        self.epoch = epoch
-        self.taken_at = taken_at
-        self.proven = proven
-        self.over = False
+        self.business_id: int = business_id
+        self.token: str = token
+        self.epoch: int = epoch
+        self.taken_at: float = taken_at
+        self.proven: bool = proven
+        self.over: bool = False
 
     def __repr__(self) -> str:
         return f"Grant({self.business_id}, epoch={self.epoch}{', over' if self.over else ''})"
@@ -121,7 +121,7 @@ class Worker:
         businesses: Collection[int] | None = None,
     ) -> None:
         self.lease = lease
-        self.token = ""
+        self.token: str = ""
         self.held: dict[int, Grant] = {}
         self._database = database
         self._courier = courier

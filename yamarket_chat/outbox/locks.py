@@ -47,7 +47,7 @@ class Lock:
         _tidy(beginning)
         # A name that nobody had before: whoever opens this file later can mean only this worker.
         self._path = Path(f"{beginning}{secrets.token_hex(8)}")
-        self.name = self._path.name
+        self.name: str = self._path.name
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             _lock(self._file)
