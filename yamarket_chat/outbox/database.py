@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,9 @@ _of_parents: list[object] = []
 """What a fork left of the parent's connections."""
 
 _URLS = "sqlite:///outbox.db, or postgresql+psycopg://user:password@host/database"
+
+
+WAL_ATTEMPTS = 100
 
 
 class Database:
@@ -192,7 +196,7 @@ class Database:
             check_same_thread=False,
         )
         try:
-            (journal,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            journal = _write_ahead(connection)
             if journal != "wal":
                 raise OutboxDatabaseError(
                     f"{path} cannot have a write-ahead log (its journal is {journal!r}): move it to"
@@ -260,6 +264,23 @@ def _checked(url: object) -> URL:
         raise InvalidArgumentError("the address of an SQLite file has no parameters: remove them")
     # As it is now: the program may change its folder later.
     return made.set(database=os.path.abspath(made.database))
+
+
+def _write_ahead(connection: sqlite3.Connection) -> str:
+    """Switch to the write-ahead log, and return which journal there is then.
+
+    SQLite does not wait for a lock here if several programs switch a new file at the same time.
+    """
+    for attempt in range(WAL_ATTEMPTS):
+        try:
+            (journal,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or attempt == WAL_ATTEMPTS - 1:
+                raise
+            time.sleep(0.01)
+        else:
+            return str(journal)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _close(
