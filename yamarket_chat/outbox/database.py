@@ -41,6 +41,7 @@ _URLS = "sqlite:///outbox.db, or postgresql+psycopg://user:password@host/databas
 
 
 WAL_ATTEMPTS = 100
+"""How often a connection tries to switch a file to the write-ahead log, every 10 ms."""
 
 
 class Database:

@@ -67,7 +67,7 @@ def _tidy(beginning: str) -> None:
         for path in Path(beginning).parent.iterdir():
             if not str(path).startswith(beginning):
                 continue
-            # A new one may not be locked yet.
+            # A new one may not be locked yet. Files have the times of the wall clock.
             if time.time() - path.stat().st_mtime > OLD and is_free(str(path)):
                 remove(str(path))
 
