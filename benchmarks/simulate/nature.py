@@ -31,6 +31,9 @@ from .story import (
 QUIET = 150.0
 """Seconds after which nothing is remembered of what was sent."""
 
+SET = 30.0
+"""Seconds by which the Market's clock may be set around a sleep: docs/delivery.md says so."""
+
 PAGE = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 STRAYS = {
     "408": b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -128,10 +131,16 @@ class Nature:
     def _can_be_set(self, event: MarketClock) -> bool:
         """Whether a program has a chance to know that a clock was set.
 
-        It needs a Date from before. And of two clocks that move against each other while an outcome
-        is unknown, and a chat's messages say the same, nothing tells which row is whose.
+        It needs a Date from before. If a machine sleeps meanwhile, that Date tells only of small
+        steps. And of two clocks that move against each other while an outcome is unknown, and a
+        chat's messages say the same, nothing tells which row is whose.
         """
         if not self._log.heard:
+            return False
+        if abs(event.by) > SET and any(
+            isinstance(e, Sleep) and e.at - QUIET < event.at < e.at + e.seconds + QUIET
+            for e in self._story.events
+        ):
             return False
         if event.which == "both" or not self._repeats:
             return True
