@@ -104,7 +104,7 @@ class _Generator(sessions._Generator):
         rng = self._random("database")
         most = rng.choice((0.0005, 0.003, 0.02))
         if "slow database" in self.on:
-            most = rng.choice((0.1, 0.3))
+            most = min(rng.choice((0.05, 0.1)), self._delivery({}).lease / 100)
         return outbox.Database(
             server="server" in self.on,
             locks="no locks" not in self.on,

@@ -79,6 +79,7 @@ class _Play:
         self.tasks: list[asyncio.Task[None]] = []
         self.left: list[dict[int, AnyStep]] = []
         self.lives: list[int] = []
+        self.kept: list[object] = []  # of killed processes: nothing may be collected before the end
         self.machines: dict[Any, int] = {}
         self.locks = Locks(story.database.locks and not story.database.server)
         self.storage = Storage(
@@ -230,6 +231,7 @@ class _Play:
         )
         task = loop.create_task(process.live(loop.time() - (self.world.now - self.since)))
         task.add_done_callback(lambda task: self._ended(loop, task))
+        self.kept.append(task)
         for kept, one in ((self.loops, loop), (self.processes, process), (self.tasks, task)):
             if machine < len(kept):  # type: ignore[arg-type]
                 kept[machine] = one  # type: ignore[index]
