@@ -40,12 +40,9 @@ def judge(story: Story, record: Record) -> list[Violation]:
     found = list(_messages(record))
     found += (Violation("untrue", what) for what in record.wrong)
     found += (Violation("two senders", what) for what in record.two_senders)
-    if record.refused_for_rate and _alone(story, "rate"):
-        found.append(Violation("refused", f"{record.refused_for_rate} requests over a limit"))
-    if record.refused_in_parallel and _alone(story, "parallel"):
-        found.append(
-            Violation("refused", f"{record.refused_in_parallel} requests too many in parallel")
-        )
+    for limit, count in record.refused.items():
+        if _alone(story, limit):
+            found.append(Violation("refused", f"{count} requests for the {limit} limit"))
     if record.hung is None:
         for entry in record.messages:
             ended_badly = entry.state in ("refused", "unknown", "expired")

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -28,6 +29,7 @@ from ..record import Stood
 from .database import Storage
 from .program import CANCELLED, KEY, Process, business_of, steps_of
 from .record import Entry, Record
+from .refusals import watch
 from .seams import Locks, patched, stand_still
 from .story import AnyEvent, AnyStep, AtBusiness, AtPoint, Away, Killed, Left, Put, PutMany, Story
 
@@ -174,8 +176,9 @@ class _Play:
 
     def _run(self) -> None:
         story, world = self.story, self.world
-        for market in self.markets:
+        for number, market in enumerate(self.markets):
             self.market_loop.run_until_complete(market.box.__aenter__())
+            watch(market.box, partial(self._refused, number))
         self.market_loop.set_exception_handler(self._complain)
         for number, market in enumerate(self.markets):
             market.begin()
@@ -224,7 +227,6 @@ class _Play:
             self.story,
             machine,
             loop,
-            "",
             self.record,
             self.say,
             self.left[machine],
@@ -330,6 +332,10 @@ class _Play:
                 elif not self._is_calm:
                     stand_still(loop, event.seconds)
                 break
+
+    def _refused(self, number: int, limit: str, operation: str) -> None:
+        self.say(f"market {number}", f"refuses {operation} for the {limit} limit")
+        self.record.refused[limit] += 1
 
     def _written(self, grant: Any) -> None:
         """Look whether the lease of what is sent now is still that of the sender."""
@@ -451,8 +457,6 @@ class _Play:
         for number, market in enumerate(self.markets):
             box = market.box
             record.requests += sum(box._recorder.requests.values())
-            record.refused_for_rate += box.refusals.rate
-            record.refused_in_parallel += box.refusals.parallel
             for chat, stood in market.rows().items():
                 record.chats[f"{number}/{chat}"] = [
                     Stood(row.at - self.since, row.who, row.content) for row in stood

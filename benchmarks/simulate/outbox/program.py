@@ -46,7 +46,6 @@ class Process:
         story: Story,
         machine: int,
         loop: VirtualLoop,
-        url: str,
         record: Record,
         say: Say,
         left: dict[int, AnyStep],
@@ -55,7 +54,6 @@ class Process:
         self.machine = machine
         self.loop = loop
         self.name = loop.name
-        self._url = url
         self._record = record
         self._say = say
         self._left = left  # of this machine: what is not put yet
@@ -107,6 +105,7 @@ class Process:
             reserve=story.delivery.reserve,
             on_failure=self._told,
             base_url="http://127.0.0.1:1",
+            integration=self.name.replace(" ", "-"),
             limits=Limits(parallel=story.program.parallel, **story.program.limits),
             retry=Retry(
                 attempts=story.program.attempts,

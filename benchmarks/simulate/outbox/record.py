@@ -39,9 +39,8 @@ class Record(msgspec.Struct, kw_only=True):
     """By number: how often `on_failure` was called."""
     wrong: list[str] = []
     """What a program was told that cannot be."""
-    refused_for_rate: int = 0
-    """Messages, refused for a limit."""
-    refused_in_parallel: int = 0
+    refused: Counter[str] = msgspec.field(default_factory=Counter)
+    """By limit, "rate" or "parallel": requests that a courier could have known to be too many."""
     requests: int = 0
     two_senders: list[str] = []
     hung: str | None = None
