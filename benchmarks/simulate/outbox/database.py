@@ -205,7 +205,9 @@ class Storage:
 
     def _takes(self) -> float:
         told = self._story.database
-        return told.least if told.least == told.most else self._chance.uniform(told.least, told.most)
+        return (
+            told.least if told.least == told.most else self._chance.uniform(told.least, told.most)
+        )
 
     def _later(self, lane: _Lane, seconds: float, action: Callable[..., None], *args: Any) -> None:
         """A server works on while its client is paused or dead."""

@@ -147,8 +147,10 @@ class _Generator(sessions._Generator):
         steps: list[AnyStep] = []
         left, at = self.messages * self.businesses, 0.0
         while left > 0:
-            machine = rng.randrange(self.workers) if self._happens_to("by workers", rng, 0.6) else (
-                self.workers
+            machine = (
+                rng.randrange(self.workers)
+                if self._happens_to("by workers", rng, 0.6)
+                else (self.workers)
             )
             business = rng.randrange(self.businesses)
             if self._happens_to("many", rng, 0.2):
@@ -218,9 +220,17 @@ class _Generator(sessions._Generator):
         if "hitches" not in self.on:
             return ()
         rng = self._random("hitches")
-        kinds = rng.sample(("fails", "unlearnt", "late", "slow", "learnt late"), rng.choice((1, 2, 5)))
+        kinds = rng.sample(
+            ("fails", "unlearnt", "late", "slow", "learnt late"), rng.choice((1, 2, 5))
+        )
         share = rng.choice((0.05, 0.2, 0.4))
-        most: dict[What, int] = {"send": 3 * self.messages, "beat": 20, "lease": 8, "put": 4, "other": 4}
+        most: dict[What, int] = {
+            "send": 3 * self.messages,
+            "beat": 20,
+            "lease": 8,
+            "put": 4,
+            "other": 4,
+        }
         found: list[Hitch] = []
         for machine in range(self.workers):
             for what, numbers in most.items():
@@ -256,7 +266,11 @@ class _Generator(sessions._Generator):
 
         def long() -> float:
             """Return seconds of a pause: mostly longer than until others have taken over."""
-            return round(rng.choice((0.3, lease * 0.6, lease * 1.5, lease * 2 + 30.0)) * rng.uniform(0.7, 1.3), 2)
+            return round(
+                rng.choice((0.3, lease * 0.6, lease * 1.5, lease * 2 + 30.0))
+                * rng.uniform(0.7, 1.3),
+                2,
+            )
 
         def point() -> Point:
             return rng.choice(OFTEN if rng.random() < 0.8 else POINTS)
@@ -301,7 +315,9 @@ class _Generator(sessions._Generator):
             lambda: outbox.AtPoint(
                 at=moment(),
                 machine=machine(),
-                point="half written" if "large files" in self.on and rng.random() < 0.5 else point(),
+                point="half written"
+                if "large files" in self.on and rng.random() < 0.5
+                else point(),
                 count=rng.choice((1, 1, 2, 4)),
                 action="pause",
                 seconds=long(),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from .. import story as parts
 from ..judge import _counted, can_have_become
 from ..record import Fate, Told, Violation
-from .. import story as parts
 from .record import Entry, Record
 from .story import AtBusiness, Story
 
@@ -49,7 +49,9 @@ def judge(story: Story, record: Record) -> list[Violation]:
             if ended_badly and (entry.untold or not record.told[entry.number]):
                 found.append(Violation("untold", f"{entry}"))
     else:
-        open_ones = [f"{one.number} ({one.state})" for one in record.messages if one.state not in _FATES]
+        open_ones = [
+            f"{one.number} ({one.state})" for one in record.messages if one.state not in _FATES
+        ]
         found.append(Violation("hung", f"{record.hung}; open: {', '.join(open_ones)[:200]}"))
     found += (Violation("leaked", what) for what in record.leaked)
     found += (Violation("crashed", what) for what in record.crashed)
@@ -59,7 +61,8 @@ def judge(story: Story, record: Record) -> list[Violation]:
 def _alone(story: Story, what: str) -> bool:
     """Whether nobody but the outbox uses the limits."""
     if any(
-        isinstance(event, AtBusiness) and isinstance(event.event, (parts.OthersUse, parts.OthersHold))
+        isinstance(event, AtBusiness)
+        and isinstance(event.event, (parts.OthersUse, parts.OthersHold))
         for event in story.events
     ):
         return False

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import literal
+from sqlalchemy import bindparam, update
 
 from yamarket_chat._delivery.departing import DepartingEngine
-from yamarket_chat.outbox import claims, courier, earlier, lease, marks, settling
+from yamarket_chat.outbox import claims, courier, lease, marks, settling
 from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.deaths import Watcher
 from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.outbox.hand import Hand
 
-from ..mutants import Mutant, Patch
+from ..mutants import Mutant, Patch, added_to
 
 MUTANTS: dict[str, Mutant] = {}
 
-
-def _mutant(
-    guard: str, without: str, *, aim: tuple[str, ...] = (), story: str | None = None
-) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    def add(leave_out: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        name = leave_out.__name__.strip("_").replace("_", "-")
-        MUTANTS[name] = Mutant(guard, without, leave_out, aim, story)
-        return leave_out
-
-    return add
+_mutant = added_to(MUTANTS)
 
 
 # Around a send
@@ -128,8 +118,6 @@ def mark_before_earlier(patch: Patch) -> None:
 
 @_mutant("an end needs the state and request that its mark has left", "the number alone")
 def any_end(patch: Patch) -> None:
-    from sqlalchemy import bindparam, update
-
     row = marks.messages.c
     patch(
         marks,
@@ -289,6 +277,3 @@ def gives_at_once(patch: Patch) -> None:
 @_mutant("a lock proves a death only while nobody holds it", "always")
 def any_lock(patch: Patch) -> None:
     patch(lease, "is_free", lambda path: True)
-
-
-_ = literal, earlier

@@ -183,7 +183,12 @@ class _Play:
         for number, market in enumerate(self.markets):
             market.begin()
             nature = _Nature(
-                self._of_market(number), world, market, self.market_loop, self.loops, self.logs[number]
+                self._of_market(number),
+                world,
+                market,
+                self.market_loop,
+                self.loops,
+                self.logs[number],
             )
             self.natures.append(nature)
         self.natures[0].begin()

@@ -39,9 +39,7 @@ def watch(box: Sandbox, refused: Refused) -> None:
         for other in [other for other in under_way if other._limit is None]:
             del under_way[other]
         if slot is None:
-            known = [
-                operation in SENDS or whose == who for whose, operation in under_way.values()
-            ]
+            known = [operation in SENDS or whose == who for whose, operation in under_way.values()]
             if all(known):
                 refused("parallel", arrival.operation)
             return None

@@ -96,9 +96,7 @@ class Away(Event, frozen=True, tag="away"):
     seconds: float = 5.0
 
 
-AtMarket = (
-    parts.Says | parts.OthersUse | parts.OthersHold | parts.Down | parts.Access | parts.Stray
-)
+AtMarket = parts.Says | parts.OthersUse | parts.OthersHold | parts.Down | parts.Access | parts.Stray
 
 
 class AtBusiness(Event, frozen=True, kw_only=True, tag="at_business"):

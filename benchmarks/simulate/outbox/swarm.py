@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+from yamarket_chat.outbox.points import NAMES
 
 SWARM: Mapping[str, float] = {
     # The workers
@@ -105,3 +107,19 @@ THEMES: tuple[tuple[str, ...], ...] = (
     ("bulk", "many", "kills", "few places"),
 )
 """Sets of which a seed may switch all on at once."""
+
+
+def expected() -> Iterator[str]:
+    """Yield everything that must be met in a thousand seeds."""
+    yield from (f"point {point}" for point in NAMES)
+    for action in ("kill", "pause"):
+        yield from (f"event {action} {point}" for point in NAMES)
+    events = (
+        *("killed", "left", "away", "sleep", "stop", "wall_clock", "outage", "stall", "cut"),
+        *("says", "others_use", "others_hold", "down", "access", "stray"),
+    )
+    yield from (f"event {event}" for event in events)
+    for kind in ("fails", "unlearnt", "late", "slow", "learnt late"):
+        yield from (f"hitch {kind} {what}" for what in ("send", "beat", "lease", "put"))
+    yield from (f"told {state}" for state in ("refused", "unknown", "expired"))
+    yield from (f"with {feature}" for feature in SWARM)
