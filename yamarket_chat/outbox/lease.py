@@ -161,8 +161,14 @@ class Worker:
         """
         self._pid = os.getpid()
         if self._database.dialect == "sqlite" and self._lock is None:
+            taking = asyncio.ensure_future(
+                self._database.call(Lock, self._database.url.database or "")
+            )
             try:
-                self._lock = await self._database.call(Lock, self._database.url.database or "")
+                self._lock = await asyncio.shield(taking)
+            except asyncio.CancelledError:
+                taking.add_done_callback(_free)  # its thread goes on
+                raise
             except OSError as error:
                 logger.warning("the outbox's worker has no lock beside the database: %s", error)
         try:
@@ -497,6 +503,11 @@ class Worker:
         if not self._away:  # once, until a beat succeeds again
             self._away = True
             logger.warning("the outbox's worker cannot use the database: %s", error)
+
+
+def _free(taken: asyncio.Future[Lock]) -> None:
+    if not taken.cancelled() and taken.exception() is None:
+        taken.result().free()
 
 
 def _own_first(businesses: list[int], token: str, tokens: Collection[str]) -> list[int]:

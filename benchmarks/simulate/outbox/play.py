@@ -42,6 +42,9 @@ STOPS_WITHIN = 300.0
 LOOK = 1.0
 """Seconds between two looks whether everything has ended."""
 
+SOON = 40.0
+"""Seconds after which nothing may be left of a program that has ended: a job, or a put."""
+
 SLEEPS_LATER = 0.05
 """Seconds until a machine sleeps whose kernel still holds a request: docs/outbox.md names that."""
 
@@ -308,7 +311,7 @@ class _Play:
             if self._is_calm or self.lives[machine] != life or loop.is_killed:
                 return
             if task.done():
-                self._check_stopped(loop)
+                self.world.call_later(SOON, self._check_stopped, loop)
                 self.world.call_later(down, self._boot_again, machine, life)
             elif self.world.now > began + STOPS_WITHIN and loop._runs:
                 self.record.leaked.append(f"{loop.name} does not stop")
@@ -407,6 +410,8 @@ class _Play:
 
     def _check_stopped(self, loop: VirtualLoop) -> None:
         """Look for what is left on the machine of a worker that has stopped."""
+        if self._is_over or loop.is_killed:
+            return
         left = [task for task in asyncio.all_tasks(loop) if not task.done()]
         self.record.leaked += sorted(f"a task: {task.get_coro()!s:.80}" for task in left)
 
