@@ -36,7 +36,6 @@ _WHAT: dict[Any, What] = {
     store.put: "put",
     store.put_each: "put",
 }
-_FORGETFUL = (sqlite3.Error,)
 
 
 class _Memory:
@@ -51,8 +50,8 @@ class _Memory:
         self.connection: Connection = engine.connect()
         with self.connection.begin():
             schema.create(self.connection)
-        self._empty = [f"DELETE FROM {table.name}" for table in schema.metadata.sorted_tables[::-1]]
-        self._empty = [one for one in self._empty if not one.endswith(schema.schema.name)]
+        tables = [one for one in schema.metadata.sorted_tables[::-1] if one is not schema.schema]
+        self._empty = [f"DELETE FROM {table.name}" for table in tables]  # noqa: S608 - ours
 
     def _begin(self, connection: Connection) -> None:
         if self.writes:
@@ -269,9 +268,8 @@ class Storage:
             lane.running -= 1
             began = self._world.now - seconds
             future, told = job.future, result
-            if self._story.database.server and not isinstance(told, Exception):
-                if any(began <= at and self._is_of(machine, lane) for at, _, machine in self._away):
-                    told = BrokenConnectionError("it went away", sent=None, retry_after=1.0)
+            if self._story.database.server and self._went_away(lane.machine, began):
+                told = BrokenConnectionError("it went away", sent=None, retry_after=1.0)
             if not future.done():
                 if isinstance(told, Exception):
                     future.set_exception(told)
@@ -284,8 +282,8 @@ class Storage:
         if not lane.loop.is_killed:
             lane.loop.call_later(seconds, learn)
 
-    def _is_of(self, machine: int, lane: _Lane) -> bool:
-        return machine in (-1, lane.machine)
+    def _went_away(self, machine: int, since: float) -> bool:
+        return any(who in (-1, machine) and since <= at for at, _, who in self._away)
 
     def _until(self, machine: int) -> float | None:
         """Return until when a machine cannot use the database; None if it can."""

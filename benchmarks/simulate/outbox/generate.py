@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import get_args
 
-import msgspec
 from msgspec.structs import replace
 
 from .. import generate as sessions
@@ -62,7 +61,9 @@ class _Generator(sessions._Generator):
         self._number = 0
 
     def _random(self, purpose: str) -> Random:
-        return Random(f"{self.seed} {self._about}{purpose}")
+        # Each business has failures of its own; all else is the same for all of them.
+        about = self._about if purpose in ("failures", "reads fail") else ""
+        return Random(f"{self.seed} {about}{purpose}")
 
     def made(self) -> Story:
         """Return the story."""
@@ -231,21 +232,19 @@ class _Generator(sessions._Generator):
             "put": 4,
             "other": 4,
         }
-        found: list[Hitch] = []
-        for machine in range(self.workers):
-            for what, numbers in most.items():
-                for number in range(1, numbers):
-                    if rng.random() < share:
-                        found.append(
-                            Hitch(
-                                machine=machine,
-                                what=what,
-                                number=number,
-                                kind=rng.choice(kinds),  # type: ignore[arg-type]
-                                seconds=round(rng.choice((0.3, 2.0, 8.0, 30.0)) * rng.random(), 2),
-                            )
-                        )
-        return tuple(found)
+        return tuple(
+            Hitch(
+                machine=machine,
+                what=what,
+                number=number,
+                kind=rng.choice(kinds),  # type: ignore[arg-type]
+                seconds=round(rng.choice((0.3, 2.0, 8.0, 30.0)) * rng.random(), 2),
+            )
+            for machine in range(self.workers)
+            for what, numbers in most.items()
+            for number in range(1, numbers)
+            if rng.random() < share
+        )
 
     def _happens(self, steps: tuple[AnyStep, ...]) -> tuple[AnyEvent, ...]:
         rng = self._random("events")
@@ -419,8 +418,3 @@ class _Generator(sessions._Generator):
         )
         events.sort(key=lambda event: event.at)
         return tuple(events)
-
-
-def sizes(story: Story) -> int:
-    """Return how long a story is, as JSON."""
-    return len(msgspec.json.encode(story))

@@ -7,11 +7,12 @@ from typing import Any
 from sqlalchemy import bindparam, update
 
 from yamarket_chat._delivery.departing import DepartingEngine
-from yamarket_chat.outbox import claims, courier, lease, marks, settling
+from yamarket_chat.outbox import claims, courier, lease, marks, points, settling
 from yamarket_chat.outbox.checkpoint import Passage
-from yamarket_chat.outbox.deaths import Watcher
+from yamarket_chat.outbox.deaths import Moment, Watcher
 from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.outbox.hand import Hand
+from yamarket_chat.outbox.schema import messages
 
 from ..mutants import Mutant, Patch, added_to
 
@@ -26,7 +27,7 @@ _mutant = added_to(MUTANTS)
 @_mutant("a request is marked before it leaves", "only the end is written")
 def no_mark(patch: Patch) -> None:
     async def mark(self: Any, pending: Any) -> None:
-        self._marking = lease.Moment.now()
+        self._marking = Moment.now()
 
     original = courier.Courier.end
 
@@ -45,7 +46,7 @@ def no_look(patch: Patch) -> None:
     def look(self: Any, *, again: bool) -> str | None:
         if again:
             return original(self, again=again)
-        lease.points.reach("before the look")
+        points.reach("before the look")
         return None
 
     patch(Passage, "look", look)
@@ -58,7 +59,7 @@ def no_second_look(patch: Patch) -> None:
     def look(self: Any, *, again: bool) -> str | None:
         if not again:
             return original(self, again=again)
-        lease.points.reach("half written")
+        points.reach("half written")
         return None
 
     patch(Passage, "look", look)
@@ -69,7 +70,7 @@ def old_marks(patch: Patch) -> None:
     original = Passage.look
 
     def look(self: Any, *, again: bool) -> str | None:
-        self._marking = lease.Moment(1e12, 1e12)
+        self._marking = Moment(1e12, 1e12)
         return original(self, again=again)
 
     patch(Passage, "look", look)
@@ -118,11 +119,11 @@ def mark_before_earlier(patch: Patch) -> None:
 
 @_mutant("an end needs the state and request that its mark has left", "the number alone")
 def any_end(patch: Patch) -> None:
-    row = marks.messages.c
+    row = messages.c
     patch(
         marks,
         "_END",
-        update(marks.messages)
+        update(messages)
         .where(row.number == bindparam("b_number"))
         .values(
             state=bindparam("b_state"),

@@ -20,17 +20,17 @@ from yamarket_chat.outbox import schema, store
 from yamarket_chat.sandbox import VirtualLoop, World
 
 from .. import story as parts
-from ..market import Market
+from ..market import SENDS, Market
 from ..nature import Nature
 from ..play import LATE, MOST_PASSES
 from ..program import Log
 from ..record import Record as MarketsRecord
 from ..record import Stood
 from .database import Storage
-from .program import CANCELLED, KEY, Process, business_of, steps_of
+from .program import CANCELLED, KEY, Process, business_of, name_of, steps_of
 from .record import Entry, Record
 from .refusals import watch
-from .seams import Locks, patched, stand_still
+from .seams import Locks, Tokens, patched, stand_still
 from .story import AnyEvent, AnyStep, AtBusiness, AtPoint, Away, Killed, Left, Put, PutMany, Story
 
 STUCK_AFTER = 2 * 3600.0
@@ -87,6 +87,7 @@ class _Play:
         self.kept: list[object] = []  # of killed processes: nothing may be collected before the end
         self.machines: dict[Any, int] = {}
         self.locks = Locks(story.database.locks and not story.database.server)
+        self.tokens = Tokens(self.world)
         self.storage = Storage(
             story, self.world, self.machines.__getitem__, self.record.met, self.say
         )
@@ -153,6 +154,7 @@ class _Play:
                 self.world,
                 self.storage,
                 self.locks,
+                self.tokens,
                 self.market_loop,
                 server=self.story.database.server,
                 look=self.story.database.look,
@@ -242,11 +244,9 @@ class _Play:
         task = loop.create_task(process.live(loop.time() - (self.world.now - self.since)))
         task.add_done_callback(lambda task: self._ended(loop, task))
         self.kept.append(task)
-        for kept, one in ((self.loops, loop), (self.processes, process), (self.tasks, task)):
-            if machine < len(kept):  # type: ignore[arg-type]
-                kept[machine] = one  # type: ignore[index]
-            else:
-                kept.append(one)  # type: ignore[attr-defined]
+        self.loops[machine:] = [loop, *self.loops[machine + 1 :]]
+        self.processes[machine:] = [process, *self.processes[machine + 1 :]]
+        self.tasks[machine:] = [task, *self.tasks[machine + 1 :]]
 
     def _ended(self, loop: VirtualLoop, task: asyncio.Task[None]) -> None:
         if self._is_over or loop.is_killed or task.cancelled():
@@ -341,23 +341,31 @@ class _Play:
                     stand_still(loop, event.seconds)
                 break
 
-    def _refused(self, number: int, limit: str, operation: str) -> None:
+    def _refused(self, number: int, limit: str, operation: str, who: str) -> None:
+        """Note what is refused, but not a read of one who does not know yet that it was paused."""
         self.say(f"market {number}", f"refuses {operation} for the {limit} limit")
-        self.record.refused[limit] += 1
+        holder = self._lease(business_of(number))[0]
+        if operation in SENDS or name_of(self.tokens.whose.get(holder, "")) == who:
+            self.record.refused[limit] += 1
+
+    def _lease(self, business_id: int) -> tuple[str, int]:
+        """Return who holds the lease of a business, and its epoch."""
+        found = self.storage.select(
+            f"SELECT worker, epoch FROM {schema.leases.name} WHERE business_id = ?",  # noqa: S608
+            business_id,
+        )
+        return tuple(found[0]) if found else ("", 0)
 
     def _written(self, grant: Any) -> None:
         """Look whether the lease of what is sent now is still that of the sender."""
         loop: Any = asyncio._get_running_loop()
         if self._is_over or loop.is_killed:
             return
-        found = self.storage.select(
-            f"SELECT worker, epoch FROM {schema.leases.name} WHERE business_id = ?",  # noqa: S608
-            grant.business_id,
-        )
-        if found != [(grant.token, grant.epoch)]:
+        holder, epoch = self._lease(grant.business_id)
+        if (holder, epoch) != (grant.token, grant.epoch):
             self.record.two_senders.append(
-                f"at {self.now():.3f} {loop.name} sends for business {grant.business_id} under epoch"
-                f" {grant.epoch}; the lease says {found}"
+                f"at {self.now():.3f} {loop.name} sends for business {grant.business_id} under its"
+                f" epoch {grant.epoch}; {self.tokens.whose.get(holder)} holds it under {epoch}"
             )
 
     # The end

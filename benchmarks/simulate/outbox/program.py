@@ -38,6 +38,11 @@ def business_of(number: int) -> int:
     return FIRST_BUSINESS + number
 
 
+def name_of(machine: str) -> str:
+    """Return the name by which a process of a machine is known to the Market."""
+    return machine.replace(" ", "-")
+
+
 class Process:
     """One life of a machine."""
 
@@ -105,7 +110,7 @@ class Process:
             reserve=story.delivery.reserve,
             on_failure=self._told,
             base_url="http://127.0.0.1:1",
-            integration=self.name.replace(" ", "-"),
+            integration=name_of(self.name),
             limits=Limits(parallel=story.program.parallel, **story.program.limits),
             retry=Retry(
                 attempts=story.program.attempts,

@@ -9,12 +9,12 @@ from yamarket_chat.sandbox import Sandbox
 
 from ..market import SENDS
 
-Refused = Callable[[str, str], None]
-"""Is told the limit, "rate" or "parallel", and the operation."""
+Refused = Callable[[str, str, str], None]
+"""Is told the limit, "rate" or "parallel", the operation, and the program."""
 
 
 def watch(box: Sandbox, refused: Refused) -> None:
-    """Tell of each message that is refused for the rate, and of each request for the parallel limit.
+    """Tell of messages that are refused for the rate, and of requests for the parallel limit.
 
     A courier counts what it has under way itself, and what those before it have marked. It cannot
     know of reads that a dead process has under way: a request that is refused because of these is
@@ -41,10 +41,10 @@ def watch(box: Sandbox, refused: Refused) -> None:
         if slot is None:
             known = [operation in SENDS or whose == who for whose, operation in under_way.values()]
             if all(known):
-                refused("parallel", arrival.operation)
+                refused("parallel", arrival.operation, who)
             return None
         if not arrival.counted and arrival.operation in SENDS:
-            refused("rate", arrival.operation)
+            refused("rate", arrival.operation, who)
         under_way[slot] = who, arrival.operation
         return slot
 

@@ -56,12 +56,18 @@ class _Clock:
         return int(loop.wall_time() * 1e6) * 1000
 
 
-class _Secrets:
+class Tokens:
+    """`secrets`, as the workers use it. It remembers whose a token is."""
+
     def __init__(self, world: World) -> None:
         self._chance = world.randomness("tokens")
+        self.whose: dict[str, str] = {}
 
     def token_urlsafe(self, size: int) -> str:
-        return f"{self._chance.getrandbits(8 * size):0{2 * size}x}"
+        token = f"{self._chance.getrandbits(8 * size):0{2 * size}x}"
+        loop: Any = asyncio.get_running_loop()
+        self.whose[token] = loop.name
+        return token
 
 
 def stand_still(loop: VirtualLoop, seconds: float) -> None:
@@ -89,6 +95,7 @@ def patched(
     world: World,
     storage: Storage,
     locks: Locks,
+    tokens: Tokens,
     market_loop: VirtualLoop,
     *,
     server: bool,
@@ -140,7 +147,7 @@ def patched(
     patch(lease, "Lock", Lock)
     patch(lease, "is_free", locks.is_free)
     patch(lease, "remove", locks.remove)
-    patch(lease, "secrets", _Secrets(world))
+    patch(lease, "secrets", tokens)
     patch(lease, "LOOK", look_at_others)
     patch(rows, "time", _Clock(storage, market_loop))
     patch(rows, "_random_key", lambda: f"{rows.RANDOM}{keys.getrandbits(128):032x}")
