@@ -21,7 +21,7 @@ class Locks:
 
     def __init__(self, exist: bool) -> None:
         self._exist = exist
-        self._held: dict[str, VirtualLoop] = {}
+        self._held: dict[str, VirtualLoop | None] = {}
         self._made = 0
 
     def take(self, loop: VirtualLoop) -> str:
@@ -33,15 +33,22 @@ class Locks:
         return name
 
     def is_free(self, path: str) -> bool:
-        loop = self._held.get(os.path.basename(path))
-        return loop is not None and loop.is_killed
+        name = os.path.basename(path)
+        loop = self._held.get(name)
+        return name in self._held and (loop is None or loop.is_killed)
+
+    def free(self, name: str, *, file_stays: bool) -> None:
+        if file_stays:
+            self._held[name] = None
+        else:
+            self.remove(name)
 
     def remove(self, path: str) -> None:
         self._held.pop(os.path.basename(path), None)
 
     def held(self) -> list[str]:
         """Return whose locks are held by living processes."""
-        return [loop.name for loop in self._held.values() if not loop.is_killed]
+        return [loop.name for loop in self._held.values() if loop and not loop.is_killed]
 
 
 class _Clock:
@@ -117,8 +124,8 @@ def patched(
             loop: Any = storage.loop or asyncio._get_running_loop()
             self.name = locks.take(loop)
 
-        def free(self) -> None:
-            locks.remove(self.name)
+        def free(self, *, file_stays: bool = False) -> None:
+            locks.free(self.name, file_stays=file_stays)
 
     original: Any = Database.__init__
 
