@@ -32,6 +32,9 @@ from .story import (
 BASE = 2.0
 """Seconds that every story may take longer."""
 
+ROUNDED = 1.5
+"""Seconds by which the headers, in whole seconds, may say that a window ends later than it does."""
+
 LONGEST_PAUSE = 60.0
 LONGEST_PARALLEL_PAUSE = 30.0
 APART = 3.0
@@ -81,7 +84,7 @@ def _least(story: Story, messages: Iterable[Told]) -> float:
         left = max(ready, heapq.heappop(places), window[0], paced.get(operation, 0.0))
         done = left + takes
         heapq.heappush(places, done)
-        window.append(done + rate.per)
+        window.append(done + rate.per + (ROUNDED if story.market.headers else 0.0))
         if rate.burst is not None and rate.burst < rate.requests:
             paced[operation] = left + rate.per / rate.requests
         end = max(end, done)

@@ -136,10 +136,12 @@ def find(
     rows_by_content = _by_content(shop)
     equal = rows_by_content.get(wanted.content, [])
     items = [item for item in (*before, *later) if item.content == wanted.content]
+    equal_must = [item for item in must_by_content[wanted.content] if item is not wanted]
+    if not _arrived_fits(rows_by_content, {wanted.content: equal_must}, offset):
+        return Found.UNCLEAR  # the equal ones are not where they must be, so a clock was set
     if Found.YES in verdicts:
         until = wanted.latest + offset.most
-        # If the equal ones before it are not where they must be, a clock was set.
-        with_wanted = {wanted.content: must_by_content[wanted.content]}
+        with_wanted = {wanted.content: [*equal_must, wanted]}
         if _arrived_fits(rows_by_content, with_wanted, offset) and not any(
             _missing_fits(equal, items, wanted, until, o) for o in offset.all()
         ):
