@@ -38,6 +38,7 @@ class History(msgspec.Struct, frozen=True):
         before: Sequence[Stored],
         offset: Offset,
         after: Sequence[Stored] = (),
+        before_since: float = -math.inf,
     ) -> tuple[Found, str]:
         """Look for a message. Returns whether it is there, and if that is unclear, why."""
         if self.changed:
@@ -45,7 +46,7 @@ class History(msgspec.Struct, frozen=True):
         since, until = wanted.earliest + offset.least - 1, wanted.latest + offset.most + 1
         if any(may_be_of_shop(row, since, until) for row in self.unreadable):
             return Found.UNCLEAR, UNREADABLE
-        found = find(self.rows, wanted, before, offset, self.complete_since, after)
+        found = find(self.rows, wanted, before, offset, self.complete_since, after, before_since)
         return found, Found.UNCLEAR.value
 
     def find_ever(self, wanted: Stored) -> tuple[Found, str]:

@@ -153,8 +153,9 @@ class MarketClock:
             least = max(least, min(clock.least, earlier.least - SET))
         clock = Clock(least, clock.most)
         if before is not None and after is None:
-            # It may have stood still between that Date and the moment.
-            return Clock(clock.least, clock.most + self.stood_still_since(before.answered))
+            # It may have stood still between that Date and the moment. The Date may have been
+            # written long before it came.
+            return Clock(clock.least, clock.most + self.stood_still_since(before.asked))
         return clock
 
     def look_at_system(self) -> None:
