@@ -280,7 +280,7 @@ def one_row_descends(patch: Patch) -> None:
 
 
 @_mutant(
-    "a history in no order is read twice",
+    "a history in no order is read until it is the same twice",
     "once",
     aim=("order", "pages", "replicas", "buyers", "gives no answer", "old rows"),
 )
