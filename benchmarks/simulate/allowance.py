@@ -25,8 +25,10 @@ from .story import (
     OthersUse,
     Read,
     Says,
+    Send,
     SendMany,
     Story,
+    WallClock,
 )
 
 BASE = 2.0
@@ -114,12 +116,18 @@ def _allowance(story: Story, record: Record) -> float:
             allowed += seconds + LONGEST_PAUSE + trouble
         elif isinstance(event, MarketClock):
             allowed += abs(event.by) + trouble
+        elif isinstance(event, WallClock) and not story.clocks.tells_sleep:
+            # It looks like a sleep of so long: nobody knows when what was in progress was sent.
+            unknown = sum(m.in_doubt for m in record.messages)
+            allowed += (abs(event.by) + trouble) * (1 + unknown)
         else:
             allowed += seconds + 3 * trouble
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
     allowed += sum(SKEW + 2 for m in record.messages if m.why == "DeliveryUnknownError")
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
     for step in story.steps:
+        if isinstance(step, Send) and step.timeout is not None:
+            allowed += step.timeout * len(step.then)  # each may be ended by it
         if isinstance(step, Read) and step.cancel is not None:
             allowed += CUT_OFF  # for so long its slot is held
         if isinstance(step, SendMany):

@@ -449,9 +449,9 @@ def nothing_after(patch: Patch) -> None:
     original = settling.find
 
     def find(
-        rows: Any, wanted: Any, before: Any, offset: Any, since: float, after: Any = ()
+        rows: Any, wanted: Any, before: Any, offset: Any, since: float, _: Any, *others: Any
     ) -> settling.Found:
-        return original(rows, wanted, before, offset, since)
+        return original(rows, wanted, before, offset, since, (), *others)
 
     _find(patch, find)
 

@@ -133,7 +133,7 @@ class Settler:
         until, wanted, clock = suspect.until, suspect.on(self._clock)[0], self._clock.now()
         if wanted is not None and clock is not None:
             # If a clock stood still or was set, its time is known less exactly than by the loop.
-            until = max(until, wanted.latest - clock.least)
+            until = max(until, wanted.latest - clock.most)
         return until + APART + self._skew.offset(self._loop.time()).error()
 
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
@@ -158,6 +158,8 @@ class Settler:
         offset = self._skew.offset(now)
         before_since = suspect.before_since(self._clock)
         found, unclear = history.find(wanted, before, offset, before_since=before_since)
+        if found is Found.UNCLEAR:
+            self._skew.forget()
         if found is Found.YES:
             row_id = last_equal(history.rows, wanted, offset)
             self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id))
@@ -223,6 +225,7 @@ class Settler:
                 for stored in here
                 if stored.earliest > wanted.earliest + SAME
                 and (stored.earliest < near or stored.row_id is not None)
+                and not any(_is_same(stored, item) for item in pending.before)
             ]
             before_since = pending.before_since
             found, unclear = history.find(
@@ -236,6 +239,7 @@ class Settler:
                 arrived = found is Found.YES
                 self._deliveries.settled(pending.chat_id, wanted, self._clock, arrived=arrived)
         if found is Found.UNCLEAR:
+            self._skew.forget()
             raise unknown_error(pending, unclear)
         return found is Found.YES
 
@@ -251,6 +255,10 @@ class Settler:
             return Offset()
         age = now + clock.most - pending.until.timestamp()
         return self._skew.offset(now) if age < LEARNT_FOR else Offset()
+
+
+def _is_same(one: Stored, other: Stored) -> bool:
+    return one.content == other.content and abs(one.earliest - other.earliest) < SAME
 
 
 def _wanted(pending: Pending) -> Stored:
