@@ -26,6 +26,10 @@ class Skew:
         """Return the possible offsets at a moment of the loop."""
         return self._learnt if now < self._until else Offset()
 
+    def forget(self) -> None:
+        """Forget the offset: rows that nothing explains may mean that a clock was set since."""
+        self._until = -math.inf
+
     def learn(self, rows: Sequence[Row], delivered: Iterable[Stored], now: float) -> None:
         """Compare rows of the shop with messages that an answer has confirmed before `now`.
 
