@@ -16,6 +16,7 @@ from tests.helpers import texts
 from yamarket_chat import Pending
 from yamarket_chat.outbox import Outbox, OutboxMessage, lease
 from yamarket_chat.outbox.courier import Courier
+from yamarket_chat.outbox.locks import Lock
 from yamarket_chat.outbox.schema import messages
 from yamarket_chat.sandbox import Sandbox
 
@@ -107,7 +108,7 @@ async def test_start_that_is_cancelled_leaves_no_lock(
 ) -> None:
     begun = threading.Event()
 
-    class Slow(lease.Lock):
+    class Slow(Lock):
         def __init__(self, database: str) -> None:
             begun.set()
             time.sleep(0.05)

@@ -108,7 +108,7 @@ class Storage:
         self._lanes: dict[Database, _Lane] = {}
         self._counts: Counter[tuple[int, What]] = Counter()
         self._hitches = {(one.machine, one.what, one.number): one for one in story.hitches}
-        self._away: list[tuple[float, float, int]] = []
+        self._away: list[tuple[float, float, Away]] = []
         self._version = 1
         self._beats = 1
         self._known: dict[Any, tuple[int, int, Any]] = {}
@@ -118,7 +118,7 @@ class Storage:
     def away(self, event: Away) -> None:
         """Let the database be away from now on."""
         now = self._world.now
-        self._away.append((now, now + event.seconds, event.machine))
+        self._away.append((now, now + event.seconds, event))
 
     def select(self, statement: str, *values: Any) -> list[Any]:
         """Read at once, as a judge."""
@@ -140,7 +140,7 @@ class Storage:
             lane = self._lanes[database] = _Lane(self._machine_of(loop), loop)
         what: What | None = None
         if function == database._data_version:
-            if self._until(lane.machine) is None:
+            if self._until(lane.machine, beats=False) is None:
                 return self._version
             function, args = (lambda: self._version), ()
         elif function == database._transact:
@@ -221,7 +221,7 @@ class Storage:
             return
         if lane.loop.is_killed and self._chance.random() < 0.5:
             return  # it was killed before the server had all of it
-        until = self._until(lane.machine)
+        until = self._until(lane.machine, beats=job.what == "beat")
         if until is not None:
             wait = until - self._world.now
             if not self._story.database.server and wait <= job.patience:
@@ -268,7 +268,7 @@ class Storage:
             lane.running -= 1
             began = self._world.now - seconds
             future, told = job.future, result
-            if self._story.database.server and self._went_away(lane.machine, began):
+            if self._story.database.server and self._went_away(job, began):
                 told = BrokenConnectionError("it went away", sent=None, retry_after=1.0)
             if not future.done():
                 if isinstance(told, Exception):
@@ -282,11 +282,20 @@ class Storage:
         if not lane.loop.is_killed:
             lane.loop.call_later(seconds, learn)
 
-    def _went_away(self, machine: int, since: float) -> bool:
-        return any(who in (-1, machine) and since <= at for at, _, who in self._away)
+    def _went_away(self, job: _Job, since: float) -> bool:
+        about = job.lane.machine, job.what == "beat"
+        return any(since <= at and _concerns(event, *about) for at, _, event in self._away)
 
-    def _until(self, machine: int) -> float | None:
+    def _until(self, machine: int, *, beats: bool) -> float | None:
         """Return until when a machine cannot use the database; None if it can."""
         now = self._world.now
-        ends = [end for at, end, who in self._away if who in (-1, machine) and at <= now < end]
+        ends = [
+            end
+            for at, end, event in self._away
+            if at <= now < end and _concerns(event, machine, beats)
+        ]
         return max(ends, default=None)
+
+
+def _concerns(event: Away, machine: int, beats: bool) -> bool:
+    return event.machine in (-1, machine) and (beats or not event.beats)

@@ -338,6 +338,16 @@ class _Generator(sessions._Generator):
             ),
         )
         add(
+            "no beats",
+            2,
+            lambda: outbox.Away(
+                at=moment(),
+                machine=machine(),
+                seconds=round(lease * rng.choice((0.5, 1.0, 2.0, 4.0)) * rng.uniform(0.8, 1.2), 2),
+                beats=True,
+            ),
+        )
+        add(
             "buyers",
             4,
             at_market(

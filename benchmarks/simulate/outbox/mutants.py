@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from sqlalchemy import bindparam, update
@@ -14,7 +15,8 @@ from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.outbox.hand import Hand
 from yamarket_chat.outbox.schema import messages
 
-from ..mutants import Mutant, Patch, added_to
+from ..mutants import Mutant, Patch, added_to, settle_does_not_wait
+from .seams import Locks
 
 MUTANTS: dict[str, Mutant] = {}
 
@@ -171,6 +173,7 @@ def no_settling(patch: Patch) -> None:
 @_mutant("settling waits until the request cannot be carried out any more", "at once")
 def no_wait(patch: Patch) -> None:
     patch(settling.Settling, "moment", lambda self, read: self._loop.time())
+    settle_does_not_wait(patch)
 
 
 @_mutant("settling waits longer if the former holder may be paused", "as if it were dead")
@@ -275,6 +278,26 @@ def gives_at_once(patch: Patch) -> None:
     patch(Delivering, "release", release)
 
 
-@_mutant("a lock proves a death only while nobody holds it", "always")
+@_mutant("a lock proves a death only if nobody holds it", "in any case")
 def any_lock(patch: Patch) -> None:
-    patch(lease, "is_free", lambda path: True)
+    patch(Locks, "is_free", lambda self, path: os.path.basename(path) in self._held)
+
+
+# Of two guards that do the same, only both may be missed.
+
+
+@_mutant("a mark needs the lease, and the beat is young", "neither")
+def mark_without_lease_and_beat(patch: Patch) -> None:
+    mark_without_lease(patch)
+    trust(patch)
+
+
+@_mutant("the first look settles all that is marked, later ones what has an older epoch", "neither")
+def no_epoch_and_no_first(patch: Patch) -> None:
+    no_epoch(patch)
+    original = courier.Courier._take
+
+    def take(self: Any, found: Any, *, first: bool = False) -> None:
+        original(self, found)
+
+    patch(courier.Courier, "_take", take)

@@ -94,6 +94,8 @@ class Away(Event, frozen=True, tag="away"):
 
     machine: int = -1
     seconds: float = 5.0
+    beats: bool = False
+    """Only the connection for the beats is away."""
 
 
 AtMarket = parts.Says | parts.OthersUse | parts.OthersHold | parts.Down | parts.Access | parts.Stray

@@ -27,6 +27,7 @@ SWARM: Mapping[str, float] = {
     "slow database": 0.2,
     "hitches": 0.3,
     "away": 0.12,
+    "no beats": 0.1,
     "looks often": 0.2,
     # What is put
     "equal texts": 0.4,
@@ -100,6 +101,9 @@ THEMES: tuple[tuple[str, ...], ...] = (
     ("hitches", "server", "pauses", "leaves"),
     ("away", "server", "kills"),
     ("away", "pauses", "no locks"),
+    ("no beats", "server", "hitches", "equal texts"),
+    ("no beats", "no locks", "slow database"),
+    ("no beats", "no locks", "large files"),
     ("sleeps", "server", "equal texts"),
     ("kills", "kills all", "equal texts", "own clocks"),
     ("kills", "gives no answer", "last moment", "short timeout"),
