@@ -51,12 +51,19 @@ SLEEPS_LATER = 0.05
 
 def play(story: Story, *, lines: bool = False) -> Record:
     """Play a story, and return what came of it."""
-    record = _Play(story, lines=lines).run()
-    # A program that is killed closes nothing, and its memory goes with it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        shared._of_loops.clear()
-        gc.collect()
+    freezes = not gc.get_freeze_count()
+    if freezes:
+        gc.freeze()  # what was there before need not be looked through
+    try:
+        record = _Play(story, lines=lines).run()
+        # A program that is killed closes nothing, and its memory goes with it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            shared._of_loops.clear()
+            gc.collect()
+    finally:
+        if freezes:
+            gc.unfreeze()
     return record
 
 
