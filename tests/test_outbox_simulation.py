@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.simulate.command import by_story
 from benchmarks.simulate.kinds import kind_of
 from benchmarks.simulate.mutants import mutated
 from benchmarks.simulate.outbox.generate import generate
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 REPEATED = """
 import hashlib, msgspec
+from benchmarks.simulate.command import by_story
 from benchmarks.simulate.kinds import kind_of
 outbox = kind_of("outbox")
 for seed in (17, 23, 31, 34, 57):
@@ -59,11 +61,8 @@ def test_a_seed_decides_everything() -> None:
 # Mutants, and rare things with which they are found soon: usually far sooner than within 100 seeds.
 FOUND: dict[str, tuple[str, ...]] = {
     "no-mark": (),
-    "no-look": ("pauses at points", "no locks"),
     "no-settling": (),
-    "no-wait": (),
     "no-counts": ("kills", "tight"),
-    "chat-goes-on": (),
     "no-epoch-and-no-first": (),
 }
 
@@ -72,6 +71,11 @@ FOUND: dict[str, tuple[str, ...]] = {
 def test_a_product_without_a_guard_is_found_out(name: str) -> None:
     with mutated(name, OUTBOX.mutants):
         assert OUTBOX.tell_seeds(1, 100, stop=True, only=FOUND[name]).failed
+
+
+@pytest.mark.parametrize("name", [name for name, one in OUTBOX.mutants.items() if one.story])
+def test_a_product_without_a_guard_is_found_out_by_the_story_of_that_guard(name: str) -> None:
+    assert by_story(OUTBOX, name)
 
 
 @pytest.mark.parametrize("name", OUTBOX.mutants)
