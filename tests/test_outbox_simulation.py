@@ -58,6 +58,13 @@ def test_a_seed_decides_everything() -> None:
     assert told[0].count(b"\n") == 5
 
 
+def test_a_proven_death_is_settled_when_the_market_can_no_longer_carry_its_request_out() -> None:
+    """That is 15 s after the restart, and not as if the process might only be paused."""
+    path = OUTBOX.folder / "restarted-while-a-request-is-under-way.json"
+    record = OUTBOX.play(from_json(path.read_bytes()))
+    assert record.lasted < 35  # killed at 4 s, and 3 s for each answer
+
+
 # Mutants, and rare things with which they are found soon: usually far sooner than within 100 seeds.
 FOUND: dict[str, tuple[str, ...]] = {
     "no-mark": (),
