@@ -159,7 +159,7 @@ class Settler:
         before_since = suspect.before_since(self._clock)
         found, unclear = history.find(wanted, before, offset, before_since=before_since)
         if found is Found.UNCLEAR:
-            self._skew.forget()
+            self._skew.forget(wanted.earliest)
         if found is Found.YES:
             row_id = last_equal(history.rows, wanted, offset)
             self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id))
@@ -239,7 +239,7 @@ class Settler:
                 arrived = found is Found.YES
                 self._deliveries.settled(pending.chat_id, wanted, self._clock, arrived=arrived)
         if found is Found.UNCLEAR:
-            self._skew.forget()
+            self._skew.forget(wanted.earliest)
             raise unknown_error(pending, unclear)
         return found is Found.YES
 
