@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sqlite3
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
-from sqlalchemy import URL, create_engine, event
+from sqlalchemy import URL, create_engine
 
 from tests.helpers import now, texts
+from tests.test_outbox_courier import forget_what_this_loop_knows
 from tests.test_outbox_database import losing_commits
 from yamarket_chat.outbox import (
     Outbox,
@@ -23,12 +25,11 @@ from yamarket_chat.outbox import (
     OutboxEntry,
     OutboxFile,
     OutboxMessage,
+    feed,
     lease,
-    schema,
 )
-from yamarket_chat.outbox import database as database_room
 from yamarket_chat.outbox.watching import LOOKS
-from yamarket_chat.sandbox import Sandbox
+from yamarket_chat.sandbox import Fault, Sandbox
 
 BUSINESS = 12345
 
@@ -64,9 +65,11 @@ class Shop:
 
 @pytest.fixture(autouse=True)
 def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look once in a virtual second: a look takes real time."""
-    monkeypatch.setitem(LOOKS, "sqlite", 1.0)
-    monkeypatch.setitem(LOOKS, "postgresql", 1.0)
+    """Look less often in virtual time: a look takes real time."""
+    monkeypatch.setitem(LOOKS, "sqlite", 5.0)
+    monkeypatch.setitem(LOOKS, "postgresql", 5.0)
+    monkeypatch.setattr(lease, "LOOK", 5.0)
+    monkeypatch.setattr(feed, "TIMES", 5.0)
 
 
 @pytest.fixture
@@ -204,3 +207,79 @@ async def test_delivery_from_tables_that_are_missing_or_too_new_fails_at_once(
     async with Outbox(database_url) as outbox, Sandbox() as market:
         Shop(outbox, market).execute(newer)
     assert "update yamarket-chat" in await failure()
+
+
+# Somebody else who sends for the business
+
+
+async def old_program_says(market: Sandbox, text: str) -> None:
+    """Send as a program that shares nothing with the outbox."""
+    url = f"{market.url}/v2/businesses/{BUSINESS}/chats/message?chatId=99"
+    headers = {"Api-Key": market.api_key}
+    async with (
+        aiohttp.ClientSession(headers=headers) as http,
+        http.post(url, json={"message": text}) as response,
+    ):
+        assert response.status == 200
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    said = [record.getMessage() for record in caplog.records]
+    return [one for one in said if "somebody else sends" in one]
+
+
+async def minutes(shop: Shop, count: int) -> None:
+    """Deliver a message a minute."""
+    for minute in range(count):
+        number = await shop.outbox.put(message(str(minute)))
+        await shop.outbox.result(number, timeout=600)
+        await asyncio.sleep(60)
+
+
+async def test_somebody_else_who_sends_is_warned_of_once_an_hour(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    began = datetime.now(UTC)
+    async with shop.delivering():
+        await minutes(shop, 3)
+        assert warnings_of(caplog) == []
+        await old_program_says(shop.market, "чужой")
+        await minutes(shop, 4)
+        (warning,) = warnings_of(caplog)
+        assert f"business {BUSINESS}: somebody else sends" in warning
+        assert "at least 1 messages" in warning
+        others = (await shop.outbox.status()).others
+        assert began < others[BUSINESS]
+        assert (await shop.outbox.status(BUSINESS + 1)).others == {}
+        await minutes(shop, 3)
+        assert len(warnings_of(caplog)) == 1
+        shop.execute("UPDATE yamarket_outbox_leases SET others_at = others_at - 3600000000")
+        await minutes(shop, 2)
+        assert len(warnings_of(caplog)) == 2
+    assert (await shop.outbox.status()).others[BUSINESS] > others[BUSINESS]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+async def test_what_an_earlier_worker_sent_is_nobody_elses(
+    shop: Shop, caplog: pytest.LogCaptureFixture, counted: bool
+) -> None:
+    """Those that it gave up as well, and what either of them reads. Not so if it is not counted."""
+    market = shop.market
+    market.faults = lambda request: (
+        Fault("no_answer", when="after") if request.operation_number % 3 == 1 else None
+    )
+    for chat in range(1, 8):
+        await shop.outbox.put(message("Привет", chat))
+        await shop.outbox.put(OutboxMessage.to_order(BUSINESS, chat, "Ваш заказ"))
+        await shop.outbox.put(OutboxFile(BUSINESS, chat, b"%PDF-", filename="a.pdf"))
+    async with shop.delivering():
+        await asyncio.sleep(40)
+    forget_what_this_loop_knows()
+    if not counted:
+        shop.execute("DELETE FROM yamarket_outbox_counts")
+    async with shop.delivering():
+        await minutes(shop, 6)
+        assert not (await shop.outbox.status()).waiting
+        assert bool((await shop.outbox.status()).others) is not counted
+    assert len(warnings_of(caplog)) == (0 if counted else 1)
+    assert market.requests("history") > 5

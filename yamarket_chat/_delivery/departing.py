@@ -174,6 +174,10 @@ class DepartingEngine(Engine):
         last = self._shared.deliveries.last(chat_id)
         return None if last is None else last.on(self._shared.clock)
 
+    def others(self, operation: str) -> int | None:
+        """Return how many requests of others count at least; None if nobody knows just now."""
+        return self._shared.scheduler.others(operation)
+
     def remember(self, chat_id: int, stored: Stored) -> None:
         """Note what another process has sent, or may have sent."""
         shared = self._shared
