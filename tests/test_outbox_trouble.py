@@ -22,6 +22,7 @@ from sqlalchemy import URL, Connection, create_engine, event
 from tests.helpers import now, texts
 from tests.test_outbox_courier import forget_what_this_loop_knows
 from tests.test_outbox_database import losing_commits
+from yamarket_chat.limits import CUT_OFF
 from yamarket_chat.outbox import (
     MessageExpiredError,
     Outbox,
@@ -457,3 +458,27 @@ async def test_process_that_delivers_may_be_forked(shop: Shop) -> None:
         await shop.outbox.result(await shop.outbox.put(message("два")), timeout=60)
     assert texts(shop.market, 17) == ["раз", "из ребёнка", "два"]
     assert (await shop.outbox.status()).paused == {}
+
+
+async def test_reads_of_a_dead_process_may_cause_420s_and_nothing_else(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody has noted them, and the Market is still at them when another process takes over."""
+    numbers = []
+    for chat in range(1, 5):
+        for text in ("раз", "два"):
+            numbers.append(await shop.outbox.put(message(text, chat)))
+            numbers.append(await shop.outbox.put(OutboxMessage.to_order(BUSINESS, chat, text)))
+    reads = shop.market.other_programs_hold(3)
+    reads.__enter__()
+    asyncio.get_running_loop().call_later(CUT_OFF, reads.__exit__, None, None, None)
+    shop.market.latency = 0.5
+    async with shop.delivering():
+        receipts = [await shop.outbox.result(number, timeout=100) for number in numbers]
+        assert (await shop.outbox.status()).paused == {}
+    assert shop.market.refused > 0
+    assert max(receipt.requests for receipt in receipts) > 1  # one was refused, and sent again
+    assert {receipt.confirmed_by for receipt in receipts} == {"answer"}
+    chats = [texts(shop.market, chat) for chat in shop.market.chat_ids]
+    assert chats == [["раз", "два"]] * 8
+    assert warnings_of(caplog) == []
