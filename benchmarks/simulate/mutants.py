@@ -29,7 +29,7 @@ from yamarket_chat._delivery import (
 from yamarket_chat._http import bodies, deadlines, exchange
 from yamarket_chat._http.answers import Answer
 from yamarket_chat._limits import clock, pace, scheduler, slots, window
-from yamarket_chat._limits.clock import Clock, MarketClock
+from yamarket_chat._limits.clock import MarketClock
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat._limits.window import Window
 
@@ -263,11 +263,7 @@ def latest_clock(patch: Patch) -> None:
 
 @_mutant("two Dates that do not agree make a moment unsure", "the first one counts")
 def clocks_agree(patch: Patch) -> None:
-    def combined(self: Clock, other: Clock) -> Clock:
-        least, most = max(self.least, other.least), min(self.most, other.most)
-        return Clock(least, most) if least <= most else self
-
-    patch(Clock, "combined", combined)
+    patch(clock, "span", lambda clocks: clocks[0])
 
 
 @_mutant("the system's clock tells of a sleep before the first Date", "nothing does")
@@ -284,7 +280,7 @@ def one_row_descends(patch: Patch) -> None:
 
 
 @_mutant(
-    "a history in no order is read twice",
+    "a history in no order is read until it is the same twice",
     "once",
     aim=("order", "pages", "replicas", "buyers", "gives no answer", "old rows"),
 )
@@ -453,9 +449,9 @@ def nothing_after(patch: Patch) -> None:
     original = settling.find
 
     def find(
-        rows: Any, wanted: Any, before: Any, offset: Any, since: float, after: Any = ()
+        rows: Any, wanted: Any, before: Any, offset: Any, since: float, _: Any, *others: Any
     ) -> settling.Found:
-        return original(rows, wanted, before, offset, since)
+        return original(rows, wanted, before, offset, since, (), *others)
 
     _find(patch, find)
 

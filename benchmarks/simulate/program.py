@@ -129,6 +129,8 @@ class Process:
         """Run all steps; their times count from `since`, a moment of this loop."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._complain)
+        if self.life:
+            await asyncio.sleep(STARTS_AFTER)
         for told, pending in list(self.unsettled):
             self._start(self._settle_later(told, pending))
         for number, step in self._steps:
@@ -407,6 +409,9 @@ def is_idle(task: asyncio.Task[Any]) -> bool:
     """Whether a task is none of the product's: one of the world's own."""
     return task.get_name().startswith("world")
 
+
+STARTS_AFTER = 6.0
+"""Seconds until a program that was killed runs again: docs/delivery.md says why it matters."""
 
 KEY = "ACMA:sandbox:key"
 BUSINESS = 12345
