@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sqlite3
 import tempfile
 import threading
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from datetime import UTC, datetime
@@ -14,12 +17,14 @@ from typing import Any
 
 import aiohttp
 import pytest
-from sqlalchemy import URL, create_engine
+from sqlalchemy import URL, Connection, create_engine, event
 
 from tests.helpers import now, texts
 from tests.test_outbox_courier import forget_what_this_loop_knows
 from tests.test_outbox_database import losing_commits
+from yamarket_chat.limits import CUT_OFF
 from yamarket_chat.outbox import (
+    MessageExpiredError,
     Outbox,
     OutboxDatabaseError,
     OutboxEntry,
@@ -28,6 +33,8 @@ from yamarket_chat.outbox import (
     feed,
     lease,
 )
+from yamarket_chat.outbox import database as database_room
+from yamarket_chat.outbox.database import Database
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 
@@ -283,3 +290,195 @@ async def test_what_an_earlier_worker_sent_is_nobody_elses(
         assert bool((await shop.outbox.status()).others) is not counted
     assert len(warnings_of(caplog)) == (0 if counted else 1)
     assert market.requests("history") > 5
+
+
+# A database that fails on the way
+
+
+@contextmanager
+def full_disk(shop: Shop) -> Iterator[None]:
+    """Let nothing be written that needs more space."""
+    if shop.outbox._database.dialect == "sqlite":
+        engine = shop.outbox._database._open()
+        pages = [1]  # as many as there are
+
+        def begin(connection: Connection) -> None:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages[-1]}")
+
+        event.listen(engine, "begin", begin)
+        yield
+        pages.append(1_000_000)
+    else:
+        shop.execute(
+            "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'could not extend file' USING ERRCODE = '53100'; END $$",
+            "CREATE TRIGGER full_disk BEFORE UPDATE ON yamarket_outbox_messages"
+            " EXECUTE FUNCTION full_disk()",
+        )
+        yield
+        shop.execute("DROP TRIGGER full_disk ON yamarket_outbox_messages")
+
+
+async def test_full_disk_stops_the_delivery_until_there_is_room(shop: Shop) -> None:
+    expected = [f"{number} {'Заказ собран. ' * 10}".strip() for number in range(10)]
+    await shop.outbox.put_many(message(text, chat) for text in expected for chat in (17, 18, 19))
+    shop.market.latency = 2.0
+    async with shop.delivering():
+        await asyncio.sleep(10)  # some are under way, and their ends find no room
+        with full_disk(shop):
+            await asyncio.sleep(60)
+            assert (await shop.outbox.status()).waiting > 0
+        while (status := await shop.outbox.status()).waiting or status.leaving:
+            await asyncio.sleep(10)
+    assert [texts(shop.market, chat) for chat in (17, 18, 19)] == [expected] * 3
+    entries = [await shop.got(number) for number in range(1, 31)]
+    assert {entry.state for entry in entries} == {"delivered"}
+
+
+async def test_delivery_to_a_read_only_database_says_so(
+    database_url: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Outbox(database_url) as outbox:
+        await outbox.create()
+    if outbox._database.dialect == "sqlite":
+        monkeypatch.setattr(database_room.Database._connect_sqlite, "__defaults__", ("ro",))
+        with pytest.raises(OutboxDatabaseError, match="let this user write the file"):
+            await outbox.deliver({BUSINESS: "key"})
+    else:  # a standby, which may become the primary
+        options = f"{database_url.query['options']} -c default_transaction_read_only=on"
+        async with Outbox(database_url.update_query_dict({"options": options})) as standby:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(30):
+                    await standby.deliver({BUSINESS: "key"})
+        assert "it is read-only: connect to the primary server" in caplog.text
+
+
+async def test_program_that_locks_sqlite_for_a_minute_holds_up_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_room, "PATIENCE", 0.02)  # of the real clock
+    monkeypatch.setattr(lease, "Database", lambda url, patience: Database(url, patience=0.02))
+    async with (
+        Sandbox(business_id=BUSINESS, latency=2.0) as market,
+        Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox,
+    ):
+        await outbox.create()
+        shop = Shop(outbox, market)
+        await outbox.put_many(message(str(number)) for number in range(5))
+        async with shop.delivering():
+            while not market.requests("send_message"):
+                await asyncio.sleep(0.1)
+            other = sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            await asyncio.sleep(60)
+            assert texts(market, 17) == ["0"]
+            other.close()
+            receipts = [await outbox.result(number, timeout=100) for number in range(1, 6)]
+        assert [receipt.requests for receipt in receipts] == [1] * 5
+        assert texts(market, 17) == ["0", "1", "2", "3", "4"]
+
+
+async def test_rows_that_a_program_locks_for_a_minute_hold_up_their_chat_only(
+    postgres_url: URL,
+) -> None:
+    engine = create_engine(postgres_url)
+    async with Sandbox(business_id=BUSINESS) as market, Outbox(postgres_url) as outbox:
+        await outbox.create()
+        shop = Shop(outbox, market)
+        numbers = [await outbox.put(message(text)) for text in ("раз", "два")]
+        other = await outbox.put(message("другой", 18))
+        lock = "SELECT 1 FROM yamarket_outbox_messages WHERE chat_id = 17 FOR UPDATE"
+        with engine.begin() as connection:
+            connection.exec_driver_sql(lock)
+            async with shop.delivering():
+                await outbox.result(other, timeout=60)
+                await asyncio.sleep(60)
+                assert texts(market, 17) == []
+                connection.commit()
+                for number in numbers:
+                    await outbox.result(number, timeout=60)
+        assert texts(market, 17) == ["раз", "два"]
+    engine.dispose()
+
+
+# Two versions at work, and two processes
+
+
+async def test_older_program_delivers_from_tables_with_new_columns(shop: Shop) -> None:
+    """As during a rolling deploy: the newer program has changed the tables already."""
+    tables = "messages", "files", "chats", "workers", "leases", "counts"
+    shop.execute(
+        "UPDATE yamarket_outbox_schema SET version = 2",
+        *(
+            f"ALTER TABLE yamarket_outbox_{table} ADD COLUMN colour TEXT DEFAULT 'red' NOT NULL"
+            for table in tables
+        ),
+    )
+    numbers = await shop.outbox.put_many(
+        [
+            message("раз"),
+            OutboxFile(BUSINESS, 18, b"%PDF-", filename="a.pdf"),
+            OutboxMessage.to_order(BUSINESS, 55, "Ваш заказ"),
+            message("позже", not_after=datetime(2020, 1, 1, tzinfo=UTC)),
+        ]
+    )
+    async with shop.delivering():
+        for number in numbers[:3]:
+            await shop.outbox.result(number, timeout=60)
+        with pytest.raises(MessageExpiredError):
+            await shop.outbox.result(numbers[3], timeout=60)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+async def test_process_that_delivers_may_be_forked(shop: Shop) -> None:
+    """The child puts, and delivers as a worker of its own. What the parent holds stays its own."""
+
+    async def in_child() -> None:
+        await shop.outbox.put(message("из ребёнка"))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await shop.outbox.deliver({BUSINESS: "a wrong key"}, lease=0.2)
+
+    async with shop.delivering():
+        first = await shop.outbox.put(message("раз"))
+        await shop.outbox.result(first, timeout=60)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork
+            child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                asyncio.events._set_running_loop(None)
+                asyncio.new_event_loop().run_until_complete(in_child())
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        await shop.outbox.result(first + 1, timeout=60)
+        await shop.outbox.result(await shop.outbox.put(message("два")), timeout=60)
+    assert texts(shop.market, 17) == ["раз", "из ребёнка", "два"]
+    assert (await shop.outbox.status()).paused == {}
+
+
+async def test_reads_of_a_dead_process_may_cause_420s_and_nothing_else(
+    shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody has noted them, and the Market is still at them when another process takes over."""
+    numbers = []
+    for chat in range(1, 5):
+        for text in ("раз", "два"):
+            numbers.append(await shop.outbox.put(message(text, chat)))
+            numbers.append(await shop.outbox.put(OutboxMessage.to_order(BUSINESS, chat, text)))
+    reads = shop.market.other_programs_hold(3)
+    reads.__enter__()
+    asyncio.get_running_loop().call_later(CUT_OFF, reads.__exit__, None, None, None)
+    shop.market.latency = 0.5
+    async with shop.delivering():
+        receipts = [await shop.outbox.result(number, timeout=100) for number in numbers]
+        assert (await shop.outbox.status()).paused == {}
+    assert shop.market.refused > 0
+    assert max(receipt.requests for receipt in receipts) > 1  # one was refused, and sent again
+    assert {receipt.confirmed_by for receipt in receipts} == {"answer"}
+    chats = [texts(shop.market, chat) for chat in shop.market.chat_ids]
+    assert chats == [["раз", "два"]] * 8
+    assert warnings_of(caplog) == []
