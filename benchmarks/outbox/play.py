@@ -223,7 +223,7 @@ def latencies(name: str, database: Database, count: int) -> list[float]:
             with worker(name, database, "deliver", url, 1) as delivering:
                 await asyncio.to_thread(delivering.line)
                 for number, message in enumerate(messages(count + 5, 1)):
-                    await asyncio.sleep(random.uniform(0.1, 0.4))
+                    await asyncio.sleep(random.uniform(0.02, 0.27))
                     arrivals.at.clear()
                     await queue.put(message)
                     committed = time.perf_counter()
