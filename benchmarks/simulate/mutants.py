@@ -194,6 +194,31 @@ def suspects_are_forgotten(patch: Patch) -> None:
 
 
 @_mutant(
+    "a message equal to one of unknown outcome waits",
+    "it does not wait",
+    story="settled-minutes-later-beside-an-equal-text",
+)
+def equal_ones_do_not_wait(patch: Patch) -> None:
+    patch(sending.Sending, "_keep_apart", lambda self, turn: None)
+
+
+@_mutant(
+    "an equal row that is older than what is remembered forbids a YES",
+    "it does not",
+    story="clock-set-back-by-minutes-among-equal-texts",
+)
+def forgotten_rows(patch: Patch) -> None:
+    original = settling.find
+
+    def find(
+        rows: Any, wanted: Any, before: Any, offset: Any, since: float, after: Any, _: float
+    ) -> settling.Found:
+        return original(rows, wanted, before, offset, since, after)
+
+    _find(patch, find)
+
+
+@_mutant(
     "a message found in a history is known by the id of its row",
     "by its time",
     story="storage-set-back-after-equal-texts-were-found",
@@ -258,6 +283,15 @@ def latest_offset(patch: Patch) -> None:
         original(self, rows, delivered, now)
 
     patch(skew.Skew, "learn", learn)
+
+
+@_mutant(
+    "what was learnt of the offset is forgotten after an unclear outcome",
+    "it is kept",
+    story="storage-set-back-as-one-is-ended",
+)
+def offset_is_kept(patch: Patch) -> None:
+    patch(skew.Skew, "forget", lambda self, since: None)
 
 
 @_mutant("the clock around a moment counts", "the latest one counts")

@@ -27,7 +27,17 @@ from yamarket_chat import (
 )
 
 from .record import Record, Told
-from .story import AnyStep, Close, Kill, Read, Send, SendMany, Story
+from .story import (
+    AnyStep,
+    Close,
+    Kill,
+    MarketClock,
+    Read,
+    Send,
+    SendMany,
+    Story,
+    WallClock,
+)
 
 current: contextvars.ContextVar[Told | None] = contextvars.ContextVar("current", default=None)
 """The message that the running task sends."""
@@ -153,7 +163,9 @@ class Process:
         """Return what is left after the end, an hour later: tasks, and what limits still hold."""
         leaked = []
         rates = self._limits.rates().values()
-        await asyncio.sleep(max(rate.per for rate in rates) + 300.0)
+        # An equal message waits for as long as a clock was set by while the first one was sent.
+        steps = sum(abs(e.by) for e in self.story.events if isinstance(e, (MarketClock, WallClock)))
+        await asyncio.sleep(max(rate.per for rate in rates) + 300.0 + steps)
         this = asyncio.current_task()
         left = [task for task in asyncio.all_tasks() if task is not this and not is_idle(task)]
         leaked += sorted(f"a task: {task.get_coro()!s:.80}" for task in left)

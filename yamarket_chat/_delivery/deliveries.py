@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -60,6 +60,8 @@ class Deliveries:
         self._loop = loop
         self._remembered = REMEMBERED
         self._deliveries: deque[Delivery] = deque()
+        # The same by chat, once somebody asks for a chat: most programs never do.
+        self._chats: dict[int, list[Delivery]] | None = None
         self._settlings: list[float] = []  # when those in progress began
         self.apart: dict[Delivery, float] = {}
         """Until when no message follows that is equal to one of unknown outcome."""
@@ -70,19 +72,25 @@ class Deliveries:
 
     def remember(self, delivery: Delivery) -> None:
         """Keep a delivery, and drop those that are too old."""
-        deliveries = self._deliveries
+        deliveries, chats = self._deliveries, self._chats
         deliveries.append(delivery)
+        if chats is not None:
+            chats.setdefault(delivery.chat_id, []).append(delivery)
         # From its beginning and not from now: if the process was stopped meanwhile, the requests
         # that were in progress beside it still need what was delivered before them.
         since = min(delivery.began, self._settlings[0]) if self._settlings else delivery.began
         oldest = since - self._remembered
         while deliveries and deliveries[0].ended < oldest:
-            deliveries.popleft()
+            first = deliveries.popleft()
+            if chats is not None:
+                self._drop_of_chat(first)
 
     def drop(self, delivery: Delivery) -> None:
         """Forget a delivery, because its outcome is known now."""
         if delivery in self._deliveries:
             self._deliveries.remove(delivery)
+            if self._chats is not None:
+                self._drop_of_chat(delivery)
 
     @contextmanager
     def settling(self) -> Iterator[None]:
@@ -118,11 +126,26 @@ class Deliveries:
         `before` is the moment of the loop from which "recently" counts back; by default now.
         """
         oldest = (self._loop.time() if before is None else before) - self._remembered
-        return [d for d in self._deliveries if d.chat_id == chat_id and d.ended >= oldest]
+        return [delivery for delivery in self._of_chat(chat_id) if delivery.ended >= oldest]
 
     def last(self, chat_id: int) -> Delivery | None:
         """Return the last message that was or may have been delivered to a chat recently."""
-        return next((d for d in reversed(self._deliveries) if d.chat_id == chat_id), None)
+        deliveries = self._of_chat(chat_id)
+        return deliveries[-1] if deliveries else None
+
+    def _of_chat(self, chat_id: int) -> Sequence[Delivery]:
+        if self._chats is None:
+            self._chats = {}
+            for delivery in self._deliveries:
+                self._chats.setdefault(delivery.chat_id, []).append(delivery)
+        return self._chats.get(chat_id, ())
+
+    def _drop_of_chat(self, delivery: Delivery) -> None:
+        assert self._chats is not None  # noqa: S101 - the caller has looked
+        deliveries = self._chats[delivery.chat_id]
+        deliveries.remove(delivery)
+        if not deliveries:
+            del self._chats[delivery.chat_id]
 
     def settled(self, chat_id: int, settled: Stored, clock: MarketClock, *, arrived: bool) -> None:
         """Note what settling found of a delivery of unknown outcome."""
@@ -135,7 +158,7 @@ class Deliveries:
             ):
                 self.apart.pop(delivery, None)
                 if not arrived:
-                    self._deliveries.remove(delivery)
+                    self.drop(delivery)
 
     def idle(self) -> bool:
         """Whether all deliveries are too old to matter."""

@@ -159,7 +159,7 @@ class Settler:
         before_since = suspect.before_since(self._clock)
         found, unclear = history.find(wanted, before, offset, before_since=before_since)
         if found is Found.UNCLEAR:
-            self._skew.forget()
+            self._skew.forget(wanted.earliest)
         if found is Found.YES:
             row_id = last_equal(history.rows, wanted, offset)
             self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id))
@@ -179,7 +179,21 @@ class Settler:
         Raises DeliveryUnknownError if the history cannot be read or is unclear.
         """
         wanted = _wanted(pending)
+        with self._deliveries.settling():
+            found, unclear = await self._settled(pending, wanted, read, wait, under_way)
+        if found is Found.UNCLEAR:
+            self._skew.forget(wanted.earliest)
+            raise unknown_error(pending, unclear)
+        return found is Found.YES
 
+    async def _settled(
+        self,
+        pending: Pending,
+        wanted: Stored,
+        read: ReadHistory,
+        wait: Callable[[float], Awaitable[None]],
+        under_way: Callable[[], Attempt | None],
+    ) -> tuple[Found, str]:
         def oldest_needed() -> float:
             return _oldest_needed(wanted)
 
@@ -238,10 +252,7 @@ class Settler:
             if found is not Found.UNCLEAR:
                 arrived = found is Found.YES
                 self._deliveries.settled(pending.chat_id, wanted, self._clock, arrived=arrived)
-        if found is Found.UNCLEAR:
-            self._skew.forget()
-            raise unknown_error(pending, unclear)
-        return found is Found.YES
+        return found, unclear
 
     def _offset_then(self, pending: Pending, now: float) -> Offset:
         """Return the offset that the clocks can have had when a message was sent.

@@ -294,7 +294,7 @@ class Courier:
         """
         if task.cancelled() and row.preempted and row.task is task and row.chat_id is not None:
             row.task, row.preempted = None, False
-            self.hand.busy.pop(row.chat_id, None)
+            self.hand.free(row.chat_id)
 
     def _keep(self, task: asyncio.Task[None], tasks: set[asyncio.Task[None]]) -> None:
         tasks.add(task)
@@ -342,9 +342,9 @@ class Courier:
         except ChatError as error:
             stays = self._failed(row, chat_id, passage, error)
         row.task = None
-        del self.hand.busy[chat_id]
         if not stays:
             self.hand.drop(row)
+        self.hand.free(chat_id)
 
     async def _upload(self, row: Row) -> Upload:
         content = await self._database.read(marks.content, row.number)
@@ -357,7 +357,7 @@ class Courier:
                 self.end(row, "expired")
                 return False
             # It is read anew; not at once, or what refuses it might be asked all the time.
-            self.hand.resting[chat_id] = self._loop.time() + MOMENT
+            self.hand.rest(chat_id, self._loop.time() + MOMENT)
             if passage.refused == marks.EARLIER:
                 self.in_background(self._read_head(chat_id))
             return False
@@ -368,10 +368,10 @@ class Courier:
             self.end(row, "unknown", error, error.pending)
             return False
         if isinstance(error, OutboxDatabaseError):  # of reading a file
-            self.hand.resting[chat_id] = self._loop.time() + FIRST_PAUSE
+            self.hand.rest(chat_id, self._loop.time() + FIRST_PAUSE)
             return True
         if error.sent is False and not self.is_for_good(error, chat_id):
-            self.hand.resting[chat_id] = self._loop.time() + (error.retry_after or AGAIN)
+            self.hand.rest(chat_id, self._loop.time() + (error.retry_after or AGAIN))
             if row.leaving:
                 self.end(row, "waiting")
             return not row.leaving
@@ -398,7 +398,7 @@ class Courier:
                 await self.session.get_chat(chat_id)
                 if SCOPES.intersection(str(scope).lower() for scope in token.auth_scopes):
                     self._refused_for_good.add(chat_id)
-                    self.hand.resting.pop(chat_id, None)
+                    self.hand.wake(chat_id)
                     return
         self.pause(why)
 
@@ -477,7 +477,7 @@ class Courier:
         if former is not None:
             self.in_background(self._retire(former))
         self._paused, self._trying = False, True
-        self.hand.resting.clear()
+        self.hand.wake()
 
     async def _retire(self, former: Session) -> None:
         """Close a session when nothing that was sent with it is under way any more."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -67,20 +68,23 @@ class Hand:
     def __init__(self) -> None:
         self.rows: dict[int, Row] = {}  # by number: all, those included whose end is being written
         self.busy: dict[int, Row] = {}  # by chat: what is submitted
-        self.settling: dict[int, int] = {}  # by chat: how many marked rows are to be settled
-        self.resting: dict[int, float] = {}  # by chat: until when, because its head failed for now
         self.ending: dict[int, asyncio.Future[None]] = {}  # by number: what is being written
         # Of singles and of others: whether there may be more although nothing has changed.
         self.more: list[bool] = [True, True]
+        self._counts = [0, 0]  # of singles and of others in `rows`
+        self._settling: dict[int, int] = {}  # by chat: how many marked rows are to be settled
+        self._resting: dict[int, float] = {}  # by chat: until when, because its head failed for now
         self._chats: dict[int, list[Row]] = {}  # by chat, and in it by number: what may be sent
+        # Heaps of the first number of a chat, and the chat. An entry that does not hold any more
+        # is dropped when it comes first; a chat is added anew whenever it may be sent to again.
+        self._ready: dict[Kind, list[tuple[int, int]]] = {}
         self._gone: dict[int, int] = {}  # by number: during which look it left
         self._looks = 0
         self._looking: set[int] = set()
 
     def wants(self) -> tuple[int, int]:
         """Return how many singles and how many others there is room for."""
-        bulk = sum(row.bulk for row in self.rows.values())
-        singles = len(self.rows) - bulk
+        singles, bulk = self._counts
         return (
             SINGLES - singles if singles <= SINGLES // 2 else 0,
             BULK - bulk if bulk <= BULK // 2 else 0,
@@ -117,26 +121,63 @@ class Hand:
         A row of a bulk that waits makes way as well if a single waits behind it: its chat counts as
         single then.
         """
-        assert row.chat_id is not None  # noqa: S101 - it stands in a chat
-        self.rows[row.number] = row
-        waiting = self._chats.setdefault(row.chat_id, [])
+        chat_id = row.chat_id
+        assert chat_id is not None  # noqa: S101 - it stands in a chat
+        self.keep(row)
+        waiting = self._chats.setdefault(chat_id, [])
         waiting.append(row)
         waiting.sort(key=_number)
-        busy = self.busy.get(row.chat_id)
+        self._offer(chat_id)
+        busy = self.busy.get(chat_id)
         if busy is not None and (row.number < busy.number or (busy.bulk and not row.bulk)):
             return busy
         return None
+
+    def keep(self, row: Row) -> None:
+        """Have a row in hand that is not to be sent, or not yet."""
+        if row.number not in self.rows:
+            self._counts[row.bulk] += 1
+        self.rows[row.number] = row
 
     def drop(self, row: Row) -> None:
         """Let a row go. If it has not ended, it is read anew."""
         if row.number not in self.ending:
             self._forget(row.number)
             self.more[row.bulk] = True
-        waiting = self._chats.get(row.chat_id or 0)
+        chat_id = row.chat_id or 0
+        waiting = self._chats.get(chat_id)
         if waiting is not None and row in waiting:
             waiting.remove(row)
             if not waiting:
-                del self._chats[row.chat_id or 0]
+                del self._chats[chat_id]
+            self._offer(chat_id)
+
+    def free(self, chat_id: int) -> None:
+        """Let the next row of a chat be sent: what was submitted has ended, or made way."""
+        self.busy.pop(chat_id, None)
+        self._offer(chat_id)
+
+    def settle(self, row: Row, chat_id: int) -> None:
+        """Send nothing to a chat until a marked row of it is settled."""
+        self.keep(row)
+        self._settling[chat_id] = self._settling.get(chat_id, 0) + 1
+
+    def settled(self, chat_id: int) -> None:
+        """Note that a row of a chat is settled."""
+        self._settling[chat_id] -= 1
+        if not self._settling[chat_id]:
+            del self._settling[chat_id]
+            self._offer(chat_id)
+
+    def rest(self, chat_id: int, until: float) -> None:
+        """Send nothing to a chat until a moment."""
+        self._resting[chat_id] = until
+
+    def wake(self, chat_id: int | None = None) -> None:
+        """Let a chat rest no longer, or all of them."""
+        for one in list(self._resting) if chat_id is None else [chat_id]:
+            if self._resting.pop(one, None) is not None:
+                self._offer(one)
 
     def end(self, row: Row, ending: asyncio.Future[None]) -> None:
         """Keep a row until its end is written."""
@@ -148,27 +189,51 @@ class Hand:
         self._forget(number)
 
     def _forget(self, number: int) -> None:
-        self.rows.pop(number, None)
+        row = self.rows.pop(number, None)
+        if row is not None:
+            self._counts[row.bulk] -= 1
         self._gone[number] = self._looks
 
     def next(self, now: float, in_front: Container[Kind]) -> tuple[dict[Kind, Row], float]:
         """Return the first row of each kind that none is in front of, and when to ask again."""
-        best: dict[Kind, Row] = {}
         later = math.inf
-        for chat_id, waiting in self._chats.items():
-            if chat_id in self.busy or chat_id in self.settling:
-                continue
-            rests = self.resting.get(chat_id)
-            if rests is not None:
-                if rests > now:
-                    later = min(later, rests)
-                    continue
-                del self.resting[chat_id]
-            head = waiting[0]
-            kind = all(row.bulk for row in waiting), head.operation
-            if kind not in in_front and (kind not in best or head.number < best[kind].number):
-                best[kind] = head
+        for chat_id, until in list(self._resting.items()):
+            if until > now:
+                later = min(later, until)
+            else:
+                self.wake(chat_id)
+        best: dict[Kind, Row] = {}
+        for kind, ready in self._ready.items():
+            if kind not in in_front:
+                while ready and not self._holds(kind, *ready[0]):
+                    heapq.heappop(ready)
+                if ready:
+                    best[kind] = self._chats[ready[0][1]][0]
         return best, later
+
+    def _offer(self, chat_id: int) -> None:
+        """Note that a chat may be sent to, if it may."""
+        waiting = self._chats.get(chat_id)
+        if waiting is not None and self._is_free(chat_id):
+            heapq.heappush(self._ready.setdefault(_kind(waiting), []), (waiting[0].number, chat_id))
+
+    def _holds(self, kind: Kind, number: int, chat_id: int) -> bool:
+        waiting = self._chats.get(chat_id)
+        return (
+            waiting is not None
+            and waiting[0].number == number
+            and self._is_free(chat_id)
+            and _kind(waiting) == kind
+        )
+
+    def _is_free(self, chat_id: int) -> bool:
+        return not (chat_id in self.busy or chat_id in self._settling or chat_id in self._resting)
+
+
+def _kind(waiting: Sequence[Row]) -> Kind:
+    """Return the kind of a chat. A single makes it single; its first message is the next."""
+    first = waiting[0]
+    return first.bulk and all(row.bulk for row in waiting), first.operation
 
 
 def _number(row: Row) -> int:

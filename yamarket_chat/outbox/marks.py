@@ -8,17 +8,22 @@ is written only while the row is as the mark has left it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     ColumnElement,
     Connection,
+    Double,
+    Text,
     any_,
     bindparam,
+    cast,
+    column,
     delete,
     exists,
     func,
@@ -32,6 +37,8 @@ from .schema import DIALECTS, chats, counts, files, leases, messages
 
 _row = messages.c
 _OPEN = _row.ended_at.is_(None)
+
+_encode = msgspec.json.Encoder().encode
 
 COUNTED_FOR = 120
 """Minutes for which departures are counted."""
@@ -106,50 +113,99 @@ _CANDIDATES = {
     .with_for_update(of=messages, skip_locked=True)
     for dialect in DIALECTS
 }
-_MARK = (
-    update(messages)
-    .where(_row.number == bindparam("b_number"))
-    .values(
-        state="leaving",
-        request=bindparam("b_request"),
-        epoch=bindparam("b_epoch"),
-        pending=bindparam("b_pending"),
-        timeout=bindparam("b_timeout"),
-        settle_after=bindparam("b_settle_after"),
-    )
-)
-_FREE = (
-    select(_row.number)
-    .where(_one_of("postgresql", "numbers"))
-    .with_for_update(key_share=True, skip_locked=True)
-)
-_END = (
-    update(messages)
-    .where(
-        _row.number == bindparam("b_number"),
-        _row.state == bindparam("b_was"),
-        _row.request == bindparam("b_request"),
-    )
-    .values(
-        state=bindparam("b_state"),
-        ended_at=bindparam("b_ended_at"),
-        outcome=bindparam("b_outcome"),
-        pending=bindparam("b_pending"),
-        untold=bindparam("b_untold"),
-    )
-)
+_MARKED: dict[str, Any] = {
+    "request": BigInteger,
+    "epoch": BigInteger,
+    "pending": Text,
+    "timeout": Double,
+    "settle_after": Double,
+}
+_ENDED: dict[str, Any] = {
+    "state": Text,
+    "ended_at": BigInteger,
+    "outcome": Text,
+    "pending": Text,
+    "untold": Boolean,
+}
+_COUNTED: dict[str, Any] = {
+    "business_id": BigInteger,
+    "operation": Text,
+    "minute": BigInteger,
+    "requests": BigInteger,
+}
 
 
-def _count(dialect: str) -> Any:
-    kind = postgresql if dialect == "postgresql" else sqlite
-    statement = kind.insert(counts)
+def _rows_of(parameter: str, columns: Mapping[str, Any]) -> Any:
+    """Return the rows of one parameter, as a table of PostgreSQL.
+
+    Each execution is a request to the server, so what is done to many rows is one execution. For
+    SQLite, a statement that is executed for each row costs least.
+    """
+    rows = func.json_to_recordset(cast(bindparam(parameter, type_=Text), postgresql.JSON))
+    table = rows.table_valued(*(column(f"b_{name}", kind) for name, kind in columns.items()))
+    return table.render_derived(name=parameter, with_types=True)
+
+
+def _given(columns: Mapping[str, Any], rows: Any = None) -> dict[str, Any]:
+    """Return the values of columns: parameters, or those of given rows."""
+    return {
+        name: bindparam(f"b_{name}") if rows is None else rows.c[f"b_{name}"] for name in columns
+    }
+
+
+def _adding(statement: Any) -> Any:
     return statement.on_conflict_do_update(
         index_elements=list(counts.primary_key.columns),
         set_={"requests": counts.c.requests + statement.excluded.requests},
     )
 
 
-_COUNTS = {name: _count(name) for name in DIALECTS}
+_MARK = (
+    update(messages)
+    .where(_row.number == bindparam("b_number"))
+    .values(state="leaving", **_given(_MARKED))
+)
+_COUNT = _adding(sqlite.insert(counts).values(_given(_COUNTED)))
+_marks = _rows_of("marks", {"number": BigInteger, **_MARKED})
+_counted = _rows_of("counted", _COUNTED)
+_MARK_ALL = (
+    update(messages)
+    .where(_row.number == _marks.c.b_number)
+    .values(state="leaving", **_given(_MARKED, _marks))
+    .add_cte(
+        _adding(postgresql.insert(counts).from_select(list(_COUNTED), select(*_counted.c))).cte(
+            "counting"
+        )
+    )
+)
+_END = (
+    update(messages)
+    .where(
+        _row.number == bindparam("b_number"),
+        _row.state == bindparam("b_was"),
+        _row.request == bindparam("b_last"),
+    )
+    .values(_given(_ENDED))
+)
+_ends = _rows_of("ends", {"number": BigInteger, "was": Text, "last": BigInteger, **_ENDED})
+_free = (
+    select(_row.number)
+    .where(_one_of("postgresql", "numbers"))
+    .with_for_update(key_share=True, skip_locked=True)
+    .cte("free")
+)
+# It returns which rows nobody holds locked.
+_END_ALL = select(_free.c.number).add_cte(
+    update(messages)
+    .where(
+        _row.number == _free.c.number,
+        _row.number == _ends.c.b_number,
+        _row.state == _ends.c.b_was,
+        _row.request == _ends.c.b_last,
+    )
+    .values(_given(_ENDED, _ends))
+    .cte("ending")
+)
 
 GONE = "its row has changed"
 NOT_OURS = "the lease of its business is another worker's"
@@ -168,29 +224,32 @@ def mark(connection: Connection, marks: Sequence[Mark]) -> list[str | None]:
     refusals = [_refusal(one, found.get(one.number)) for one in marks]
     marked = [one for one, refusal in zip(marks, refusals, strict=True) if refusal is None]
     if marked:
-        connection.execute(
-            _MARK,
-            [
-                {
-                    "b_number": one.number,
-                    "b_request": one.request + 1,
-                    "b_epoch": one.epoch,
-                    "b_pending": one.pending,
-                    "b_timeout": one.timeout,
-                    "b_settle_after": one.settle_after,
-                }
-                for one in marked
-            ],
-        )
-        counted = Counter((one.business_id, one.operation, one.minute) for one in marked)
-        connection.execute(
-            _COUNTS[dialect],
-            [
-                {"business_id": business, "operation": name, "minute": minute, "requests": many}
-                for (business, name, minute), many in sorted(counted.items())
-            ],
-        )
+        _write_marks(connection, marked)
     return refusals
+
+
+def _write_marks(connection: Connection, marked: Sequence[Mark]) -> None:
+    rows = [
+        {
+            "b_number": one.number,
+            "b_request": one.request + 1,
+            "b_epoch": one.epoch,
+            "b_pending": one.pending,
+            "b_timeout": one.timeout,
+            "b_settle_after": one.settle_after,
+        }
+        for one in marked
+    ]
+    many = Counter((one.business_id, one.operation, one.minute) for one in marked)
+    counted = [
+        {"b_business_id": business, "b_operation": name, "b_minute": minute, "b_requests": requests}
+        for (business, name, minute), requests in sorted(many.items())
+    ]
+    if connection.dialect.name == "postgresql":
+        connection.execute(_MARK_ALL, {"marks": _json(rows), "counted": _json(counted)})
+    else:
+        connection.execute(_MARK, rows)
+        connection.execute(_COUNT, counted)
 
 
 def _refusal(one: Mark, row: Any) -> str | None:
@@ -208,29 +267,29 @@ def end(connection: Connection, ends: Sequence[End]) -> set[int]:
 
     Returns the numbers of rows that somebody holds locked: they are to be written later.
     """
-    numbers = {one.number for one in ends}
+    rows = [
+        {
+            "b_number": one.number,
+            "b_was": one.was,
+            "b_last": one.request,
+            "b_state": one.state,
+            "b_ended_at": None if one.state == "waiting" else one.ended_at or now(),
+            "b_outcome": one.outcome,
+            "b_pending": one.pending,
+            "b_untold": one.untold,
+        }
+        for one in ends
+    ]
     if connection.dialect.name == "postgresql":
-        numbers = set(connection.scalars(_FREE, {"numbers": list(numbers)}))
-    written = [one for one in ends if one.number in numbers]
-    if not written:
-        return {one.number for one in ends}
-    connection.execute(
-        _END,
-        [
-            {
-                "b_number": one.number,
-                "b_was": one.was,
-                "b_request": one.request,
-                "b_state": one.state,
-                "b_ended_at": None if one.state == "waiting" else one.ended_at or now(),
-                "b_outcome": one.outcome,
-                "b_pending": one.pending,
-                "b_untold": one.untold,
-            }
-            for one in written
-        ],
-    )
-    return {one.number for one in ends} - numbers
+        numbers = [one.number for one in ends]
+        written = connection.scalars(_END_ALL, {"numbers": numbers, "ends": _json(rows)})
+        return set(numbers).difference(written)
+    connection.execute(_END, rows)
+    return set()
+
+
+def _json(rows: Sequence[Mapping[str, Any]]) -> str:
+    return _encode(rows).decode()
 
 
 _FED = [

@@ -27,7 +27,7 @@ class Openings:
 
     def begin(self, row: Row, context: Context) -> None:
         """Let a row wait for its chat, which is found or opened."""
-        self._courier.hand.rows[row.number] = row
+        self._courier.hand.keep(row)
         if context in self._waiting:
             self._waiting[context].append(row)
         else:

@@ -36,9 +36,7 @@ class Settling:
     def begin(self, row: Row, read: Any) -> None:
         """Begin to settle a row."""
         courier, chat_id = self._courier, read.chat_id
-        settling = courier.hand.settling
-        courier.hand.rows[row.number] = row
-        settling[chat_id] = settling.get(chat_id, 0) + 1
+        courier.hand.settle(row, chat_id)
         pending = earlier.pending_of(read)
         courier.in_background(self._settle(row, chat_id, pending, self.moment(read)))
 
@@ -74,7 +72,4 @@ class Settling:
                     stored = earlier.remember(engine, pending, surely=True)
                     courier.end(row, "delivered", receipt, stored)
             break
-        settling = courier.hand.settling
-        settling[chat_id] -= 1
-        if not settling[chat_id]:
-            del settling[chat_id]
+        courier.hand.settled(chat_id)
