@@ -60,7 +60,7 @@ def test_a_seed_decides_everything() -> None:
 
 # By when a story must be over: what holds messages up longer than it must is no broken promise.
 SOON = {
-    # 15 s after the restart, and not as if the process might only be paused: 4 s, and 3 s a request.
+    # Killed at 4 s, and settled after 15 s, not as if it might only be paused. Requests take 3 s.
     "restarted-while-a-request-is-under-way": 35.0,
     # The file is sent again at once. The business is not paused for a minute.
     "answer-before-the-last-byte-of-a-file": 5.0,
