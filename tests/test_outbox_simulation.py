@@ -36,12 +36,14 @@ def test_a_story_that_once_failed_ends_well(path: Path) -> None:
     assert OUTBOX.judge(story, OUTBOX.play(story)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(16, 76, 15))
 def test_all_promises_hold(first: int) -> None:
     tally = OUTBOX.tell_seeds(first, first + 14)
     assert tally.failed == {}, "python -m benchmarks simulate --outbox --replay SEED shows it"
 
 
+@pytest.mark.slow
 def test_a_seed_decides_everything() -> None:
     """Two processes with other hashes of strings play the same, to the byte."""
     told = [
@@ -82,6 +84,7 @@ FOUND: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOUND)
 def test_a_product_without_a_guard_is_found_out(name: str) -> None:
     with mutated(name, OUTBOX.mutants):

@@ -174,16 +174,11 @@ def no_wait(patch: Patch) -> None:
 
 @_mutant("a chat waits until what is marked in it is settled", "it goes on")
 def chat_goes_on(patch: Patch) -> None:
-    original = Hand.next
+    def settle(self: Any, row: Any, chat_id: int) -> None:
+        self.keep(row)
 
-    def following(self: Any, now: float, in_front: Any) -> Any:
-        kept, self.settling = self.settling, {}
-        try:
-            return original(self, now, in_front)
-        finally:
-            self.settling = kept
-
-    patch(Hand, "next", following)
+    patch(Hand, "settle", settle)
+    patch(Hand, "settled", lambda self, chat_id: None)
     mark_before_earlier(patch)
 
 
