@@ -156,14 +156,20 @@ def worker(name: str, database: Database, *arguments: object) -> Iterator[Proces
 
 
 def deliver(
-    name: str, database: Database, count: int, businesses: int, *, counting: bool = False
+    name: str,
+    database: Database,
+    count: int,
+    businesses: int,
+    *,
+    warm: int | None = None,
+    counting: bool = False,
 ) -> dict[str, float]:
-    """Deliver the messages that wait, and measure the middle of it.
+    """Deliver messages that wait, and measure after the first ones: `warm`, or a tenth.
 
     Returns the seconds and the CPU seconds a message, or with `counting` the statements and
     transactions.
     """
-    warm = count // 10
+    warm = count // 10 if warm is None else warm
     with server_process() as (market, served):
         answered = Process(served)
         extra = ["count"] if counting and database.dialect == "sqlite" else []
