@@ -429,6 +429,22 @@ async def test_older_program_delivers_from_tables_with_new_columns(shop: Shop) -
             await shop.outbox.result(numbers[3], timeout=60)
 
 
+@pytest.mark.parametrize("oldest", [1, 2])
+async def test_worker_stops_when_the_tables_become_too_new_for_it(
+    shop: Shop, caplog: pytest.LogCaptureFixture, oldest: int
+) -> None:
+    """A newer program has changed them while this one delivers."""
+    async with shop.delivering():
+        await shop.outbox.result(await shop.outbox.put(message("раз")), timeout=60)
+        shop.execute(f"UPDATE yamarket_outbox_schema SET version = 3, oldest_reader = {oldest}")
+        await asyncio.sleep(30)
+        number = await shop.outbox.put(message("два"))
+        await asyncio.sleep(60)
+        assert (await shop.got(number)).state == ("delivered" if oldest == 1 else "waiting")
+    assert ("update yamarket-chat" in caplog.text) is (oldest > 1)
+    assert texts(shop.market, 17) == ["раз", "два"][: 3 - oldest]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 async def test_process_that_delivers_may_be_forked(shop: Shop) -> None:
     """The child puts, and delivers as a worker of its own. What the parent holds stays its own."""
