@@ -126,6 +126,26 @@ async def test_delivery_that_waits_for_its_database_can_be_stopped(postgres_url:
                 raise AssertionError
 
 
+async def test_delivery_that_begins_while_a_program_locks_sqlite_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(database_room, "PATIENCE", 0.02)  # of the real clock
+    async with (
+        Sandbox(business_id=BUSINESS) as market,
+        Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox,
+    ):
+        await outbox.create()
+        number = await outbox.put(message("раз"))
+        other = sqlite3.connect(tmp_path / "outbox.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        asyncio.get_running_loop().call_later(20, other.close)
+        async with Shop(outbox, market).delivering():
+            await outbox.result(number, timeout=60)
+        assert "the delivery begins later" in caplog.text
+        assert "another program holds it locked for long" in caplog.text
+        assert len(list(tmp_path.glob("*-worker-*"))) == 0
+
+
 @contextmanager
 def refusing(code: str, text: str) -> Iterator[str]:
     """A server that refuses each connection as PostgreSQL does. After a password, for class 28."""
@@ -436,7 +456,8 @@ async def test_worker_stops_when_the_tables_become_too_new_for_it(
     """A newer program has changed them while this one delivers."""
     async with shop.delivering():
         await shop.outbox.result(await shop.outbox.put(message("раз")), timeout=60)
-        shop.execute(f"UPDATE yamarket_outbox_schema SET version = 3, oldest_reader = {oldest}")
+        newer = "UPDATE yamarket_outbox_schema SET version = 3, oldest_reader = "
+        shop.execute(newer + str(oldest))
         await asyncio.sleep(30)
         number = await shop.outbox.put(message("два"))
         await asyncio.sleep(60)
