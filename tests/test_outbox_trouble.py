@@ -22,6 +22,7 @@ from sqlalchemy import URL, Connection, create_engine, event
 from tests.helpers import now, texts
 from tests.test_outbox_courier import forget_what_this_loop_knows
 from tests.test_outbox_database import losing_commits
+from yamarket_chat import connector
 from yamarket_chat.limits import CUT_OFF
 from yamarket_chat.outbox import (
     MessageExpiredError,
@@ -37,6 +38,7 @@ from yamarket_chat.outbox import database as database_room
 from yamarket_chat.outbox.database import Database
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
+from yamarket_chat.system import wall_time
 
 BUSINESS = 12345
 
@@ -244,7 +246,7 @@ async def old_program_says(market: Sandbox, text: str) -> None:
     url = f"{market.url}/v2/businesses/{BUSINESS}/chats/message?chatId=99"
     headers = {"Api-Key": market.api_key}
     async with (
-        aiohttp.ClientSession(headers=headers) as http,
+        aiohttp.ClientSession(headers=headers, connector=connector()) as http,
         http.post(url, json={"message": text}) as response,
     ):
         assert response.status == 200
@@ -266,7 +268,7 @@ async def minutes(shop: Shop, count: int) -> None:
 async def test_somebody_else_who_sends_is_warned_of_once_an_hour(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    began = datetime.now(UTC)
+    began = datetime.fromtimestamp(wall_time(asyncio.get_running_loop()), UTC)
     async with shop.delivering():
         await minutes(shop, 3)
         assert warnings_of(caplog) == []
