@@ -516,7 +516,6 @@ async def test_reads_of_a_dead_process_may_cause_420s_and_nothing_else(
         receipts = [await shop.outbox.result(number, timeout=100) for number in numbers]
         assert (await shop.outbox.status()).paused == {}
     assert shop.market.refused > 0
-    assert max(receipt.requests for receipt in receipts) > 1  # one was refused, and sent again
     assert {receipt.confirmed_by for receipt in receipts} == {"answer"}
     chats = [texts(shop.market, chat) for chat in shop.market.chat_ids]
     assert chats == [["раз", "два"]] * 8
