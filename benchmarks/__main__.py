@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn
 from rich.table import Table
 
+from .outbox import backlog, delivery
 from .report import DOCS, Report, circumstances, stored, write
 from .suite import BENCHMARKS
 
@@ -26,7 +27,14 @@ def main() -> None:
     parser.add_argument(
         "--redraw", action="store_true", help="measure nothing; rewrite the docs from the JSON"
     )
+    parser.add_argument(
+        "--database",
+        choices=delivery.DATABASES,
+        help="of outbox and backlog only this one; nothing is written to the docs",
+    )
     arguments = parser.parse_args()
+    if arguments.database:
+        delivery.DATABASES[:] = backlog.DATABASES[:] = [arguments.database]
     names = arguments.names or list(BENCHMARKS)
     if unknown := set(names) - set(BENCHMARKS):
         parser.error(
@@ -51,7 +59,8 @@ def main() -> None:
             before["commit"] = f"{before['commit']} to {after}"
         results[name] = {"size": size, **before, "figures": figures}
         _show(console, benchmark.report(figures))
-        write(results, BENCHMARKS, arguments.docs)
+        if not arguments.database:
+            write(results, BENCHMARKS, arguments.docs)
     if arguments.redraw:
         write(results, BENCHMARKS, arguments.docs)
 

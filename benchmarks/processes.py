@@ -66,13 +66,21 @@ def server(*, awake: bool = False) -> Iterator[str]:
     With `awake`, the server never sleeps and takes a whole core. A client of a sleeping server pays
     for waking it, by chance up to an eighth of a request. Over a network, no client pays that.
     """
-    with _started(python("-m", "benchmarks.server", *(["awake"] if awake else []))) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
+    with server_process(awake=awake) as (url, _):
+        yield url
 
 
 @contextmanager
-def _started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def server_process(*, awake: bool = False) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Start the server as `server` does, and yield its process as well."""
+    with started(python("-m", "benchmarks.server", *(["awake"] if awake else []))) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), process
+
+
+@contextmanager
+def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Start a process that ends when its stdin is closed."""
     with subprocess.Popen(  # noqa: S603
         command,
         cwd=ROOT,
@@ -116,7 +124,7 @@ def taking_turns(
     with ExitStack() as stack:
         workers = {
             name: Worker(
-                stack.enter_context(_started(python("-m", "benchmarks.worker", name, url, at_once)))
+                stack.enter_context(started(python("-m", "benchmarks.worker", name, url, at_once)))
             )
             for name in names
         }

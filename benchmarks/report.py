@@ -18,7 +18,8 @@ from .processes import ROOT, Spread
 DOCS = ROOT / "docs"
 JSON_NAME = "benchmarks.json"
 _PACKAGES = (
-    "aiohttp", "aiolimiter", "httpx", "msgspec", "pydantic", "ya-market-api", "yarl",
+    "aiohttp", "aiolimiter", "httpx", "msgspec", "procrastinate", "psycopg", "pydantic",
+    "sqlalchemy", "ya-market-api", "yarl",
 )  # fmt: skip
 
 Figures = dict[str, Any]

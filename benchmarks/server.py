@@ -1,7 +1,7 @@
 """A minimal server that answers with the Market's headers, without limits and without state.
 
-`python -m benchmarks.server [awake]` prints its address and serves until its stdin is closed. With
-`awake` it never sleeps meanwhile.
+`python -m benchmarks.server [awake]` prints its address and serves until its stdin is closed. For
+each line it prints how many requests it has answered. With `awake` it never sleeps meanwhile.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ANSWER = b'{"status":"OK"}'
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
 
-class _Head:
+class Head:
     """The head of a response, built again each second."""
 
     made_at = 0
@@ -45,7 +45,7 @@ class _Head:
 class Connection(asyncio.Protocol):
     """Answers each request as soon as it is complete."""
 
-    def __init__(self, head: _Head, seen: list[bytes] | None = None) -> None:
+    def __init__(self, head: Head, seen: list[bytes] | None = None) -> None:
         self._head = head
         self._seen = seen  # raw requests, for the test that compares them
         self._received = b""
@@ -68,9 +68,11 @@ class Connection(asyncio.Protocol):
         self._received = data
 
 
-async def listen(seen: list[bytes] | None = None) -> tuple[asyncio.Server, str]:
+async def listen(
+    seen: list[bytes] | None = None, head: Head | None = None
+) -> tuple[asyncio.Server, str]:
     """Start a server on a free port of loopback and return it with its address."""
-    head = _Head()
+    head = head or Head()
     server = await asyncio.get_running_loop().create_server(
         # With asyncio's backlog of 100, 512 clients that connect at once may be reset.
         lambda: Connection(head, seen),
@@ -88,11 +90,13 @@ async def _stay_awake() -> None:
 
 async def main(*, awake: bool) -> None:
     """Serve requests until stdin is closed."""
-    server, url = await listen()
+    head = Head()
+    server, url = await listen(head=head)
     async with server, asyncio.TaskGroup() as group:
         print(url, flush=True)
         busy = group.create_task(_stay_awake()) if awake else None
-        await asyncio.to_thread(sys.stdin.read)
+        while await asyncio.to_thread(sys.stdin.readline):
+            print(head.answers, flush=True)
         if busy is not None:
             busy.cancel()
 

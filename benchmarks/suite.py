@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import cost, decoding, faults, growth, imports, limit, simulation
+from .outbox import backlog, delivery
 from .report import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -15,4 +16,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "decoding": decoding,
     "imports": imports,
     "simulation": simulation,
+    "outbox": delivery,
+    "backlog": backlog,
 }

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,11 @@ NOWHERE = "02:00:00:00:00:99"
 class Postgres:
     """A server that is started, killed and started again, in a network of its own if root may."""
 
-    def __init__(self, folder: Path, *, own_network: bool) -> None:
+    def __init__(
+        self, folder: Path, *, own_network: bool, settings: Mapping[str, str] | None = None
+    ) -> None:
         self._folder = folder
+        self._settings = settings or {}
         self._programs = programs(folder)
         self._data = folder / "data"
         self._own_network = own_network
@@ -61,6 +64,7 @@ class Postgres:
             "listen_addresses": SERVER if self._own_network else "",
             "port": str(PORT if self._own_network else 5432),
             "log_min_messages": "panic",
+            **self._settings,
         }
         arguments = [part for item in settings.items() for part in ("-c", "=".join(item))]
 
@@ -129,12 +133,12 @@ def _ip(*arguments: str) -> None:
 
 
 @contextmanager
-def postgres(*, own_network: bool) -> Iterator[Postgres]:
+def postgres(*, own_network: bool, settings: Mapping[str, str] | None = None) -> Iterator[Postgres]:
     """Run a server."""
     with tempfile.TemporaryDirectory(prefix="yamarket-crash-") as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)
-        server = Postgres(folder, own_network=own_network)
+        server = Postgres(folder, own_network=own_network, settings=settings)
         if own_network:
             _ip("addr", "add", f"{CLIENT}/24", "dev", "near")
             _ip("link", "set", "near", "up")

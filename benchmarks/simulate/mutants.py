@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,6 +34,7 @@ from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat._limits.window import Window
 
 Patch = Callable[[Any, str, Any], None]
+LeaveOut = Callable[[Patch], None]
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ class Mutant(msgspec.Struct, frozen=True):
 
     guard: str
     without: str
-    leave_out: Callable[[Patch], None]
+    leave_out: LeaveOut
     aim: tuple[str, ...] = ()
     """The rare things that show it, if seeds with anything else hardly do."""
     story: str | None = None
@@ -51,24 +52,27 @@ class Mutant(msgspec.Struct, frozen=True):
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(
-    guard: str, without: str, *, aim: tuple[str, ...] = (), story: str | None = None
-) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    def add(leave_out: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        name = leave_out.__name__.strip("_").replace("_", "-")
-        MUTANTS[name] = Mutant(guard, without, leave_out, aim, story)
-        return leave_out
+def added_to(mutants: dict[str, Mutant]) -> Callable[..., Callable[[LeaveOut], LeaveOut]]:
+    """Return a decorator that adds a mutant, under the name of the function."""
 
-    return add
+    def mutant(
+        guard: str, without: str, *, aim: tuple[str, ...] = (), story: str | None = None
+    ) -> Callable[[LeaveOut], LeaveOut]:
+        def add(leave_out: LeaveOut) -> LeaveOut:
+            name = leave_out.__name__.strip("_").replace("_", "-")
+            mutants[name] = Mutant(guard, without, leave_out, aim, story)
+            return leave_out
+
+        return add
+
+    return mutant
 
 
-def apply(name: str) -> None:
-    """Leave a guard out in this process for good."""
-    MUTANTS[name].leave_out(setattr)
+_mutant = added_to(MUTANTS)
 
 
 @contextmanager
-def mutated(name: str | None) -> Iterator[None]:
+def mutated(name: str | None, mutants: Mapping[str, Mutant] = MUTANTS) -> Iterator[None]:
     """Leave a guard out for a while; None leaves none out."""
     before: list[tuple[Any, str, Any]] = []
 
@@ -78,7 +82,7 @@ def mutated(name: str | None) -> Iterator[None]:
 
     try:
         if name is not None:
-            MUTANTS[name].leave_out(patch)
+            mutants[name].leave_out(patch)
         yield
     finally:
         for owner, attribute, value in reversed(before):

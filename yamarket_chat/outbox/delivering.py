@@ -89,20 +89,23 @@ class Delivering:
 
     async def end(self, grace: float = GRACE) -> None:
         """Send nothing new, wait for what is under way, and hand over."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
         couriers = list(self._couriers.values())
         self._couriers.clear()
+        # It may be cancelled again, and still nothing of it may go on.
         try:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
             if couriers:
                 await asyncio.gather(*(self._stop(one, grace) for one in couriers))
             if self._ending:
                 await asyncio.wait(self._ending, timeout=grace)
         finally:
-            await self._writer.close(grace)
-            await self._worker.leave()
+            try:
+                await self._writer.close(grace)
+            finally:
+                await self._worker.leave()
 
     def wake(self) -> None:
         """Look for new messages at once."""

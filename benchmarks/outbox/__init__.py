@@ -1,0 +1,1 @@
+"""What the outbox costs, beside other queues on the same PostgreSQL."""
