@@ -20,7 +20,7 @@ PARALLEL = 4
 """Parallel requests of a business, as the Market allows."""
 MOST_TASKS = 32
 """Tasks of a queue that holds a task and perhaps a connection for each request."""
-LOOK = 0.25
+LOOK = 0.2
 """Seconds between two looks of the table by hand, as of the outbox on PostgreSQL."""
 
 Message = tuple[int, int, str]

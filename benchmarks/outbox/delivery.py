@@ -29,7 +29,7 @@ Statements and transactions are counted in another run: by pg_stat_statements, a
 process. A BEGIN with its two settings counts as three statements.
 
 *Latency* is the time from the commit in one process to the request of another process that was
-idle. By hand, tasks look four times a second, as the outbox does on PostgreSQL; procrastinate is
+idle. By hand, tasks look five times a second, as the outbox does on PostgreSQL; procrastinate is
 notified by the server.
 """
 

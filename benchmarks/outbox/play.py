@@ -156,14 +156,20 @@ def worker(name: str, database: Database, *arguments: object) -> Iterator[Proces
 
 
 def deliver(
-    name: str, database: Database, count: int, businesses: int, *, counting: bool = False
+    name: str,
+    database: Database,
+    count: int,
+    businesses: int,
+    *,
+    warm: int | None = None,
+    counting: bool = False,
 ) -> dict[str, float]:
-    """Deliver the messages that wait, and measure the middle of it.
+    """Deliver messages that wait, and measure after the first ones: `warm`, or a tenth.
 
     Returns the seconds and the CPU seconds a message, or with `counting` the statements and
     transactions.
     """
-    warm = count // 10
+    warm = count // 10 if warm is None else warm
     with server_process() as (market, served):
         answered = Process(served)
         extra = ["count"] if counting and database.dialect == "sqlite" else []
@@ -222,14 +228,15 @@ def latencies(name: str, database: Database, count: int) -> list[float]:
         async with listening:
             with worker(name, database, "deliver", url, 1) as delivering:
                 await asyncio.to_thread(delivering.line)
-                for number, message in enumerate(messages(count + 5, 1)):
+                warm = min(count, 5)
+                for number, message in enumerate(messages(count + warm, 1)):
                     await asyncio.sleep(random.uniform(0.02, 0.27))
                     arrivals.at.clear()
                     await queue.put(message)
                     committed = time.perf_counter()
                     while not arrivals.at:  # noqa: ASYNC110 - another process sets it
                         await asyncio.sleep(0.001)
-                    if number >= 5:
+                    if number >= warm:
                         found.append(max(0.0, arrivals.at[-1] - committed))
         await queue.close()
         return found

@@ -8,7 +8,7 @@ from . import store
 from .database import Database
 from .errors import OutboxDatabaseError
 
-LOOKS = {"sqlite": 0.05, "postgresql": 0.25}
+LOOKS = {"sqlite": 0.05, "postgresql": 0.2}
 """Seconds between two looks. A look at SQLite costs next to nothing if nobody has committed."""
 
 
