@@ -9,20 +9,32 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import shutil
 import signal
+import sqlite3
+import ssl
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    suppress,
+)
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from msgspec.structs import replace
 
 from tests import outbox_process
 from tests.helpers import texts
-from yamarket_chat import Pending
-from yamarket_chat.outbox import Outbox, OutboxMessage, earlier, points
+from yamarket_chat import Pending, connector
+from yamarket_chat.outbox import Outbox, OutboxFile, OutboxMessage, earlier, points
+from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.outbox.lease import Grant
 from yamarket_chat.outbox.turns import Session
@@ -223,6 +235,87 @@ async def test_each_guard_is_needed(
     for guard, market in zip(MUTANTS, markets.of.values(), strict=True):
         stored = [text for chat in CHATS for text in texts(market, chat)]
         assert len(stored) > 12, f"without the {guard or 'wait'}, nothing is doubled"
+
+
+@asynccontextmanager
+async def over_tls(market: Sandbox, folder: Path) -> AsyncIterator[str]:
+    """Yield the address of a TLS server before the Market."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the command openssl is missing")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    command += " -keyout key.pem -out cert.pem -subj /CN=market"
+    subprocess.run(command.split(), check=True, capture_output=True, cwd=folder)  # noqa: S603
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    serving: list[asyncio.Task[Any]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, up = await asyncio.open_connection("127.0.0.1", market.port)
+        writers.extend((writer, up))
+        serving.extend(asyncio.create_task(pump(*way)) for way in ((reader, up), (answers, writer)))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server.close()
+    for writer in writers:
+        writer.transport.abort()
+    await asyncio.wait(serving)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_file_over_tls_is_not_finished_by_a_process_that_lost_its_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool
+) -> None:
+    """It stood still when only the last bytes were missing. Without the second look they leave."""
+    if not guarded:
+        look = Passage.look
+        monkeypatch.setattr(
+            Passage, "look", lambda self, *, again: look(self, again=again) and None
+        )
+    loop: Any = asyncio.get_running_loop()
+    reached: list[str] = []
+
+    def stand_still(name: str) -> None:
+        if name == "half written" and not reached:
+            reached.append(name)
+            loop.slept += 2 * LEASE
+            with closing(sqlite3.connect(tmp_path / "outbox.db")) as connection, connection:
+                taken = "UPDATE yamarket_outbox_leases SET worker = 'other', epoch = epoch + 1"
+                connection.execute(taken)
+
+    monkeypatch.setattr(points, "hook", stand_still)
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    async with (
+        Sandbox(business_id=12345) as market,
+        over_tls(market, tmp_path) as url,
+        aiohttp.ClientSession(connector=connector(ssl=trusting)) as http,
+        Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox,
+    ):
+        await outbox.create()
+
+        async def session(_: Delivering, business_id: int) -> Session:
+            return Session(market.api_key, business_id, base_url=url, http=http)
+
+        monkeypatch.setattr(Delivering, "_session", session)
+        content = bytes(range(256)) * 4_000
+        number = await outbox.put(OutboxFile(12345, 17, content, filename="a.pdf"))
+        async with outbox.delivering({12345: market.api_key}, lease=LEASE):
+            await asyncio.sleep(10)
+            assert reached
+            assert len(market.messages(17)) == (0 if guarded else 1)
+            receipt = await outbox.result(number, timeout=100)
+        (stored,) = market.messages(17)
+        assert [file.size for file in stored.payload] == [len(content)]
+        assert receipt.requests == (2 if guarded else 1)
 
 
 def is_stopped(pid: int) -> bool:

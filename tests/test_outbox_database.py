@@ -155,6 +155,26 @@ async def test_several_programs_may_create_at_the_same_time(database_url: Any) -
         await box.close()
 
 
+@pytest.mark.parametrize("waits", [True, False])
+async def test_new_file_that_another_program_is_making_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """SQLite itself fails at once here, whatever its timeout is."""
+    if not waits:
+        monkeypatch.setattr(database_room, "WAL_ATTEMPTS", 1)
+    other = sqlite3.connect(tmp_path / "outbox.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    committing = threading.Timer(0.05, other.commit)
+    committing.start()
+    async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        if waits:
+            await outbox.create()
+        else:
+            assert "database is locked" in str(await error_of(outbox.create()))
+    committing.join()
+    other.close()
+
+
 async def test_tables_that_need_a_newer_program_are_refused(database_url: Any) -> None:
     async with Outbox(database_url) as outbox:
         await outbox.create()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from sqlalchemy import Connection, update
 
 from tests.helpers import texts
 from yamarket_chat import Pending
-from yamarket_chat.outbox import Outbox, OutboxMessage
+from yamarket_chat.outbox import Outbox, OutboxMessage, lease
 from yamarket_chat.outbox.courier import Courier
+from yamarket_chat.outbox.locks import Lock
 from yamarket_chat.outbox.schema import messages
 from yamarket_chat.sandbox import Sandbox
 
@@ -80,3 +83,44 @@ async def test_first_request_of_a_courier_counts_what_is_under_way_of_the_one_be
         await delivering.__aexit__(None, None, None)
         assert market.refused == 0
         assert [texts(market, chat) for chat in range(1, 5)] == [["Привет"]] * 4
+
+
+async def test_delivery_that_is_cancelled_twice_ends_all_the_same(tmp_path: Path) -> None:
+    """Found by the simulation: its worker beat for ever, and kept its businesses from others."""
+    async with Sandbox() as market, Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        await outbox.create()
+        before = asyncio.all_tasks()
+        keys = {market.business_id: market.api_key}
+        delivery = asyncio.create_task(outbox.deliver(keys, base_url=market.url))
+        await asyncio.sleep(1)
+        while not delivery.done():
+            delivery.cancel()
+            await asyncio.sleep(0)
+        await asyncio.sleep(1)
+        assert asyncio.all_tasks() <= before
+        number = await outbox.put(OutboxMessage(market.business_id, 17, "Привет"))
+        async with outbox.delivering(keys, base_url=market.url):
+            await outbox.result(number, timeout=10)
+
+
+async def test_start_that_is_cancelled_leaves_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    class Slow(Lock):
+        def __init__(self, database: str) -> None:
+            begun.set()
+            time.sleep(0.05)
+            super().__init__(database)
+
+    monkeypatch.setattr(lease, "Lock", Slow)
+    async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        await outbox.create()
+        delivery = asyncio.create_task(outbox.deliver({12345: "key"}))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        delivery.cancel()
+        await asyncio.wait({delivery})
+    await asyncio.sleep(1)  # the thread has ended
+    assert not list(tmp_path.glob("*-worker-*"))

@@ -436,6 +436,13 @@ class Watch:
         return bool(self.watcher.read([Beat(token, beat, LEASE)], now, now))
 
 
+def test_business_is_kept_if_giving_it_would_only_swap_the_roles() -> None:
+    """Those who ask have counted before others gave them some."""
+    wanted = [(1, "a"), (2, "a"), (3, "gone"), (4, "b")]
+    assert shares.gives(5, {"a": 3, "b": 4}, wanted) == ([(1, "a")], [2, 3, 4])
+    assert shares.gives(3, {"a": 2, "b": 3}, wanted) == ([], [1, 2, 3, 4])
+
+
 def test_beat_that_changes_is_alive() -> None:
     watch = Watch()
     assert not any(watch.read(n // 5) for n in range(100))

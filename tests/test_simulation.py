@@ -9,12 +9,13 @@ import pytest
 from benchmarks.simulate.command import by_story
 from benchmarks.simulate.generate import generate
 from benchmarks.simulate.judge import judge
+from benchmarks.simulate.kinds import kind_of
 from benchmarks.simulate.mutants import MUTANTS, mutated
 from benchmarks.simulate.play import play
 from benchmarks.simulate.story import from_json, to_json
-from benchmarks.simulate.tally import tell_seeds
 
 STORIES = Path(__file__).parent / "stories"
+SESSIONS = kind_of("sessions")
 
 
 @pytest.mark.parametrize("path", sorted(STORIES.glob("*.json")), ids=lambda path: path.stem)
@@ -25,7 +26,7 @@ def test_a_story_that_once_failed_ends_well(path: Path) -> None:
 
 @pytest.mark.parametrize("first", range(1, 226, 25))
 def test_all_promises_hold(first: int) -> None:
-    tally = tell_seeds(first, first + 24)
+    tally = SESSIONS.tell_seeds(first, first + 24)
     assert tally.failed == {}, "python -m benchmarks simulate --shrink SEED shows what happens"
 
 
@@ -45,19 +46,19 @@ FOUND: dict[str, tuple[str, ...]] = {
 @pytest.mark.parametrize("name", FOUND)
 def test_a_product_without_a_guard_is_found_out(name: str) -> None:
     with mutated(name):
-        assert tell_seeds(1, 200, stop=True, only=FOUND[name]).failed
+        assert SESSIONS.tell_seeds(1, 200, stop=True, only=FOUND[name]).failed
 
 
 @pytest.mark.parametrize("name", [name for name in MUTANTS if MUTANTS[name].story])
 def test_a_product_without_a_guard_is_found_out_by_the_story_of_that_guard(name: str) -> None:
-    assert by_story(name)
+    assert by_story(SESSIONS, name)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_fits_the_product(name: str) -> None:
     """It leaves a guard out, and calls nothing that is not there any more."""
     with mutated(name):
-        assert "crashed" not in tell_seeds(1, 2).failed
+        assert "crashed" not in SESSIONS.tell_seeds(1, 2).failed
 
 
 def test_a_story_is_a_value() -> None:

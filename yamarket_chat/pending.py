@@ -54,6 +54,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             stored. None if the Market had not answered anything before.
         until: The latest such moment.
         before: What was sent to the chat shortly before.
+        before_since: The moment, on the Market's clock, since which `before` is complete. None if
+            that is not known.
         skew: How many seconds the clock of the histories was ahead of the Market's clock, at least
             and at most. None if that was not known.
         requests: How many requests were sent for the message until now.
@@ -73,6 +75,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     since: datetime | None = None
     until: datetime | None = None
     before: tuple[Stored, ...] = ()
+    before_since: datetime | None = None
     skew: tuple[float, float] | None = None
     requests: int
     seen: str

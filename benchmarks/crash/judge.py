@@ -31,8 +31,8 @@ class Verdict(msgspec.Struct):
 
 
 COUNTED = (
-    "messages", "delivered", "refused", "unknown", "cancelled", "lost", "doubled", "disordered",
-    "untrue", "left open",
+    "messages", "delivered", "refused", "unknown", "cancelled", "expired", "lost", "doubled",
+    "disordered", "untrue", "left open",
 )  # fmt: skip
 
 

@@ -10,14 +10,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
-from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxMessage
+from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxFile, OutboxMessage
 from yamarket_chat.outbox.points import NAMES
 from yamarket_chat.sandbox import Sandbox, random_faults
 from yamarket_chat.sandbox.faults import EVERY_FAULT
@@ -25,6 +27,8 @@ from yamarket_chat.sandbox.faults import EVERY_FAULT
 from .judge import FINAL, Message, Verdict, judge
 from .servers import Postgres
 from .worker import Plan, run
+
+Put = OutboxMessage | OutboxFile
 
 API_KEY = "ACMA:crash:key"
 FAULTS = [fault for fault in EVERY_FAULT if fault.kind not in ("rate_limit", "parallel_limit")]
@@ -139,19 +143,34 @@ class Crash:
         chance = random.Random(self._size.seed * 1000 + business_id)
         count = 0
         while self._producing and count < self._size.most:
-            some: list[OutboxMessage] = []
+            some: list[Put] = []
             for _ in range(chance.choice((1, 1, 1, 2, 10))):
                 count += 1
-                chat, bulk = chance.randint(1, self._size.chats), chance.random() < 0.3
-                text = f"{business_id}-{chat}-{count}"
-                # Equal texts in pairs, one behind the other.
-                for copy in range(2 if chance.random() < 0.1 else 1):
-                    key = f"{text}-{copy}"
-                    some.append(OutboxMessage(business_id, chat, text, key=key, bulk=bulk))
+                some += self._some(business_id, count, chance)
             await self._put(outbox, some, chance)
             await asyncio.sleep(len(some) / self._size.rate * chance.uniform(0.5, 1.5))
 
-    async def _put(self, outbox: Outbox, some: list[OutboxMessage], chance: random.Random) -> None:
+    def _some(self, business_id: int, count: int, chance: random.Random) -> Iterator[Put]:
+        """Make a message, or two equal ones, one behind the other."""
+        chat = chance.randint(1, self._size.chats)
+        name = f"{business_id}-{chat}-{count}"
+        bulk, expires, kind = chance.random() < 0.3, chance.random() < 0.05, chance.random()
+        not_after = datetime.now(UTC) + timedelta(seconds=chance.uniform(0.1, 15))
+        for copy in range(2 if chance.random() < 0.1 else 1):
+            options: dict[str, Any] = {"key": f"{name}-{copy}", "bulk": bulk}
+            if expires:
+                options["not_after"] = not_after
+            if kind < 0.1:
+                content = name.encode() * (count % 50 * 500 + 1)
+                yield OutboxFile(business_id, chat, content, filename=f"{name}.pdf", **options)
+            elif kind < 0.2:
+                yield OutboxMessage.to_order(business_id, chat % 4 + 1, name, **options)
+            elif kind < 0.4:  # a long one, which leaves in two parts
+                yield OutboxMessage(business_id, chat, f"{name} {'x' * 1_500}", **options)
+            else:
+                yield OutboxMessage(business_id, chat, name, **options)
+
+    async def _put(self, outbox: Outbox, some: list[Put], chance: random.Random) -> None:
         for attempt in range(1 + (chance.random() < 0.1)):  # some keys are handed over twice
             while True:
                 try:
@@ -164,9 +183,11 @@ class Crash:
                 else:
                     break
             for number, one in zip(numbers, some, strict=True):
-                message = Message(number, int(one.business_id), int(one.chat_id or 0), one.text)
+                text = one.text if isinstance(one, OutboxMessage) else str(one.filename)
+                # The chat of an order is learnt at the end.
+                message = Message(number, int(one.business_id), int(one.chat_id or 0), text)
                 known = self._messages.setdefault(number, message)
-                if attempt and known.text != one.text:
+                if attempt and known.text != text:
                     raise AssertionError(f"the key of {one} gave {number}, which is {known}")
         if chance.random() < 0.05:
             with suppress(OutboxDatabaseError):
@@ -314,6 +335,7 @@ class Crash:
                 assert entry is not None
                 message = self._messages[number]
                 message.state, message.requests = entry.state, entry.requests
+                message.chat_id = entry.chat_id or 0
                 message.error = "" if entry.error is None else repr(entry.error)
                 if entry.state in FINAL:
                     left.discard(number)
@@ -341,7 +363,10 @@ class Crash:
     def _rows(self) -> Iterator[tuple[tuple[int, int], list[str]]]:
         for business_id, box in self._markets.items():
             for chat_id in box.chat_ids:
-                yield (business_id, chat_id), [row.text or "" for row in box.messages(chat_id)]
+                yield (
+                    (business_id, chat_id),
+                    [row.text or row.payload[0].name for row in box.messages(chat_id)],
+                )
 
 
 def _is_stopped(process: BaseProcess) -> bool:

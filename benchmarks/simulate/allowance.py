@@ -25,12 +25,17 @@ from .story import (
     OthersUse,
     Read,
     Says,
+    Send,
     SendMany,
     Story,
+    WallClock,
 )
 
 BASE = 2.0
 """Seconds that every story may take longer."""
+
+ROUNDED = 1.5
+"""Seconds by which the headers, in whole seconds, may say that a window ends later than it does."""
 
 LONGEST_PAUSE = 60.0
 LONGEST_PARALLEL_PAUSE = 30.0
@@ -81,7 +86,7 @@ def _least(story: Story, messages: Iterable[Told]) -> float:
         left = max(ready, heapq.heappop(places), window[0], paced.get(operation, 0.0))
         done = left + takes
         heapq.heappush(places, done)
-        window.append(done + rate.per)
+        window.append(done + rate.per + (ROUNDED if story.market.headers else 0.0))
         if rate.burst is not None and rate.burst < rate.requests:
             paced[operation] = left + rate.per / rate.requests
         end = max(end, done)
@@ -111,12 +116,18 @@ def _allowance(story: Story, record: Record) -> float:
             allowed += seconds + LONGEST_PAUSE + trouble
         elif isinstance(event, MarketClock):
             allowed += abs(event.by) + trouble
+        elif isinstance(event, WallClock) and not story.clocks.tells_sleep:
+            # It looks like a sleep of so long: nobody knows when what was in progress was sent.
+            unknown = sum(m.in_doubt for m in record.messages)
+            allowed += (abs(event.by) + trouble) * (1 + unknown)
         else:
             allowed += seconds + 3 * trouble
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
     allowed += sum(SKEW + 2 for m in record.messages if m.why == "DeliveryUnknownError")
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
     for step in story.steps:
+        if isinstance(step, Send) and step.timeout is not None:
+            allowed += step.timeout * len(step.then)  # each may be ended by it
         if isinstance(step, Read) and step.cancel is not None:
             allowed += CUT_OFF  # for so long its slot is held
         if isinstance(step, SendMany):

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from .cores import cores, played
-from .generate import generate
-from .judge import judge
-from .mutants import MUTANTS, mutated
-from .play import play
-from .record import Record
+from .kinds import Kind, kind_of
+from .mutants import mutated
 from .report import mutants_table, summary
 from .shrink import shrink
-from .story import Story, from_json, to_json
-from .swarm import SWARM
+from .story import to_json
 from .tally import Tally
-from .timeline import told
 
 MUTANT_SEEDS = 2000
-STORIES = Path(__file__).parents[2] / "tests" / "stories"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; return its exit code: 1 if a promise did not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks simulate", description=__doc__)
+    parser.add_argument(
+        "--outbox", action="store_true", help="stories of an outbox, and not of sessions"
+    )
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds; default: 1000")
     parser.add_argument("--from", dest="first", type=int, default=1, help="the first seed")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes; default: all cores")
@@ -49,46 +46,52 @@ def main(arguments: Sequence[str]) -> int:
         metavar="THINGS",
         help="switch on these rare things of swarm.py, separated by commas, and no others",
     )
-    parser.add_argument("--mutant", choices=MUTANTS, metavar="NAME", help="leave a guard out")
+    parser.add_argument("--mutant", metavar="NAME", help="leave a guard out")
     parser.add_argument(
         "--mutants", nargs="*", metavar="NAME", help="how many seeds each mutant takes; all of them"
     )
     options = parser.parse_args(arguments)
-    if strange := set(options.only) - set(SWARM):
-        parser.error(f"there is no {', '.join(strange)}: choose from {', '.join(SWARM)}")
+    kind = kind_of("outbox" if options.outbox else "sessions")
+    mutant = [] if options.mutant is None else [options.mutant]
+    for given, known in (
+        (options.only, kind.swarm),
+        ([*(options.mutants or ()), *mutant], kind.mutants),
+    ):
+        if strange := set(given) - set(known):
+            parser.error(f"there is no {', '.join(strange)}: choose from {', '.join(known)}")
     console = Console()
     if options.mutants is not None:
-        return _mutants(console, options)
+        return _mutants(kind, console, options)
     one = options.replay if options.replay is not None else options.shrink
     if one is not None or options.story is not None:
         story = (
-            generate(one, options.only)
+            kind.generate(one, options.only)
             if one is not None
-            else from_json(options.story.read_bytes())
+            else kind.from_json(options.story.read_bytes())
         )
-        with mutated(options.mutant):
-            return _one(story, shorter=options.shrink is not None)
-    return _many(console, options)
+        with mutated(options.mutant, kind.mutants):
+            return _one(kind, story, shorter=options.shrink is not None)
+    return _many(kind, console, options)
 
 
-def _one(story: Story, *, shorter: bool) -> int:
+def _one(kind: Kind, story: Any, *, shorter: bool) -> int:
     if shorter:
-        kinds = {violation.kind for violation in judge(story, play(story))}
-        if kinds:
-            story = shrink(story, lambda other: _fails(other, kinds))
-        print(to_json(story).decode())
-    record = play(story, lines=True)
-    violations = judge(story, record)
-    for line in told(story, record, violations):
+        _show_shorter(kind, story)
+    record = kind.play(story, lines=True)
+    violations = kind.judge(story, record)
+    for line in kind.told(story, record, violations):
         print(line)
     return 1 if violations else 0
 
 
-def _fails(story: Story, kinds: set[str]) -> bool:
-    return any(violation.kind in kinds for violation in judge(story, play(story)))
+def _show_shorter(kind: Kind, story: Any) -> None:
+    kinds = {violation.kind for violation in kind.judge(story, kind.play(story))}
+    if kinds:
+        story = shrink(story, lambda other: kind.fails(other, kinds))
+    print(to_json(story).decode())
 
 
-def _many(console: Console, options: argparse.Namespace) -> int:
+def _many(kind: Kind, console: Console, options: argparse.Namespace) -> int:
     total = Tally()
     shown: set[int] = set()
     with _progress(console) as progress:
@@ -97,17 +100,18 @@ def _many(console: Console, options: argparse.Namespace) -> int:
             options.first,
             options.seeds,
             jobs=options.jobs,
+            kind=kind.name,
             mutant=options.mutant,
             only=options.only,
         ):
             total.add(tally)
             failed = sum(total.violations.values())
             progress.update(task, advance=tally.seeds, description=f"{failed} failed")
-            for kind, seeds in tally.failed.items():
+            for what, seeds in tally.failed.items():
                 for seed in seeds:
                     if seed not in shown:
                         shown.add(seed)
-                        console.print(f"seed {seed}: {kind}", highlight=False)
+                        console.print(f"seed {seed}: {what}", highlight=False)
     if options.record is not None:
         stored = Tally()
         if options.record.exists():
@@ -116,28 +120,23 @@ def _many(console: Console, options: argparse.Namespace) -> int:
         text = msgspec.json.format(msgspec.json.encode(stored), indent=1)
         options.record.write_bytes(text + b"\n")
         total = stored
-    for line in summary(total):
+    for line in summary(kind, total):
         print(line)
     if total.failed and options.mutant is None:
         seed = min(seed for seeds in total.failed.values() for seed in seeds)
-        story = generate(seed, options.only)
-        kinds = {violation.kind for violation in judge(story, play(story))}
-        if kinds:
-            story = shrink(story, lambda other: _fails(other, kinds))
-            console.print(f"The story of seed {seed}, as short as it gets:")
-            print(to_json(story).decode())
-    too_tame = total.seeds >= 1000 and total.missing()
+        console.print(f"The story of seed {seed}, as short as it gets:")
+        _show_shorter(kind, kind.generate(seed, options.only))
+    too_tame = total.seeds >= 1000 and kind.missing(total)
     return 1 if total.failed or too_tame else 0
 
 
-def _mutants(console: Console, options: argparse.Namespace) -> int:
-    names = options.mutants or list(MUTANTS)
-    if unknown := set(names) - set(MUTANTS):
-        sys.exit(f"unknown mutants {', '.join(sorted(unknown))}: choose from {', '.join(MUTANTS)}")
+def _mutants(kind: Kind, console: Console, options: argparse.Namespace) -> int:
+    names = options.mutants or list(kind.mutants)
     took: dict[str, tuple[int | None, str]] = {}
     for name in names:
-        if MUTANTS[name].story is not None:
-            shown = by_story(name)
+        mutant = kind.mutants[name]
+        if mutant.story is not None:
+            shown = by_story(kind, name)
             took[name] = (1 if shown else None, ", ".join(sorted(shown)))
             console.print(f"{name}: its story: {took[name][1] or 'not found'}", highlight=False)
             continue
@@ -146,38 +145,40 @@ def _mutants(console: Console, options: argparse.Namespace) -> int:
             options.first,
             options.seeds if options.seeds != 1000 else MUTANT_SEEDS,
             jobs=options.jobs,
+            kind=kind.name,
             mutant=name,
             stop=True,
-            only=options.only or MUTANTS[name].aim,
+            only=options.only or mutant.aim,
         ):
             total.add(tally)
-            if total.knows_too_little() and not MUTANTS[name].aim:
+            if total.knows_too_little() and not mutant.aim:
                 break
         kinds = ", ".join(sorted(total.failed))
         found = min((seed for seeds in total.failed.values() for seed in seeds), default=None)
-        if found is None and total.knows_too_little() and not MUTANTS[name].aim:
+        if found is None and total.knows_too_little() and not mutant.aim:
             found, kinds = total.seeds + options.first - 1, "unknown"
         took[name] = (None if found is None else found - options.first + 1, kinds)
         console.print(f"{name}: {took[name][0] or 'not found'} {kinds}", highlight=False)
-    for line in mutants_table(took):
+    for line in mutants_table(kind, took):
         print(line)
     return 1 if any(found is None for found, _ in took.values()) else 0
 
 
-def by_story(name: str) -> set[str]:
+def by_story(kind: Kind, name: str) -> set[str]:
     """Return how the story of a mutant shows it: as "unknown" if the product knows more."""
-    story = from_json((STORIES / f"{MUTANTS[name].story}.json").read_bytes())
-    usual = play(story)
-    with mutated(name):
-        record = play(story)
-    shown = {violation.kind for violation in judge(story, record)}
-    if _unknown(record) > _unknown(usual):
+    story = kind.from_json((kind.folder / f"{kind.mutants[name].story}.json").read_bytes())
+    usual = _unknown(kind, story, kind.play(story))
+    with mutated(name, kind.mutants):
+        record = kind.play(story)
+    shown = {violation.kind for violation in kind.judge(story, record)}
+    if _unknown(kind, story, record) > usual:
         shown.add("unknown")
     return shown
 
 
-def _unknown(record: Record) -> int:
-    return sum(message.fate == "unknown" for message in record.messages)
+def _unknown(kind: Kind, story: Any, record: Any) -> int:
+    found = kind.unknown(story, record)
+    return sum(count for what, count in found.items() if what.startswith("unknown"))
 
 
 def _progress(console: Console) -> Progress:

@@ -7,8 +7,8 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 
-from .mutants import apply
-from .tally import Tally, tell_seeds
+from .kinds import kind_of
+from .tally import Tally
 
 CHUNK = 25
 
@@ -25,6 +25,7 @@ def played(
     seeds: int,
     *,
     jobs: int,
+    kind: str = "sessions",
     mutant: str | None = None,
     stop: bool = False,
     only: Sequence[str] = (),
@@ -35,24 +36,26 @@ def played(
     """
     last = first + seeds - 1
     chunks = [
-        (begin, min(begin + CHUNK - 1, last), stop, only) for begin in range(first, last + 1, CHUNK)
+        (kind, begin, min(begin + CHUNK - 1, last), stop, only)
+        for begin in range(first, last + 1, CHUNK)
     ]
     # Spawned: nothing of this process comes along, neither a mutant nor a seed of a hash.
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(jobs, len(chunks)), _begin, (mutant,)) as pool:
+    with context.Pool(min(jobs, len(chunks)), _begin, (kind, mutant)) as pool:
         for tally in pool.imap(_chunk, chunks):
             yield tally
             if stop and tally.violations:
                 break
 
 
-def _begin(mutant: str | None) -> None:
+def _begin(kind: str, mutant: str | None) -> None:
+    mutants = kind_of(kind).mutants
     if mutant is not None:
-        apply(mutant)
+        mutants[mutant].leave_out(setattr)
     gc.collect()
     gc.freeze()  # what is imported stays: to look through it again and again costs a lot
 
 
-def _chunk(chunk: tuple[int, int, bool, Sequence[str]]) -> Tally:
-    first, last, stop, only = chunk
-    return tell_seeds(first, last, stop=stop, only=only)
+def _chunk(chunk: tuple[str, int, int, bool, Sequence[str]]) -> Tally:
+    kind, first, last, stop, only = chunk
+    return kind_of(kind).tell_seeds(first, last, stop=stop, only=only)

@@ -21,18 +21,11 @@ from .story import (
     SendMany,
     Story,
 )
+from .swarm import name_of
 
 SENDS = ("send_message", "send_file")
 OLD = ("old", "да", "нет")
 """What stands in the chats from before: some of it says the same as what is sent."""
-
-
-def name_of(fault: Fault) -> str:
-    """Return a short name of a fault, by which it is counted."""
-    name = f"{fault.kind} {fault.when}"
-    if fault.kind == "status":
-        name = f"status {fault.status}{' html' if fault.html else ''} {fault.when}"
-    return name
 
 
 class Market:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,11 +29,12 @@ from yamarket_chat._delivery import (
 from yamarket_chat._http import bodies, deadlines, exchange
 from yamarket_chat._http.answers import Answer
 from yamarket_chat._limits import clock, pace, scheduler, slots, window
-from yamarket_chat._limits.clock import Clock, MarketClock
+from yamarket_chat._limits.clock import MarketClock
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat._limits.window import Window
 
 Patch = Callable[[Any, str, Any], None]
+LeaveOut = Callable[[Patch], None]
 
 
 class Mutant(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ class Mutant(msgspec.Struct, frozen=True):
 
     guard: str
     without: str
-    leave_out: Callable[[Patch], None]
+    leave_out: LeaveOut
     aim: tuple[str, ...] = ()
     """The rare things that show it, if seeds with anything else hardly do."""
     story: str | None = None
@@ -51,24 +52,27 @@ class Mutant(msgspec.Struct, frozen=True):
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _mutant(
-    guard: str, without: str, *, aim: tuple[str, ...] = (), story: str | None = None
-) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    def add(leave_out: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        name = leave_out.__name__.strip("_").replace("_", "-")
-        MUTANTS[name] = Mutant(guard, without, leave_out, aim, story)
-        return leave_out
+def added_to(mutants: dict[str, Mutant]) -> Callable[..., Callable[[LeaveOut], LeaveOut]]:
+    """Return a decorator that adds a mutant, under the name of the function."""
 
-    return add
+    def mutant(
+        guard: str, without: str, *, aim: tuple[str, ...] = (), story: str | None = None
+    ) -> Callable[[LeaveOut], LeaveOut]:
+        def add(leave_out: LeaveOut) -> LeaveOut:
+            name = leave_out.__name__.strip("_").replace("_", "-")
+            mutants[name] = Mutant(guard, without, leave_out, aim, story)
+            return leave_out
+
+        return add
+
+    return mutant
 
 
-def apply(name: str) -> None:
-    """Leave a guard out in this process for good."""
-    MUTANTS[name].leave_out(setattr)
+_mutant = added_to(MUTANTS)
 
 
 @contextmanager
-def mutated(name: str | None) -> Iterator[None]:
+def mutated(name: str | None, mutants: Mapping[str, Mutant] = MUTANTS) -> Iterator[None]:
     """Leave a guard out for a while; None leaves none out."""
     before: list[tuple[Any, str, Any]] = []
 
@@ -78,7 +82,7 @@ def mutated(name: str | None) -> Iterator[None]:
 
     try:
         if name is not None:
-            MUTANTS[name].leave_out(patch)
+            mutants[name].leave_out(patch)
         yield
     finally:
         for owner, attribute, value in reversed(before):
@@ -190,6 +194,31 @@ def suspects_are_forgotten(patch: Patch) -> None:
 
 
 @_mutant(
+    "a message equal to one of unknown outcome waits",
+    "it does not wait",
+    story="settled-minutes-later-beside-an-equal-text",
+)
+def equal_ones_do_not_wait(patch: Patch) -> None:
+    patch(sending.Sending, "_keep_apart", lambda self, turn: None)
+
+
+@_mutant(
+    "an equal row that is older than what is remembered forbids a YES",
+    "it does not",
+    story="clock-set-back-by-minutes-among-equal-texts",
+)
+def forgotten_rows(patch: Patch) -> None:
+    original = settling.find
+
+    def find(
+        rows: Any, wanted: Any, before: Any, offset: Any, since: float, after: Any, _: float
+    ) -> settling.Found:
+        return original(rows, wanted, before, offset, since, after)
+
+    _find(patch, find)
+
+
+@_mutant(
     "a message found in a history is known by the id of its row",
     "by its time",
     story="storage-set-back-after-equal-texts-were-found",
@@ -256,6 +285,15 @@ def latest_offset(patch: Patch) -> None:
     patch(skew.Skew, "learn", learn)
 
 
+@_mutant(
+    "what was learnt of the offset is forgotten after an unclear outcome",
+    "it is kept",
+    story="storage-set-back-as-one-is-ended",
+)
+def offset_is_kept(patch: Patch) -> None:
+    patch(skew.Skew, "forget", lambda self, since: None)
+
+
 @_mutant("the clock around a moment counts", "the latest one counts")
 def latest_clock(patch: Patch) -> None:
     patch(MarketClock, "at", lambda self, moment: self.now())
@@ -263,11 +301,7 @@ def latest_clock(patch: Patch) -> None:
 
 @_mutant("two Dates that do not agree make a moment unsure", "the first one counts")
 def clocks_agree(patch: Patch) -> None:
-    def combined(self: Clock, other: Clock) -> Clock:
-        least, most = max(self.least, other.least), min(self.most, other.most)
-        return Clock(least, most) if least <= most else self
-
-    patch(Clock, "combined", combined)
+    patch(clock, "span", lambda clocks: clocks[0])
 
 
 @_mutant("the system's clock tells of a sleep before the first Date", "nothing does")
@@ -284,7 +318,7 @@ def one_row_descends(patch: Patch) -> None:
 
 
 @_mutant(
-    "a history in no order is read twice",
+    "a history in no order is read until it is the same twice",
     "once",
     aim=("order", "pages", "replicas", "buyers", "gives no answer", "old rows"),
 )
@@ -453,9 +487,9 @@ def nothing_after(patch: Patch) -> None:
     original = settling.find
 
     def find(
-        rows: Any, wanted: Any, before: Any, offset: Any, since: float, after: Any = ()
+        rows: Any, wanted: Any, before: Any, offset: Any, since: float, _: Any, *others: Any
     ) -> settling.Found:
-        return original(rows, wanted, before, offset, since)
+        return original(rows, wanted, before, offset, since, (), *others)
 
     _find(patch, find)
 

@@ -27,7 +27,17 @@ from yamarket_chat import (
 )
 
 from .record import Record, Told
-from .story import AnyStep, Close, Kill, Read, Send, SendMany, Story
+from .story import (
+    AnyStep,
+    Close,
+    Kill,
+    MarketClock,
+    Read,
+    Send,
+    SendMany,
+    Story,
+    WallClock,
+)
 
 current: contextvars.ContextVar[Told | None] = contextvars.ContextVar("current", default=None)
 """The message that the running task sends."""
@@ -129,6 +139,8 @@ class Process:
         """Run all steps; their times count from `since`, a moment of this loop."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._complain)
+        if self.life:
+            await asyncio.sleep(STARTS_AFTER)
         for told, pending in list(self.unsettled):
             self._start(self._settle_later(told, pending))
         for number, step in self._steps:
@@ -151,7 +163,9 @@ class Process:
         """Return what is left after the end, an hour later: tasks, and what limits still hold."""
         leaked = []
         rates = self._limits.rates().values()
-        await asyncio.sleep(max(rate.per for rate in rates) + 300.0)
+        # An equal message waits for as long as a clock was set by while the first one was sent.
+        steps = sum(abs(e.by) for e in self.story.events if isinstance(e, (MarketClock, WallClock)))
+        await asyncio.sleep(max(rate.per for rate in rates) + 300.0 + steps)
         this = asyncio.current_task()
         left = [task for task in asyncio.all_tasks() if task is not this and not is_idle(task)]
         leaked += sorted(f"a task: {task.get_coro()!s:.80}" for task in left)
@@ -407,6 +421,9 @@ def is_idle(task: asyncio.Task[Any]) -> bool:
     """Whether a task is none of the product's: one of the world's own."""
     return task.get_name().startswith("world")
 
+
+STARTS_AFTER = 6.0
+"""Seconds until a program that was killed runs again: docs/delivery.md says why it matters."""
 
 KEY = "ACMA:sandbox:key"
 BUSINESS = 12345

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from .judge import KINDS
-from .mutants import MUTANTS
+from .kinds import Kind
 from .tally import Tally
 
 
-def summary(tally: Tally) -> Iterator[str]:
+def summary(kind: Kind, tally: Tally) -> Iterator[str]:
     """Yield the lines of a summary."""
     seconds = tally.seconds or 1.0
     yield (
@@ -18,7 +17,9 @@ def summary(tally: Tally) -> Iterator[str]:
         f" {tally.seeds / seconds:.0f} seeds and {tally.messages / seconds:,.0f} messages a second"
         " and core"
     )
-    yield "violations: " + ", ".join(f"{kind} {tally.violations.get(kind, 0)}" for kind in KINDS)
+    yield "violations: " + ", ".join(
+        f"{name} {tally.violations.get(name, 0)}" for name in kind.violations
+    )
     for name, count in sorted(tally.unknown.items()):
         if name.startswith("in doubt: "):
             group = name.removeprefix("in doubt: ")
@@ -30,16 +31,16 @@ def summary(tally: Tally) -> Iterator[str]:
             f"{what.removeprefix(prefix)} {count:,}" for what, count in sorted(found.items())
         )
         yield f"met, {prefix.strip(' :')}: {shown}"
-    if missing := tally.missing():
+    if missing := kind.missing(tally):
         yield f"NEVER MET A SEND: {', '.join(missing)}"
 
 
-def mutants_table(took: Mapping[str, tuple[int | None, str]]) -> Iterator[str]:
-    """Yield the lines of the table for docs/delivery.md."""
+def mutants_table(kind: Kind, took: Mapping[str, tuple[int | None, str]]) -> Iterator[str]:
+    """Yield the lines of the table for the docs."""
     yield "| guard | without it | found after | as |"
     yield "| --- | --- | --: | --- |"
     for name, (seeds, kinds) in took.items():
-        mutant = MUTANTS[name]
+        mutant = kind.mutants[name]
         aimed = ", aimed" if mutant.aim else ""
         found = "not found"
         if seeds is not None:

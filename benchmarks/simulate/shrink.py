@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from .story import Story
+from .story import Part
 
-Fails = Callable[[Story], bool]
+Fails = Callable[[Any], bool]
 
 MOST_TRIES = 3000
 
@@ -19,7 +19,7 @@ class _Tries:
         self._fails = fails
         self.left = most
 
-    def fails(self, story: Story) -> bool:
+    def fails(self, story: Any) -> bool:
         """Whether a story still fails. One that cannot be played does not."""
         if self.left <= 0:
             return False
@@ -30,12 +30,12 @@ class _Tries:
             return False
 
 
-def shrink(story: Story, fails: Fails, most: int = MOST_TRIES) -> Story:
+def shrink(story: Any, fails: Fails, most: int = MOST_TRIES) -> Any:
     """Return the shortest story found for which `fails` still says so."""
     tries = _Tries(fails, most)
     while tries.left:
         before = story
-        for name in ("events", "failures", "steps"):
+        for name in _lists(story):
             story = _fewer(story, name, tries)
         story = _simpler(story, tries)
         if story == before:
@@ -43,7 +43,7 @@ def shrink(story: Story, fails: Fails, most: int = MOST_TRIES) -> Story:
     return story
 
 
-def _fewer(story: Story, name: str, tries: _Tries) -> Story:
+def _fewer(story: Any, name: str, tries: _Tries) -> Any:
     """Leave out as many parts of one kind as possible: halves first, then single ones."""
     size = len(getattr(story, name))
     while size:
@@ -60,14 +60,14 @@ def _fewer(story: Story, name: str, tries: _Tries) -> Story:
     return story
 
 
-def _simpler(story: Story, tries: _Tries) -> Story:
+def _simpler(story: Any, tries: _Tries) -> Any:
     """Make the parts that are left simpler, one value at a time."""
-    for name in ("market", "program", "network", "clocks"):
+    for name in parts_of(story):
         for part in _simpler_parts(getattr(story, name)):
             simpler = msgspec.structs.replace(story, **{name: part})
             if tries.fails(simpler):
                 return _simpler(simpler, tries)
-    for name in ("events", "failures", "steps"):
+    for name in _lists(story):
         parts = getattr(story, name)
         for position, part in enumerate(parts):
             for simpler_part in _simpler_parts(part):
@@ -80,6 +80,18 @@ def _simpler(story: Story, tries: _Tries) -> Story:
         if tries.fails(simpler):
             return simpler
     return story
+
+
+def _lists(story: Any) -> list[str]:
+    """Return the names of what a story has many of: what happens by itself comes first."""
+    names = [one.name for one in msgspec.structs.fields(type(story))]
+    return [name for name in names[::-1] if isinstance(getattr(story, name), tuple)]
+
+
+def parts_of(story: Any) -> list[str]:
+    """Return the names of how a story is set up."""
+    names = [one.name for one in msgspec.structs.fields(type(story))]
+    return [name for name in names if isinstance(getattr(story, name), Part)]
 
 
 _KEPT = {"number", "operation", "kind", "chat", "machine", "text"}

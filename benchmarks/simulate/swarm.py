@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from yamarket_chat.sandbox import Fault
 from yamarket_chat.sandbox.faults import FaultTime
@@ -188,3 +188,37 @@ READ_FAULTS: tuple[Callable[[Random], Fault], ...] = (
     _status(503, after=False),
     _status(200, html=True, after=False),
 )
+
+
+# What must be met
+
+
+def name_of(fault: Fault) -> str:
+    """Return a short name of a fault, by which it is counted."""
+    name = f"{fault.kind} {fault.when}"
+    if fault.kind == "status":
+        name = f"status {fault.status}{' html' if fault.html else ''} {fault.when}"
+    return name
+
+
+def expected() -> Iterator[str]:
+    """Return everything that must meet a send in a thousand seeds."""
+    rng = random.Random(0)
+    names: dict[str, None] = {}
+    for prefix, faults in (("fault", SEND_FAULTS), ("read fault", READ_FAULTS)):
+        for make in faults:
+            for _ in range(20):
+                names[f"{prefix} {name_of(make(rng))}"] = None
+    events = (
+        *("says", "others_use", "others_hold", "down", "access", "market_clock", "outage"),
+        *("stall", "cut", "sleep", "stop", "wall_clock", "stray", "cancel", "close", "kill"),
+    )
+    names.update((f"event {event}", None) for event in events)
+    names.update((f"settled: {said}", None) for said in ("arrived", "not sent", "unknown"))
+    told = (
+        *("arrived by answer", "arrived by history", "DeliveryUnknownError", "cancelled"),
+        *("timed out", "stopped", "killed", "MaxWaitExceededError", "SessionClosedError"),
+    )
+    names.update((f"told {what}", None) for what in told)
+    names.update((f"with {feature}", None) for feature in SWARM)
+    yield from names

@@ -69,13 +69,13 @@ class _Gate:
 
     async def mark(self) -> str | None:
         turn = self._turn
-        pending = turn.sending.pending(turn, self._attempt)  # type: ignore[attr-defined]
-        return await turn.checkpoint.mark(pending)
+        return await turn.checkpoint.mark(turn.sending.pending(turn, self._attempt))
 
 
 class MarkedTurn(Turn, kw_only=True, eq=False):
     """The turn of a message that asks before each of its requests leaves."""
 
+    sending: Departing
     checkpoint: Checkpoint
 
     def body(self) -> RequestBody:
@@ -103,19 +103,8 @@ class Departing(Sending):
         reserve: int | None,
     ) -> Coroutine[Any, Any, Receipt]:
         """Send a text or a file, each request of which asks the checkpoint."""
-        is_text = isinstance(carries, str)
-        operation = operations.SEND_MESSAGE if is_text else operations.SEND_FILE
-        turn = MarkedTurn(
-            self._retry,
-            sending=self,
-            operation=operation,
-            path=self._message_path if is_text else self._file_path,
-            chat_id=chat_id,
-            carries=carries,
-            ticket=self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve),
-            checkpoint=checkpoint,
-        )
-        return self._send(turn, None, "settle")
+        kind = partial(MarkedTurn, checkpoint=checkpoint)
+        return self.send(chat_id, carries, None, "settle", group=group, reserve=reserve, kind=kind)
 
     async def find(self, pending: Pending) -> Receipt | None:
         """Find a message of unknown outcome; None if it did not arrive.
@@ -137,8 +126,7 @@ class Departing(Sending):
         read = partial(self._history, pending.chat_id, ask)
         under_way = partial(self.scheduler.under_way, pending.chat_id)
         try:
-            with self._deliveries.settling():
-                found = await self._settler.settle(pending, read, wait, under_way)
+            found = await self._settler.settle(pending, read, wait, under_way)
         except DeliveryUnknownError:
             if failures:
                 raise failures[-1] from None
@@ -185,6 +173,10 @@ class DepartingEngine(Engine):
         """Return when the last message to a chat was stored, on the Market's clock."""
         last = self._shared.deliveries.last(chat_id)
         return None if last is None else last.on(self._shared.clock)
+
+    def others(self, operation: str) -> int | None:
+        """Return how many requests of others count at least; None if nobody knows just now."""
+        return self._shared.scheduler.others(operation)
 
     def remember(self, chat_id: int, stored: Stored) -> None:
         """Note what another process has sent, or may have sent."""

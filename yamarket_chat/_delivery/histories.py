@@ -17,6 +17,9 @@ PROVEN = 12
 """The number of rows in a row that must descend in time before the history counts as descending. A
 few rows may descend by chance, and then a later page could still have a newer row."""
 
+READINGS = 4
+"""How often a history in no order is read at most."""
+
 UNREADABLE = "a row of its chat's history cannot be read"
 
 ReadHistory = Callable[[], AsyncIterator[Page[Message]]]
@@ -30,7 +33,7 @@ class History(msgspec.Struct, frozen=True):
     unreadable: Sequence[Unreadable] = ()
     complete_since: float = -math.inf  # all rows after this moment of the storage's clock are here
     in_order: bool = True  # the pages were in one order, and no row stood on two of them
-    changed: bool = False  # there were two readings, and they did not agree
+    changed: bool = False  # it was different at each reading
 
     def find(
         self,
@@ -38,14 +41,15 @@ class History(msgspec.Struct, frozen=True):
         before: Sequence[Stored],
         offset: Offset,
         after: Sequence[Stored] = (),
+        before_since: float = -math.inf,
     ) -> tuple[Found, str]:
         """Look for a message. Returns whether it is there, and if that is unclear, why."""
         if self.changed:
-            return Found.UNCLEAR, "its chat's history was read twice, and did not agree with itself"
+            return Found.UNCLEAR, "its chat's history was different each time that it was read"
         since, until = wanted.earliest + offset.least - 1, wanted.latest + offset.most + 1
         if any(may_be_of_shop(row, since, until) for row in self.unreadable):
             return Found.UNCLEAR, UNREADABLE
-        found = find(self.rows, wanted, before, offset, self.complete_since, after)
+        found = find(self.rows, wanted, before, offset, self.complete_since, after, before_since)
         return found, Found.UNCLEAR.value
 
     def find_ever(self, wanted: Stored) -> tuple[Found, str]:
@@ -72,20 +76,18 @@ def may_be_of_shop(row: Unreadable, since: float, until: float) -> bool:
 async def read_history(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:
     """Read the rows of a chat back to a moment of the storage's clock, if their order allows it.
 
-    If the order is not reliable, rows may move from page to page during the reading. Then the
-    history is read twice, and both readings must agree on the rows of the shop that are needed.
+    If the order is not reliable, a row may move from page to page during the reading because
+    another one was added, and so be missed. Then the history is read until two readings have the
+    same rows.
     """
-    first = await _read(read, oldest_needed)
-    if first.in_order:
-        return first
-    second = await _read(read, oldest_needed)
-    since = oldest_needed()
-    changed = _ids_of_shop(first, since) != _ids_of_shop(second, since)
-    return msgspec.structs.replace(second, changed=changed)
-
-
-def _ids_of_shop(history: History, since: float) -> set[int]:
-    return {row.id for row in rows_of_shop(history.rows) if row.at >= since}
+    history = await _read(read, oldest_needed)
+    for _ in range(READINGS - 1):
+        if history.in_order:
+            return history
+        before, history = history, await _read(read, oldest_needed)
+        if {row.message_id for row in before.rows} == {row.message_id for row in history.rows}:
+            return history
+    return msgspec.structs.replace(history, changed=True)
 
 
 async def _read(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:

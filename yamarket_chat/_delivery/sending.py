@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+)
 from functools import partial
 from typing import Any, Self
 
@@ -129,12 +136,13 @@ class Sending:
         *,
         group: CallGroup | None = None,
         reserve: int | None = None,
+        kind: Callable[..., Turn] = Turn,
     ) -> Coroutine[Any, Any, Receipt]:
         """Send a text or a file; see `ChatSession.send_message`."""
         is_text = isinstance(carries, str)
         operation = operations.SEND_MESSAGE if is_text else operations.SEND_FILE
         group = group or self._calls.group
-        turn = Turn(
+        turn = kind(
             self._retry,
             sending=self,
             operation=operation,
@@ -258,9 +266,7 @@ class Sending:
         ask = partial(self._calls.ask, max_wait=max_wait)
         read = partial(self._history, pending.chat_id, ask)
         under_way = partial(self.scheduler.under_way, pending.chat_id)
-        with self._deliveries.settling():
-            arrived = await self._settler.settle(pending, read, wait, under_way)
-        if not arrived:
+        if not await self._settler.settle(pending, read, wait, under_way):
             return None
         return Receipt(pending.chat_id, pending.requests, "history", None)
 

@@ -18,7 +18,7 @@ from .._limits.clock import MarketClock
 from ..errors import ChatError, DeliveryUnknownError
 from ..pending import Content, Pending, Stored
 from .calls import Doubt
-from .deliveries import SAME, Deliveries, Delivery
+from .deliveries import REMEMBERED, SAME, Deliveries, Delivery
 from .failures import unknown_error
 from .histories import ReadHistory, read_history
 from .settling import KNOWN_FOR, SKEW, Found, Offset, content_of_text, last_equal, rows_of_shop
@@ -61,11 +61,18 @@ class Suspect(msgspec.Struct, frozen=True):
             tuple(stored for stored in before if stored is not None),
         )
 
+    def before_since(self, clock: MarketClock) -> float:
+        """Return since when `before` is complete, on the Market's clock, as far as it is known."""
+        began = self.doubt.attempt.began - REMEMBERED
+        then = clock.at(began)
+        return -math.inf if then is None else began + then.most
+
     def pending(
         self, business_id: int, requests: int, clock: MarketClock, offset: Offset
     ) -> Pending:
         """Return the message in a form that can be stored."""
         wanted, before = self.on(clock)
+        before_since = self.before_since(clock)
         content = self.content
         if isinstance(content, str):
             content = Content(text=content)
@@ -78,6 +85,7 @@ class Suspect(msgspec.Struct, frozen=True):
             since=None if wanted is None else datetime.fromtimestamp(wanted.earliest, UTC),
             until=None if wanted is None else datetime.fromtimestamp(wanted.latest, UTC),
             before=before,
+            before_since=None if wanted is None else datetime.fromtimestamp(before_since, UTC),
             skew=None if offset == Offset() else (offset.least, offset.most),
             requests=requests,
             seen=self.why,
@@ -122,7 +130,11 @@ class Settler:
 
         Then whoever settles it, at any time and in any process, can tell the two apart.
         """
-        return suspect.until + APART + self._skew.offset(self._loop.time()).error()
+        until, wanted, clock = suspect.until, suspect.on(self._clock)[0], self._clock.now()
+        if wanted is not None and clock is not None:
+            # If a clock stood still or was set, its time is known less exactly than by the loop.
+            until = max(until, wanted.latest - clock.most)
+        return until + APART + self._skew.offset(self._loop.time()).error()
 
     async def look_up(self, suspect: Suspect, read: ReadHistory) -> tuple[Found, str]:
         """Look for a message in its chat's history, at `suspect.until` at the earliest.
@@ -144,7 +156,10 @@ class Settler:
         now = self._loop.time()
         self._skew.learn(rows_of_shop(history.rows), before, suspect.until)
         offset = self._skew.offset(now)
-        found, unclear = history.find(wanted, before, offset)
+        before_since = suspect.before_since(self._clock)
+        found, unclear = history.find(wanted, before, offset, before_since=before_since)
+        if found is Found.UNCLEAR:
+            self._skew.forget(wanted.earliest)
         if found is Found.YES:
             row_id = last_equal(history.rows, wanted, offset)
             self._deliveries.remember(suspect.delivery(surely=True, row_id=row_id))
@@ -164,7 +179,21 @@ class Settler:
         Raises DeliveryUnknownError if the history cannot be read or is unclear.
         """
         wanted = _wanted(pending)
+        with self._deliveries.settling():
+            found, unclear = await self._settled(pending, wanted, read, wait, under_way)
+        if found is Found.UNCLEAR:
+            self._skew.forget(wanted.earliest)
+            raise unknown_error(pending, unclear)
+        return found is Found.YES
 
+    async def _settled(
+        self,
+        pending: Pending,
+        wanted: Stored,
+        read: ReadHistory,
+        wait: Callable[[float], Awaitable[None]],
+        under_way: Callable[[], Attempt | None],
+    ) -> tuple[Found, str]:
         def oldest_needed() -> float:
             return _oldest_needed(wanted)
 
@@ -210,14 +239,20 @@ class Settler:
                 for stored in here
                 if stored.earliest > wanted.earliest + SAME
                 and (stored.earliest < near or stored.row_id is not None)
+                and not any(_is_same(stored, item) for item in pending.before)
             ]
-            found, unclear = history.find(wanted, pending.before, offset, after)
+            before_since = pending.before_since
+            found, unclear = history.find(
+                wanted,
+                pending.before,
+                offset,
+                after,
+                -math.inf if before_since is None else before_since.timestamp(),
+            )
             if found is not Found.UNCLEAR:
                 arrived = found is Found.YES
                 self._deliveries.settled(pending.chat_id, wanted, self._clock, arrived=arrived)
-        if found is Found.UNCLEAR:
-            raise unknown_error(pending, unclear)
-        return found is Found.YES
+        return found, unclear
 
     def _offset_then(self, pending: Pending, now: float) -> Offset:
         """Return the offset that the clocks can have had when a message was sent.
@@ -231,6 +266,10 @@ class Settler:
             return Offset()
         age = now + clock.most - pending.until.timestamp()
         return self._skew.offset(now) if age < LEARNT_FOR else Offset()
+
+
+def _is_same(one: Stored, other: Stored) -> bool:
+    return one.content == other.content and abs(one.earliest - other.earliest) < SAME
 
 
 def _wanted(pending: Pending) -> Stored:

@@ -117,12 +117,14 @@ def find(
     offset: Offset = Offset(),  # noqa: B008 - frozen
     complete_since: float = -math.inf,
     after: Sequence[Stored] = (),
+    before_since: float = -math.inf,
 ) -> Found:
     """Look for `wanted` in the rows of a history.
 
-    `before` are the messages sent to the chat in the `KNOWN_FOR` seconds before it or longer, in
-    order. `complete_since` is the storage's time since which the rows are complete. `after` are the
-    messages known to have been sent later.
+    `before` are the messages sent to the chat since `before_since`, in order. That is `KNOWN_FOR`
+    seconds before `wanted` or longer, unless a clock was set meanwhile. `complete_since` is the
+    storage's time since which the rows are complete. `after` are the messages known to have been
+    sent later.
     """
     shop = rows_of_shop(rows)
     # A message that an earlier search found is known by the id of its row, whatever the clocks say.
@@ -136,10 +138,16 @@ def find(
     rows_by_content = _by_content(shop)
     equal = rows_by_content.get(wanted.content, [])
     items = [item for item in (*before, *later) if item.content == wanted.content]
-    if Found.YES in verdicts:
+    equal_must = [item for item in must_by_content[wanted.content] if item is not wanted]
+    if not _arrived_fits(rows_by_content, {wanted.content: equal_must}, offset):
+        return Found.UNCLEAR  # the equal ones are not where they must be, so a clock was set
+    forgotten = any(  # the row of an equal message that nobody remembers
+        wanted.earliest - KNOWN_FOR + offset.least <= row.at < before_since + offset.most
+        for row in equal
+    )
+    if Found.YES in verdicts and not forgotten:
         until = wanted.latest + offset.most
-        # If the equal ones before it are not where they must be, a clock was set.
-        with_wanted = {wanted.content: must_by_content[wanted.content]}
+        with_wanted = {wanted.content: [*equal_must, wanted]}
         if _arrived_fits(rows_by_content, with_wanted, offset) and not any(
             _missing_fits(equal, items, wanted, until, o) for o in offset.all()
         ):

@@ -21,10 +21,19 @@ class Skew:
     def __init__(self) -> None:
         self._learnt = Offset()
         self._until = -math.inf
+        self._since = -math.inf
 
     def offset(self, now: float) -> Offset:
         """Return the possible offsets at a moment of the loop."""
         return self._learnt if now < self._until else Offset()
+
+    def forget(self, since: float) -> None:
+        """Forget the offset, because rows that nothing explains may mean that a clock was set.
+
+        What was delivered before `since`, in seconds since 1970, is not learnt from again.
+        """
+        self._until = -math.inf
+        self._since = max(self._since, since)
 
     def learn(self, rows: Sequence[Row], delivered: Iterable[Stored], now: float) -> None:
         """Compare rows of the shop with messages that an answer has confirmed before `now`.
@@ -32,7 +41,11 @@ class Skew:
         Only a text that appears exactly once in both counts. A message that was itself found in a
         history does not count, because the time of its storing is not known well enough.
         """
-        items = [item for item in delivered if item.surely and item.row_id is None]
+        items = [
+            item
+            for item in delivered
+            if item.surely and item.row_id is None and item.earliest > self._since
+        ]
         offset = self.offset(now)
         learnt = False
         for item in items:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import email.utils
 from bisect import bisect_right
-from collections.abc import Mapping
-from functools import lru_cache, reduce
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -43,18 +43,19 @@ class Clock(msgspec.Struct, frozen=True):
     least: float
     most: float
 
-    def agrees(self, other: Clock) -> bool:
-        """Whether both can be right."""
-        return max(self.least, other.least) <= min(self.most, other.most)
 
-    def combined(self, other: Clock) -> Clock:
-        """Return the overlap of both. If they do not overlap, return the range that covers both.
+def overlap(clocks: Sequence[Clock]) -> Clock | None:
+    """Return what all agree on; None if they do not agree."""
+    clock = Clock(max(one.least for one in clocks), min(one.most for one in clocks))
+    return clock if clock.least <= clock.most else None
 
-        If they do not agree, one of the clocks has been set, or the loop's time has stood still.
-        """
-        if self.agrees(other):
-            return Clock(max(self.least, other.least), min(self.most, other.most))
-        return Clock(min(self.least, other.least), max(self.most, other.most))
+
+def span(clocks: Sequence[Clock]) -> Clock:
+    """Return the range that covers all.
+
+    If some do not agree, the Market's clock has been set, or the loop's time has stood still.
+    """
+    return Clock(min(one.least for one in clocks), max(one.most for one in clocks))
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
@@ -119,7 +120,7 @@ class MarketClock:
         latest = None if self._latest is None else self._latest.clock()
         if quickest is None or latest is None:
             return latest or quickest
-        return latest.combined(quickest) if latest.agrees(quickest) else latest
+        return overlap((latest, quickest)) or latest
 
     def at(self, moment: float) -> Clock | None:
         """Return the Market's clock around a moment of the loop; None if nothing is known of it.
@@ -138,10 +139,11 @@ class MarketClock:
         ]
         if not clocks:
             return None
-        clock = reduce(Clock.combined, clocks)
         quickest = None if self._quickest is None else self._quickest.clock()
-        if quickest is not None and all(quickest.agrees(other) for other in clocks):
-            clock = clock.combined(quickest)
+        agreed = overlap(clocks)
+        if agreed is not None and quickest is not None:
+            agreed = overlap((agreed, quickest)) or agreed
+        clock = agreed or span(clocks)
         # If the loop's time has stood still since, no Date from before may tell, or the Market's
         # clock may have been set meanwhile, so that both readings agree by chance.
         least = clock.least - self.stood_still_since(moment)
@@ -151,8 +153,9 @@ class MarketClock:
             least = max(least, min(clock.least, earlier.least - SET))
         clock = Clock(least, clock.most)
         if before is not None and after is None:
-            # It may have stood still between that Date and the moment.
-            return Clock(clock.least, clock.most + self.stood_still_since(before.answered))
+            # It may have stood still between that Date and the moment. The Date may have been
+            # written long before it came.
+            return Clock(clock.least, clock.most + self.stood_still_since(before.asked))
         return clock
 
     def look_at_system(self) -> None:

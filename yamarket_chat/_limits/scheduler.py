@@ -419,6 +419,10 @@ class Scheduler:
             waiting=queue.waiting,
         )
 
+    def others(self, operation: str) -> int | None:
+        """Return how many requests of other programs count at least; None if nobody knows."""
+        return self._queues[operation].window.others()
+
     def under_way(self, line: int) -> Attempt | None:
         """Return the attempt of a line that is in progress, if there is one."""
         first = self._lines.first(line)

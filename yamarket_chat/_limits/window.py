@@ -110,6 +110,14 @@ class Window:
             free = min(free, surely or int(self._leave_place(others, now, taken, 0)))
         return max(free, 0)
 
+    def others(self) -> int | None:
+        """Return how many requests of others count at least; None if nobody knows just now."""
+        others = self._others
+        if others is None:
+            return 0
+        known = others.least < math.inf and self._loop.time() < others.until
+        return int(others.least) if known else None
+
     def wait(self, ahead: int = 0, reserve: int = 0) -> float:
         """Return the least number of seconds until a request with `ahead` before it may be sent.
 

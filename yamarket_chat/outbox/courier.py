@@ -24,6 +24,7 @@ from ..errors import (
     ForbiddenError,
     SessionClosedError,
 )
+from ..pending import Pending, Stored
 from ..receipts import Receipt
 from . import checkpoint, earlier, marks
 from .checkpoint import Passage
@@ -331,7 +332,7 @@ class Courier:
             reach("answered")
             stored = engine.last_delivery(chat_id)
             receipt = msgspec.structs.replace(receipt, requests=row.request)
-            self.end(row, "delivered", receipt, earlier.encode_stored(stored))
+            self.end(row, "delivered", receipt, stored)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if not row.preempted or task is None:
@@ -364,7 +365,7 @@ class Courier:
             return False  # if it has left, it stays marked, and is settled by who comes next
         if isinstance(error, DeliveryUnknownError):
             error.pending = msgspec.structs.replace(error.pending, requests=row.request)
-            self.end(row, "unknown", error, earlier.encode_pending(error.pending))
+            self.end(row, "unknown", error, error.pending)
             return False
         if isinstance(error, OutboxDatabaseError):  # of reading a file
             self.hand.rest(chat_id, self._loop.time() + FIRST_PAUSE)
@@ -406,11 +407,12 @@ class Courier:
         row: Row,
         state: str,
         outcome: Receipt | ChatError | None = None,
-        pending: str | None = None,
+        known: Stored | Pending | None = None,
     ) -> None:
         """Write an end. The row stays in hand until that is committed."""
         reach("before the end")
         number = row.number
+        pending, ended_at = earlier.encode_known(known)
         end = End(
             number,
             "leaving" if row.leaving else "waiting",
@@ -418,6 +420,7 @@ class Courier:
             state,
             None if outcome is None else encode_outcome(outcome),
             pending,
+            ended_at,
         )
         ending = self._writer.end(end)
         self.hand.end(row, ending)

@@ -12,6 +12,7 @@ from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
 from .courier import Courier
 from .database import Database
+from .errors import OutboxDatabaseError
 from .feed import Feed
 from .lease import Grant, Worker
 from .telling import OnFailure, Telling
@@ -27,6 +28,9 @@ TAKEN = {
     "base_url", "limits", "retry", "timeout", "integration", "insecure_http", "proxy",
 }  # fmt: skip
 """The options of `ChatSession` that a delivery takes."""
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
+"""Seconds until a beginning delivery looks again for a database that is away: they double."""
 
 GRACE = 30.0
 """Seconds that a stopping courier waits for what is under way."""
@@ -63,28 +67,45 @@ class Delivering:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
-        """Join the other workers, and deliver from now on."""
+        """Join the other workers, and deliver from now on. Waits for a database that is away.
+
+        A process may be started before its database. Raises OutboxDatabaseError if the trouble
+        cannot pass by itself.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._worker.join()
+                break
+            except OutboxDatabaseError as error:
+                if error.retry_after is None:
+                    raise
+                logger.warning("the delivery begins later, and waits for its database: %s", error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
         self._tasks.append(asyncio.create_task(self._feed.run()))
         if self._telling is not None:
             self._tasks.append(asyncio.create_task(self._telling.run()))
-        await self._worker.join()
 
     async def end(self, grace: float = GRACE) -> None:
         """Send nothing new, wait for what is under way, and hand over."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
         couriers = list(self._couriers.values())
         self._couriers.clear()
+        # It may be cancelled again, and still nothing of it may go on.
         try:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
             if couriers:
                 await asyncio.gather(*(self._stop(one, grace) for one in couriers))
             if self._ending:
                 await asyncio.wait(self._ending, timeout=grace)
         finally:
-            await self._writer.close(grace)
-            await self._worker.leave()
+            try:
+                await self._writer.close(grace)
+            finally:
+                await self._worker.leave()
 
     def wake(self) -> None:
         """Look for new messages at once."""

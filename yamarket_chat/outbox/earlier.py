@@ -39,11 +39,21 @@ def encode_pending(pending: Pending) -> str:
     return _encode(msgspec.structs.replace(pending, text=None)).decode()
 
 
-def encode_stored(stored: Stored | None) -> str | None:
-    """Return what is stored of a delivered message: when it was."""
-    if stored is None:
-        return None
-    return _encode(msgspec.structs.replace(stored, content=_NOTHING)).decode()
+def encode_known(known: Stored | Pending | None) -> tuple[str | None, int | None]:
+    """Return what is stored of a message that has or may have arrived, and when it ended.
+
+    The time is that of the Market's clock, in microseconds: who takes over reads what ended lately
+    by that clock. The clocks of the workers may differ.
+    """
+    if known is None:
+        return None, None
+    if isinstance(known, Stored):
+        return (
+            _encode(msgspec.structs.replace(known, content=_NOTHING)).decode(),
+            round(known.latest * 1e6),
+        )
+    until = None if known.until is None else round(known.until.timestamp() * 1e6)
+    return encode_pending(known), until
 
 
 def remember(engine: DepartingEngine, pending: Pending, *, surely: bool) -> Stored | None:

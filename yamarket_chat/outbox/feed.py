@@ -19,6 +19,7 @@ from .database import Database
 from .errors import OutboxDatabaseError
 from .lease import Grant
 from .schema import messages
+from .strangers import Strangers
 from .watching import LOOKS
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
@@ -69,6 +70,7 @@ class Feed:
         self._version: int | None = None
         self._read_for: set[int] = set()  # the grants at the last look
         self._times_at = 0.0
+        self._strangers = Strangers(database)
         self._away = False
 
     def wake(self) -> None:
@@ -150,6 +152,7 @@ class Feed:
         ]
         for business_id in idle:
             self._rest(business_id)
+        await self._strangers.look([(one, each.engine) for one, each in self._couriers.items()])
         later, expiring = await self._database.read(_timed)
         soon = (wall_time(self._loop) + SOON) * 1e6
         due, expired = {}, {}

@@ -161,8 +161,14 @@ class Worker:
         """
         self._pid = os.getpid()
         if self._database.dialect == "sqlite" and self._lock is None:
+            taking = asyncio.ensure_future(
+                self._database.call(Lock, self._database.url.database or "")
+            )
             try:
-                self._lock = await self._database.call(Lock, self._database.url.database or "")
+                self._lock = await asyncio.shield(taking)
+            except asyncio.CancelledError:
+                taking.add_done_callback(_free)  # its thread goes on
+                raise
             except OSError as error:
                 logger.warning("the outbox's worker has no lock beside the database: %s", error)
         try:
@@ -181,32 +187,43 @@ class Worker:
         """
         if os.getpid() != self._pid:
             return
-        # A cancelled task leaves its thread at work, and that would commit after the end.
-        for working in self._working:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(working.acquire(), self.lease / BEATS)
+        try:
+            try:
+                # A cancelled task leaves its thread at work, and that would commit after the end.
+                for working in self._working:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(working.acquire(), self.lease / BEATS)
+            finally:
+                # Also if this is cancelled: nobody may beat for a program that sends nothing.
+                ending = self._cancel_all()
+            for task in ending:
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
+            if self._entered:
+                points.reach("handing over")
+                try:
+                    await self._database.write(claims.leave, self.token)
+                    self._entered = False
+                except OutboxDatabaseError as error:
+                    logger.warning("the outbox's worker could not hand over: %s", error)
+        finally:
+            if self._lock is not None:
+                self._lock.free(file_stays=self._entered)
+                self._lock = None
+            self._entered = False
+        await self._beating.close()
+
+    def _cancel_all(self) -> list[asyncio.Task[None]]:
+        """Hold nothing any more, and cancel all tasks; return them."""
         ending = [*self._tasks, *(release.task for release in self._releases.values())]
         self._tasks, self._releases = [], {}
         for task in ending:
             task.cancel()
         self._working = asyncio.Lock(), asyncio.Lock()
-        for task in ending:
-            with suppress(asyncio.CancelledError, Exception):
-                await task
         for grant in self.held.values():
             grant.over = True
         self.held = {}
-        if self._entered:
-            self._entered = False
-            points.reach("handing over")
-            try:
-                await self._database.write(claims.leave, self.token)
-            except OutboxDatabaseError as error:
-                logger.warning("the outbox's worker could not hand over: %s", error)
-        if self._lock is not None:
-            self._lock.free()
-            self._lock = None
-        await self._beating.close()
+        return ending
 
     # The beat
 
@@ -497,6 +514,11 @@ class Worker:
         if not self._away:  # once, until a beat succeeds again
             self._away = True
             logger.warning("the outbox's worker cannot use the database: %s", error)
+
+
+def _free(taken: asyncio.Future[Lock]) -> None:
+    if not taken.cancelled() and taken.exception() is None:
+        taken.result().free()
 
 
 def _own_first(businesses: list[int], token: str, tokens: Collection[str]) -> list[int]:

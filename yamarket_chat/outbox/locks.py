@@ -55,9 +55,10 @@ class Lock:
             self.free()
             raise
 
-    def free(self) -> None:
-        """Free the lock, and remove its file."""
-        remove(str(self._path))
+    def free(self, *, file_stays: bool = False) -> None:
+        """Free the lock, and remove its file, unless others still have to see that it is free."""
+        if not file_stays:
+            remove(str(self._path))
         os.close(self._file)
 
 

@@ -68,6 +68,7 @@ class End(msgspec.Struct, eq=False, frozen=True):
     state: str
     outcome: str | None = None
     pending: str | None = None  # of one that was delivered: when
+    ended_at: int | None = None  # by the Market's clock; None takes the time of this machine
 
     @property
     def untold(self) -> bool:
@@ -272,7 +273,7 @@ def end(connection: Connection, ends: Sequence[End]) -> set[int]:
             "b_was": one.was,
             "b_last": one.request,
             "b_state": one.state,
-            "b_ended_at": None if one.state == "waiting" else now(),
+            "b_ended_at": None if one.state == "waiting" else one.ended_at or now(),
             "b_outcome": one.outcome,
             "b_pending": one.pending,
             "b_untold": one.untold,

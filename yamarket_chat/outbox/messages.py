@@ -229,6 +229,8 @@ class OutboxStatus(msgspec.Struct, frozen=True, kw_only=True):
         leaving: For how many messages a request may be under way.
         oldest: When the oldest of these messages was put; None if there is none.
         paused: By business: why its messages wait until somebody mends it.
+        others: By business: when a worker last warned that somebody else sends for it as well, an
+            old program or another outbox.
 
     Example:
         status = await outbox.status()
@@ -239,3 +241,4 @@ class OutboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     leaving: int
     oldest: datetime | None
     paused: dict[int, str]
+    others: dict[int, datetime]

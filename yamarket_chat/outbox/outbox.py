@@ -398,6 +398,9 @@ class Outbox:
         Any number of processes may deliver. They share the businesses among them, and one of them
         at a time sends for a business.
 
+        If the database is away, this logs a warning and waits for the database before the block
+        begins, so that a process may be started before its database.
+
         Args:
             keys: The Api-Key of each business: a mapping, or an async function of the business id
                 that returns the key. With a function, all businesses that have messages are served.
@@ -411,7 +414,8 @@ class Outbox:
 
         Raises:
             InvalidArgumentError: An argument makes no sense.
-            OutboxDatabaseError: The database cannot be used.
+            OutboxDatabaseError: The database cannot be used, and the cause does not pass by itself:
+                the tables are missing or too new, or the password is wrong.
 
         Example:
             async with outbox.delivering({business_id: api_key}):
@@ -451,6 +455,8 @@ class Outbox:
     ) -> None:
         """Deliver messages until the task is cancelled: for a process that does nothing else.
 
+        It waits for a database that is away, also at its beginning.
+
         Args:
             keys: As for `delivering`.
             lease: As for `delivering`.
@@ -460,7 +466,7 @@ class Outbox:
 
         Raises:
             InvalidArgumentError: An argument makes no sense.
-            OutboxDatabaseError: The database cannot be used.
+            OutboxDatabaseError: As for `delivering`.
 
         Example:
             async def main() -> None:

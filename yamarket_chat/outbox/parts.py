@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from .._delivery.departing import DepartingEngine
 from ..errors import ChatError
+from ..pending import Pending, Stored
 from ..receipts import Receipt
 from .hand import Hand, Row
 from .lease import Grant
@@ -29,7 +30,7 @@ class Whole(Protocol):
         row: Row,
         state: str,
         outcome: Receipt | ChatError | None = None,
-        pending: str | None = None,
+        known: Stored | Pending | None = None,
     ) -> None:
         """Write an end."""
 

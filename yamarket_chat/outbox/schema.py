@@ -185,6 +185,7 @@ leases: Table = _table(
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("paused", Text),  # why the business is paused
     Column("paused_at", BigInteger),
+    Column("others_at", BigInteger),  # when it was last said that other programs send as well
     **_often_changed(1_000),
 )
 

@@ -53,7 +53,7 @@ class Settling:
                 if courier.stopping or engine is None:
                     return
                 earlier.remember(engine, pending, surely=False)
-                courier.end(row, "unknown", error, earlier.encode_pending(pending))
+                courier.end(row, "unknown", error, pending)
             except ChatError as error:
                 if courier.stopping:
                     return
@@ -66,6 +66,6 @@ class Settling:
                     courier.end(row, "waiting")
                 else:
                     stored = earlier.remember(engine, pending, surely=True)
-                    courier.end(row, "delivered", receipt, earlier.encode_stored(stored))
+                    courier.end(row, "delivered", receipt, stored)
             break
         courier.hand.settled(chat_id)

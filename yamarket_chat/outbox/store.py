@@ -16,6 +16,7 @@ from sqlalchemy import (
     cast,
     delete,
     func,
+    or_,
     select,
     tuple_,
     update,
@@ -243,16 +244,18 @@ def status(connection: Connection, business_id: int | None) -> OutboxStatus:
             func.min(_row.created_at),
         ).where(about(_row.business_id, _OPEN))
     ).one()
-    paused = connection.execute(
-        select(leases.c.business_id, leases.c.paused).where(
-            about(leases.c.business_id, leases.c.paused.is_not(None))
+    business, reason, others_at = leases.c.business_id, leases.c.paused, leases.c.others_at
+    noted = connection.execute(
+        select(business, reason, others_at).where(
+            about(business, or_(reason.is_not(None), others_at.is_not(None)))
         )
-    )
+    ).all()
     return OutboxStatus(
         waiting=counted[0] - counted[1],
         leaving=counted[1],
         oldest=moment(counted[2]),
-        paused={row.business_id: row.paused for row in paused},
+        paused={row.business_id: row.paused for row in noted if row.paused is not None},
+        others={row.business_id: at for row in noted if (at := moment(row.others_at)) is not None},
     )
 
 

@@ -61,6 +61,19 @@ _POSTGRESQL: tuple[tuple[str, str, float | None], ...] = (
 )
 _AWAY = "it cannot be reached: check the address, the network and the server"
 
+# libpq tells no SQLSTATE of a connection that the server refuses, and servers speak many languages.
+# What neither list has may pass as well.
+_PASSES = (
+    "starting up", "shutting down", "recovery mode", "not accepting", "not yet accepting",
+    "too many", "connection slots",
+    "запускается", "останавливается", "восстановлени", "не принимает", "слишком много",
+    "слоты подключений",
+)  # fmt: skip
+_LASTS = (
+    "pg_hba.conf", "authentication failed", "does not exist", "not permitted to log in",
+    "certificate verify failed", "does not support SSL", "не существует",
+)  # fmt: skip
+
 
 class BrokenConnectionError(OutboxDatabaseError):
     """The connection broke: nothing tells whether the transaction was committed."""
@@ -88,7 +101,8 @@ def translated(error: Exception, url: URL) -> OutboxDatabaseError:
         if code.startswith(beginning):
             return OutboxDatabaseError(f"{where}: {said}: {advice}", retry_after=retry_after)
     if not code and type(original).__name__ in ("OperationalError", "ConnectionTimeout"):
-        return OutboxDatabaseError(f"{where}: {said}: {_AWAY}", retry_after=SOON)
+        advice, retry_after = _of_connecting(original, said)
+        return OutboxDatabaseError(f"{where}: {said}: {advice}", retry_after=retry_after)
     return OutboxDatabaseError(f"{where}: {said or type(original).__name__}")
 
 
@@ -97,6 +111,16 @@ def _of_sqlite(error: sqlite3.Error, said: str) -> tuple[str, float | None]:
     if "no such table" in said:
         return _MISSING, None
     return _SQLITE.get(code, ("check the file", None))
+
+
+def _of_connecting(error: Any, said: str) -> tuple[str, float | None]:
+    if any(words in said for words in _PASSES):
+        return "it is being started or stopped, or has no free connection", SOON
+    used = getattr(getattr(error, "pgconn", None), "used_password", False)
+    # The server asks for a password only when it is ready.
+    if used or any(words in said for words in _LASTS):
+        return "check the address, the user, the password and pg_hba.conf", None
+    return _AWAY, SOON
 
 
 def refuse_network(path: str) -> None:

@@ -1,0 +1,303 @@
+"""The outbox with one guard left out. Each mutant must be found, or the simulation is too tame."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from sqlalchemy import bindparam, update
+
+from yamarket_chat._delivery.departing import DepartingEngine
+from yamarket_chat.outbox import claims, courier, lease, marks, points, settling
+from yamarket_chat.outbox.checkpoint import Passage
+from yamarket_chat.outbox.deaths import Moment, Watcher
+from yamarket_chat.outbox.delivering import Delivering
+from yamarket_chat.outbox.hand import Hand
+from yamarket_chat.outbox.schema import messages
+
+from ..mutants import Mutant, Patch, added_to, settle_does_not_wait
+from .seams import Locks
+
+MUTANTS: dict[str, Mutant] = {}
+
+_mutant = added_to(MUTANTS)
+
+
+# Around a send
+
+
+@_mutant("a request is marked before it leaves", "only the end is written")
+def no_mark(patch: Patch) -> None:
+    async def mark(self: Any, pending: Any) -> None:
+        self._marking = Moment.now()
+
+    original = courier.Courier.end
+
+    def end(self: Any, row: Any, *args: Any) -> None:
+        row.leaving = False
+        original(self, row, *args)
+
+    patch(Passage, "mark", mark)
+    patch(courier.Courier, "end", end)
+
+
+@_mutant("a last look at the mark and the beat", "the bytes leave in any case")
+def no_look(patch: Patch) -> None:
+    original = Passage.look
+
+    def look(self: Any, *, again: bool) -> str | None:
+        if again:
+            return original(self, again=again)
+        points.reach("before the look")
+        return None
+
+    patch(Passage, "look", look)
+
+
+@_mutant("a second look before the last bytes of a large file", "they leave in any case")
+def no_second_look(patch: Patch) -> None:
+    original = Passage.look
+
+    def look(self: Any, *, again: bool) -> str | None:
+        if not again:
+            return original(self, again=again)
+        points.reach("half written")
+        return None
+
+    patch(Passage, "look", look)
+
+
+@_mutant("a mark is young as its bytes leave", "it may be old")
+def old_marks(patch: Patch) -> None:
+    original = Passage.look
+
+    def look(self: Any, *, again: bool) -> str | None:
+        self._marking = Moment(1e12, 1e12)
+        return original(self, again=again)
+
+    patch(Passage, "look", look)
+
+
+@_mutant("a worker trusts its lease for two thirds of it", "for ever")
+def trust(patch: Patch) -> None:
+    patch(Passage, "_holds", lambda self: not self._grant.over)
+
+
+@_mutant("a mark needs the lease, with its token and epoch", "the row alone")
+def mark_without_lease(patch: Patch) -> None:
+    original = marks._refusal
+
+    def refusal(one: Any, row: Any) -> str | None:
+        said = original(one, row)
+        return None if said == marks.NOT_OURS else said
+
+    patch(marks, "_refusal", refusal)
+
+
+@_mutant("a mark needs the request number that is known", "any")
+def mark_without_number(patch: Patch) -> None:
+    original = marks._refusal
+
+    class Same:
+        def __init__(self, row: Any, number: int) -> None:
+            self.__dict__.update(row._mapping, request=number)
+
+    def refusal(one: Any, row: Any) -> str | None:
+        return original(one, None if row is None else Same(row, one.request))
+
+    patch(marks, "_refusal", refusal)
+
+
+@_mutant("a mark waits for earlier messages of its chat", "it does not")
+def mark_before_earlier(patch: Patch) -> None:
+    original = marks._refusal
+
+    def refusal(one: Any, row: Any) -> str | None:
+        said = original(one, row)
+        return None if said == marks.EARLIER else said
+
+    patch(marks, "_refusal", refusal)
+
+
+@_mutant("an end needs the state and request that its mark has left", "the number alone")
+def any_end(patch: Patch) -> None:
+    row = messages.c
+    patch(
+        marks,
+        "_END",
+        update(messages)
+        .where(row.number == bindparam("b_number"))
+        .values(
+            state=bindparam("b_state"),
+            ended_at=bindparam("b_ended_at"),
+            outcome=bindparam("b_outcome"),
+            pending=bindparam("b_pending"),
+            untold=bindparam("b_untold"),
+        ),
+    )
+
+
+# Take-overs
+
+
+@_mutant("an epoch is raised as the holder changes", "it stays")
+def no_epoch(patch: Patch) -> None:
+    def move(connection: Any, condition: Any, to: Any) -> None:
+        claims._change(connection, condition, worker=to, wanted=None)
+
+    patch(claims, "_move", move)
+
+
+@_mutant("who takes over settles what is marked", "sends it again")
+def no_settling(patch: Patch) -> None:
+    original = courier.Courier._take
+
+    def take(self: Any, found: Any, *, first: bool = False) -> None:
+        original(self, [_Own(read, self.grant.epoch) for read in found], first=False)
+
+    class _Own:
+        def __init__(self, read: Any, epoch: int) -> None:
+            self.__dict__.update(read._mapping, epoch=epoch)
+
+    refusal = marks._refusal
+
+    def refuse(one: Any, row: Any) -> str | None:
+        if row is not None and row.state == "leaving":
+            row = _Own(row, one.epoch)
+        return refusal(one, row)
+
+    patch(courier.Courier, "_take", take)
+    patch(marks, "_refusal", refuse)
+
+
+@_mutant("settling waits until the request cannot be carried out any more", "at once")
+def no_wait(patch: Patch) -> None:
+    patch(settling.Settling, "moment", lambda self, read: self._loop.time())
+    settle_does_not_wait(patch)
+
+
+@_mutant("settling waits longer if the former holder may be paused", "as if it were dead")
+def no_wait_for_the_kernel(patch: Patch) -> None:
+    patch(lease.Grant, "settle_wait", lambda self, timeout, settle_after: settle_after)
+
+
+@_mutant("settling waits as long as the Market may take", "for the kernel alone")
+def no_wait_for_the_market(patch: Patch) -> None:
+    patch(
+        lease.Grant,
+        "settle_wait",
+        lambda self, timeout, settle_after: 0.0 if self.proven else max(timeout, lease.KERNEL),
+    )
+
+
+@_mutant("a chat waits until what is marked in it is settled", "it goes on")
+def chat_goes_on(patch: Patch) -> None:
+    original = Hand.next
+
+    def following(self: Any, now: float, in_front: Any) -> Any:
+        kept, self.settling = self.settling, {}
+        try:
+            return original(self, now, in_front)
+        finally:
+            self.settling = kept
+
+    patch(Hand, "next", following)
+    mark_before_earlier(patch)
+
+
+@_mutant("a chat rests after a message of unknown outcome of somebody else", "it does not")
+def no_rest(patch: Patch) -> None:
+    patch(DepartingEngine, "rest", lambda self, chat_id, until: None)
+
+
+@_mutant("who takes over knows what was delivered lately", "nothing")
+def nothing_known(patch: Patch) -> None:
+    patch(DepartingEngine, "remember", lambda self, chat_id, stored: None)
+
+
+@_mutant("who takes over counts what left in the last hour", "nothing")
+def no_counts(patch: Patch) -> None:
+    original = DepartingEngine.count
+
+    def count(self: Any, operation: str, leave_at: Any, *, held: bool = False) -> None:
+        if held:
+            original(self, operation, leave_at, held=held)
+
+    patch(DepartingEngine, "count", count)
+
+
+@_mutant("who takes over holds parallel slots for what may be under way", "none")
+def no_slots(patch: Patch) -> None:
+    original = DepartingEngine.count
+
+    def count(self: Any, operation: str, leave_at: Any, *, held: bool = False) -> None:
+        if not held:
+            original(self, operation, leave_at)
+
+    patch(DepartingEngine, "count", count)
+
+
+# Leases
+
+
+@_mutant("a worker is dead if its beat stands still for a lease", "for half of one")
+def quick_death(patch: Patch) -> None:
+    original = Watcher.read
+
+    def read(self: Any, beats: Any, began: Any, ended: Any) -> Any:
+        by_token = {beat.token: beat for beat in beats}
+        dead = original(
+            self, [beat._replace(lease=beat.lease / 2) for beat in by_token.values()], began, ended
+        )
+        return [by_token[one.token] for one in dead]
+
+    patch(Watcher, "read", read)
+
+
+@_mutant("after a failed read, or a pause of its own, a watcher counts anew", "it goes on")
+def watcher_goes_on(patch: Patch) -> None:
+    def read(self: Any, beats: Any, began: Any, ended: Any) -> Any:
+        dead = []
+        for worker in beats:
+            known = self._counts.get(worker.token)
+            if known is None or known[0] != worker.beat:
+                self._counts[worker.token] = known = (worker.beat, ended)
+            if began.own - known[1].own >= worker.lease:
+                dead.append(worker)
+        return dead
+
+    patch(Watcher, "read", read)
+    patch(Watcher, "begin_anew", lambda self: None)
+
+
+@_mutant("a business is given away when nothing of it is under way", "at once")
+def gives_at_once(patch: Patch) -> None:
+    async def release(self: Any, grant: Any) -> None:
+        return None
+
+    patch(Delivering, "release", release)
+
+
+@_mutant("a lock proves a death only if nobody holds it", "in any case")
+def any_lock(patch: Patch) -> None:
+    patch(Locks, "is_free", lambda self, path: os.path.basename(path) in self._held)
+
+
+# Of two guards that do the same, only both may be missed.
+
+
+@_mutant("a mark needs the lease, and the beat is young", "neither")
+def mark_without_lease_and_beat(patch: Patch) -> None:
+    mark_without_lease(patch)
+    trust(patch)
+
+
+@_mutant("the first look settles all that is marked, later ones what has an older epoch", "neither")
+def no_epoch_and_no_first(patch: Patch) -> None:
+    no_epoch(patch)
+    original = courier.Courier._take
+
+    def take(self: Any, found: Any, *, first: bool = False) -> None:
+        original(self, found)
+
+    patch(courier.Courier, "_take", take)

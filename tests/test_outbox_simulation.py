@@ -1,0 +1,88 @@
+"""Stories of an outbox in virtual time: some seeds, those that once failed, and some mutants."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.simulate.kinds import kind_of
+from benchmarks.simulate.mutants import mutated
+from benchmarks.simulate.outbox.generate import generate
+from benchmarks.simulate.outbox.story import from_json
+from benchmarks.simulate.story import to_json
+
+OUTBOX = kind_of("outbox")
+ROOT = Path(__file__).parents[1]
+
+REPEATED = """
+import hashlib, msgspec
+from benchmarks.simulate.kinds import kind_of
+outbox = kind_of("outbox")
+for seed in (17, 23, 31, 34, 57):
+    record = outbox.play(outbox.generate(seed, ()), lines=True)
+    print(seed, hashlib.sha256(msgspec.json.encode(record)).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("path", sorted(OUTBOX.folder.glob("*.json")), ids=lambda path: path.stem)
+def test_a_story_that_once_failed_ends_well(path: Path) -> None:
+    story = from_json(path.read_bytes())
+    assert OUTBOX.judge(story, OUTBOX.play(story)) == []
+
+
+@pytest.mark.parametrize("first", range(16, 76, 15))
+def test_all_promises_hold(first: int) -> None:
+    tally = OUTBOX.tell_seeds(first, first + 14)
+    assert tally.failed == {}, "python -m benchmarks simulate --outbox --replay SEED shows it"
+
+
+def test_a_seed_decides_everything() -> None:
+    """Two processes with other hashes of strings play the same, to the byte."""
+    told = [
+        subprocess.run(  # noqa: S603 - this Python
+            [sys.executable, "-c", REPEATED],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": hashes},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for hashes in ("1", "2")
+    ]
+    assert told[0] == told[1]
+    assert told[0].count(b"\n") == 5
+
+
+# Mutants, and rare things with which they are found soon: usually far sooner than within 100 seeds.
+FOUND: dict[str, tuple[str, ...]] = {
+    "no-mark": (),
+    "no-look": ("pauses at points", "no locks"),
+    "no-settling": (),
+    "no-wait": (),
+    "no-counts": ("kills", "tight"),
+    "chat-goes-on": (),
+    "no-epoch-and-no-first": (),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_a_product_without_a_guard_is_found_out(name: str) -> None:
+    with mutated(name, OUTBOX.mutants):
+        assert OUTBOX.tell_seeds(1, 100, stop=True, only=FOUND[name]).failed
+
+
+@pytest.mark.parametrize("name", OUTBOX.mutants)
+def test_a_mutant_fits_the_product(name: str) -> None:
+    """It leaves a guard out, and calls nothing that is not there any more."""
+    with mutated(name, OUTBOX.mutants):
+        assert "crashed" not in OUTBOX.tell_seeds(17, 17).failed
+
+
+def test_a_story_is_a_value() -> None:
+    for seed in range(30):
+        story = generate(seed)
+        assert generate(seed) == story
+        assert from_json(to_json(story)) == story
