@@ -130,10 +130,14 @@ SLOW = {
 
 # By the loop: what cannot run on it, and why. A file, or one test of it.
 NOT_ON = {
-    "uvloop": {"test_parallel.py": "times below a millisecond, which uvloop does not count"},
+    "uvloop": {
+        "test_parallel.py": "times below a millisecond, which uvloop does not count",
+        "test_process_that_delivers_may_be_forked": "uvloop's loop cannot be left in a child",
+    },
     "memory": {
         "test_outbox_crashes.py": "moves the clock of tests/virtual.py, and starts processes",
         "test_clocks.py": "moves the clock of tests/virtual.py",
+        "test_process_that_delivers_may_be_forked": "a loop in memory cannot be left in a child",
         "test_key_is_sent_through_the_proxy_tunnel_only": "TLS",
         "test_invalid_certificate_is_raised_at_once": "TLS",
         "test_answers_carry_the_date_and_the_trace_of_the_sandbox": "reads the real clock",

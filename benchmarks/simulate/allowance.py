@@ -40,6 +40,7 @@ ROUNDED = 1.5
 LONGEST_PAUSE = 60.0
 LONGEST_PARALLEL_PAUSE = 30.0
 APART = 3.0
+AGAIN = 15.0  # between readings of a history in no order
 SKEW = 30.0
 
 
@@ -123,6 +124,8 @@ def _allowance(story: Story, record: Record) -> float:
         else:
             allowed += seconds + 3 * trouble
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
+    if story.market.order == "shuffled":
+        allowed += sum(AGAIN for m in record.messages if m.in_doubt)
     allowed += sum(SKEW + 2 for m in record.messages if m.why == "DeliveryUnknownError")
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)
     for step in story.steps:

@@ -323,7 +323,7 @@ def one_row_descends(patch: Patch) -> None:
     aim=("order", "pages", "replicas", "buyers", "gives no answer", "old rows"),
 )
 def read_once(patch: Patch) -> None:
-    async def read_history(read: Any, oldest_needed: Any) -> Any:
+    async def read_history(read: Any, oldest_needed: Any, wait: Any) -> Any:
         return await histories._read(read, oldest_needed)
 
     patch(settler, "read_history", read_history)

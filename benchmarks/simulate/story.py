@@ -310,7 +310,7 @@ class Story(Part, frozen=True):
         return max(moments, default=0.0)
 
 
-def to_json(story: Story) -> bytes:
+def to_json(story: Part) -> bytes:
     """Return a story as JSON that a person can read."""
     return msgspec.json.format(msgspec.json.encode(_plain(story)), indent=1)
 

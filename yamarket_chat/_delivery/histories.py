@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -19,6 +19,10 @@ few rows may descend by chance, and then a later page could still have a newer r
 
 READINGS = 4
 """How often a history in no order is read at most."""
+
+SHOWS_WITHIN = 5.0
+"""Seconds within which a stored message stands in its chat's history, on every host that answers.
+What was delivered later than so long before the history was read may be missing there."""
 
 UNREADABLE = "a row of its chat's history cannot be read"
 
@@ -73,17 +77,23 @@ def may_be_of_shop(row: Unreadable, since: float, until: float) -> bool:
     return at.tzinfo is None or since <= at.timestamp() <= until
 
 
-async def read_history(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:
+async def read_history(
+    read: ReadHistory,
+    oldest_needed: Callable[[], float],
+    wait: Callable[[float], Awaitable[None]],
+) -> History:
     """Read the rows of a chat back to a moment of the storage's clock, if their order allows it.
 
     If the order is not reliable, a row may move from page to page during the reading because
     another one was added, and so be missed. Then the history is read until two readings have the
-    same rows.
+    same rows. Hosts that lag behind would spoil two readings in the same way, so this awaits
+    `wait(seconds)` between them.
     """
     history = await _read(read, oldest_needed)
     for _ in range(READINGS - 1):
         if history.in_order:
             return history
+        await wait(SHOWS_WITHIN)
         before, history = history, await _read(read, oldest_needed)
         if {row.message_id for row in before.rows} == {row.message_id for row in history.rows}:
             return history

@@ -20,7 +20,7 @@ from ..pending import Content, Pending, Stored
 from .calls import Doubt
 from .deliveries import REMEMBERED, SAME, Deliveries, Delivery
 from .failures import unknown_error
-from .histories import ReadHistory, read_history
+from .histories import SHOWS_WITHIN, ReadHistory, read_history
 from .settling import KNOWN_FOR, SKEW, Found, Offset, content_of_text, last_equal, rows_of_shop
 from .skew import LEARNT_FOR, Skew
 
@@ -28,10 +28,6 @@ APART = 3.0
 """Seconds for which a chat rests after the last moment at which an attempt of unknown outcome can
 have been carried out. Rows and Dates have whole seconds, and the next message must have a later
 second."""
-
-SHOWS_WITHIN = 5.0
-"""Seconds within which a stored message stands in its chat's history. What was delivered later than
-so long before the history was read may be missing there."""
 
 
 class Suspect(msgspec.Struct, frozen=True):
@@ -147,7 +143,7 @@ class Settler:
             return -math.inf if wanted is None else _oldest_needed(wanted)
 
         try:
-            history = await read_history(read, oldest_needed)
+            history = await read_history(read, oldest_needed, asyncio.sleep)
         except ChatError as error:
             return Found.UNCLEAR, f"its chat's history cannot be read: {error}"
         wanted, before = suspect.on(self._clock)
@@ -199,7 +195,7 @@ class Settler:
 
         began = asked = self._loop.time()
         try:
-            history = await read_history(read, oldest_needed)
+            history = await read_history(read, oldest_needed, wait)
             clock = self._clock.now()
             early = (
                 self._settle_after
@@ -209,7 +205,7 @@ class Settler:
             if early > 0:
                 await wait(early)
                 asked = self._loop.time()
-                history = await read_history(read, oldest_needed)
+                history = await read_history(read, oldest_needed, wait)
         except ChatError as error:
             unknown = unknown_error(pending, f"its chat's history cannot be read: {error}")
             unknown.retry_after = error.retry_after

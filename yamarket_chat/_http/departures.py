@@ -105,12 +105,16 @@ async def _finish(body: RequestBody, writer: Any, departure: Departure, last: by
     while unsent(transport):  # noqa: ASYNC110 - nothing tells when the kernel has taken all
         await asyncio.sleep(LOOK)
     refused = "its attempt has ended" if body.over else departure.look(again=True)
-    if refused is None and is_readable(writer.protocol, transport):
-        refused = "the connection was closed, or an answer came before the request"
+    # Without its last byte, the Market cannot carry the request out.
     if refused is not None:
-        # Without its last byte, the Market cannot carry the request out.
         body.broken = refused
         body.give_up()
         raise aiohttp.ClientConnectionError(refused)
+    if is_readable(writer.protocol, transport):
+        body.sent = False  # so it is sent again
+        body.give_up()
+        raise aiohttp.ClientConnectionResetError(
+            "the connection was closed, or an answer came before the request"
+        )
     await writer.write(last)
     body.unfinished = False

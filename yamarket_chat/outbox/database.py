@@ -106,6 +106,10 @@ class Database:
             schema.check_usable(connection)
             self._checked = True
 
+    def check_again(self) -> None:
+        """Check the version of the tables at the next call: somebody may have changed them."""
+        self._checked = False
+
     async def data_version(self) -> int | None:
         """Return a number that changes when anybody commits; None if the database has none."""
         return await self.call(self._data_version) if self.dialect == "sqlite" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -54,6 +55,14 @@ def encode_known(known: Stored | Pending | None) -> tuple[str | None, int | None
         )
     until = None if known.until is None else round(known.until.timestamp() * 1e6)
     return encode_pending(known), until
+
+
+def stored_by(pending: Pending, latest: float) -> Pending:
+    """Return how to find a message that was stored by a time of the Market's clock, or never."""
+    since, until = pending.since, pending.until
+    if since is None or until is None or not since.timestamp() < latest < until.timestamp():
+        return pending
+    return msgspec.structs.replace(pending, until=datetime.fromtimestamp(latest, UTC))
 
 
 def remember(engine: DepartingEngine, pending: Pending, *, surely: bool) -> Stored | None:

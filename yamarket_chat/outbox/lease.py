@@ -247,6 +247,8 @@ class Worker:
 
     async def _beat_once(self) -> None:
         token, began = self.token, Moment.now()
+        # A worker stops if a newer program has made the tables too new for it.
+        self._beating.check_again()
         self._unlearnt += 1
         beat = await self._beating.write(
             claims.beat, token, self._beat, self._beat + self._unlearnt - 1

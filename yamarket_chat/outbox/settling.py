@@ -41,13 +41,17 @@ class Settling:
         courier.in_background(self._settle(row, chat_id, pending, self.moment(read)))
 
     async def _settle(self, row: Row, chat_id: int, pending: Pending, at: float) -> None:
-        courier = self._courier
+        courier, over = self._courier, at
         while True:
             await asyncio.sleep(at - self._loop.time())
             engine = courier.engine
             try:
                 if engine is None:
                     raise closed_error()  # a new session is being made
+                clock = engine.market_clock()
+                if clock is not None:
+                    # Its mark could not know that its process would be proven dead.
+                    pending = earlier.stored_by(pending, over + clock.most)
                 receipt = await engine.sending.find(pending)
             except DeliveryUnknownError as error:
                 if courier.stopping or engine is None:

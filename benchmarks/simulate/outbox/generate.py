@@ -315,7 +315,7 @@ class _Generator(sessions._Generator):
                 at=moment(),
                 machine=machine(),
                 point="half written"
-                if "large files" in self.on and rng.random() < 0.5
+                if self.on & {"large files", "files"} and rng.random() < 0.4
                 else point(),
                 count=rng.choice((1, 1, 2, 4)),
                 action="pause",

@@ -32,8 +32,6 @@ _FATES: dict[str, Fate] = {
     "unknown": "unknown",
 }
 
-UNKNOWN = "the outbox's"
-
 
 def judge(story: Story, record: Record) -> list[Violation]:
     """Return all promises that did not hold."""
@@ -126,8 +124,12 @@ def _told(entry: Entry) -> Told:
 def unknown(story: Story, record: Record) -> Counter[str]:
     """Count the messages that were in doubt, and those of them that stayed unknown."""
     counted: Counter[str] = Counter()
+    differ = story.market.storage_offset or any(
+        isinstance(event, (parts.Sleep, parts.WallClock)) for event in story.events
+    )
+    where = "clocks differ or are set" if differ else "clocks behave"
     for entry in record.messages:
         if entry.in_doubt:
-            counted[f"in doubt: {UNKNOWN}"] += 1
-            counted[f"unknown: {UNKNOWN}"] += entry.state == "unknown"
+            counted[f"in doubt: an outbox, {where}"] += 1
+            counted[f"unknown: an outbox, {where}"] += entry.state == "unknown"
     return counted

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import bindparam, update
 
 from yamarket_chat._delivery.departing import DepartingEngine
-from yamarket_chat.outbox import claims, courier, lease, marks, points, settling
+from yamarket_chat.outbox import claims, courier, marks, points, settling
 from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.deaths import Moment, Watcher
 from yamarket_chat.outbox.delivering import Delivering
@@ -54,7 +54,11 @@ def no_look(patch: Patch) -> None:
     patch(Passage, "look", look)
 
 
-@_mutant("a second look before the last bytes of a large file", "they leave in any case")
+@_mutant(
+    "a second look before the last bytes of a large file",
+    "they leave in any case",
+    story="paused-before-the-last-byte-of-a-file",
+)
 def no_second_look(patch: Patch) -> None:
     original = Passage.look
 
@@ -67,24 +71,11 @@ def no_second_look(patch: Patch) -> None:
     patch(Passage, "look", look)
 
 
-@_mutant("a mark is young as its bytes leave", "it may be old")
-def old_marks(patch: Patch) -> None:
-    original = Passage.look
-
-    def look(self: Any, *, again: bool) -> str | None:
-        self._marking = Moment(1e12, 1e12)
-        return original(self, again=again)
-
-    patch(Passage, "look", look)
-
-
-@_mutant("a worker trusts its lease for two thirds of it", "for ever")
-def trust(patch: Patch) -> None:
+def _trust_for_ever(patch: Patch) -> None:
     patch(Passage, "_holds", lambda self: not self._grant.over)
 
 
-@_mutant("a mark needs the lease, with its token and epoch", "the row alone")
-def mark_without_lease(patch: Patch) -> None:
+def _mark_without_lease(patch: Patch) -> None:
     original = marks._refusal
 
     def refusal(one: Any, row: Any) -> str | None:
@@ -94,7 +85,9 @@ def mark_without_lease(patch: Patch) -> None:
     patch(marks, "_refusal", refusal)
 
 
-@_mutant("a mark needs the request number that is known", "any")
+@_mutant(
+    "a mark needs the request number that is known", "any", story="mark-that-is-committed-late"
+)
 def mark_without_number(patch: Patch) -> None:
     original = marks._refusal
 
@@ -119,7 +112,11 @@ def mark_before_earlier(patch: Patch) -> None:
     patch(marks, "_refusal", refusal)
 
 
-@_mutant("an end needs the state and request that its mark has left", "the number alone")
+@_mutant(
+    "an end needs the state and request that its mark has left",
+    "the number alone",
+    story="end-that-is-committed-late",
+)
 def any_end(patch: Patch) -> None:
     row = messages.c
     patch(
@@ -140,8 +137,7 @@ def any_end(patch: Patch) -> None:
 # Take-overs
 
 
-@_mutant("an epoch is raised as the holder changes", "it stays")
-def no_epoch(patch: Patch) -> None:
+def _no_epoch(patch: Patch) -> None:
     def move(connection: Any, condition: Any, to: Any) -> None:
         claims._change(connection, condition, worker=to, wanted=None)
 
@@ -176,41 +172,21 @@ def no_wait(patch: Patch) -> None:
     settle_does_not_wait(patch)
 
 
-@_mutant("settling waits longer if the former holder may be paused", "as if it were dead")
-def no_wait_for_the_kernel(patch: Patch) -> None:
-    patch(lease.Grant, "settle_wait", lambda self, timeout, settle_after: settle_after)
-
-
-@_mutant("settling waits as long as the Market may take", "for the kernel alone")
-def no_wait_for_the_market(patch: Patch) -> None:
-    patch(
-        lease.Grant,
-        "settle_wait",
-        lambda self, timeout, settle_after: 0.0 if self.proven else max(timeout, lease.KERNEL),
-    )
-
-
 @_mutant("a chat waits until what is marked in it is settled", "it goes on")
 def chat_goes_on(patch: Patch) -> None:
-    original = Hand.next
+    def settle(self: Any, row: Any, chat_id: int) -> None:
+        self.keep(row)
 
-    def following(self: Any, now: float, in_front: Any) -> Any:
-        kept, self.settling = self.settling, {}
-        try:
-            return original(self, now, in_front)
-        finally:
-            self.settling = kept
-
-    patch(Hand, "next", following)
+    patch(Hand, "settle", settle)
+    patch(Hand, "settled", lambda self, chat_id: None)
     mark_before_earlier(patch)
 
 
-@_mutant("a chat rests after a message of unknown outcome of somebody else", "it does not")
-def no_rest(patch: Patch) -> None:
-    patch(DepartingEngine, "rest", lambda self, chat_id, until: None)
-
-
-@_mutant("who takes over knows what was delivered lately", "nothing")
+@_mutant(
+    "who takes over knows what was delivered lately",
+    "nothing",
+    story="equal-text-after-a-restart-with-a-clock-behind",
+)
 def nothing_known(patch: Patch) -> None:
     patch(DepartingEngine, "remember", lambda self, chat_id, stored: None)
 
@@ -226,7 +202,11 @@ def no_counts(patch: Patch) -> None:
     patch(DepartingEngine, "count", count)
 
 
-@_mutant("who takes over holds parallel slots for what may be under way", "none")
+@_mutant(
+    "who takes over holds parallel slots for what may be under way",
+    "none",
+    story="restarted-while-a-request-is-under-way",
+)
 def no_slots(patch: Patch) -> None:
     original = DepartingEngine.count
 
@@ -254,22 +234,6 @@ def quick_death(patch: Patch) -> None:
     patch(Watcher, "read", read)
 
 
-@_mutant("after a failed read, or a pause of its own, a watcher counts anew", "it goes on")
-def watcher_goes_on(patch: Patch) -> None:
-    def read(self: Any, beats: Any, began: Any, ended: Any) -> Any:
-        dead = []
-        for worker in beats:
-            known = self._counts.get(worker.token)
-            if known is None or known[0] != worker.beat:
-                self._counts[worker.token] = known = (worker.beat, ended)
-            if began.own - known[1].own >= worker.lease:
-                dead.append(worker)
-        return dead
-
-    patch(Watcher, "read", read)
-    patch(Watcher, "begin_anew", lambda self: None)
-
-
 @_mutant("a business is given away when nothing of it is under way", "at once")
 def gives_at_once(patch: Patch) -> None:
     async def release(self: Any, grant: Any) -> None:
@@ -283,18 +247,18 @@ def any_lock(patch: Patch) -> None:
     patch(Locks, "is_free", lambda self, path: os.path.basename(path) in self._held)
 
 
-# Of two guards that do the same, only both may be missed.
+# Of two guards that do the same, one alone is not missed.
 
 
 @_mutant("a mark needs the lease, and the beat is young", "neither")
 def mark_without_lease_and_beat(patch: Patch) -> None:
-    mark_without_lease(patch)
-    trust(patch)
+    _mark_without_lease(patch)
+    _trust_for_ever(patch)
 
 
 @_mutant("the first look settles all that is marked, later ones what has an older epoch", "neither")
 def no_epoch_and_no_first(patch: Patch) -> None:
-    no_epoch(patch)
+    _no_epoch(patch)
     original = courier.Courier._take
 
     def take(self: Any, found: Any, *, first: bool = False) -> None:
