@@ -183,10 +183,12 @@ def deliver(
                         return done, time.perf_counter(), delivering.cpu()
                     time.sleep(LOOK)
 
+            first = until(0)
+            before = database.counts() if counting else (0, 0)
             until(warm)
             delivering.ask("freeze")
-            before = database.counts() if counting else (0, 0)
-            first = until(0)
+            if (warmed := until(0))[0] < count * 0.9:  # a tiny run may be over by now
+                first, before = warmed, database.counts() if counting else (0, 0)
             last = until(int(count * 0.95))
             statements = int(delivering.ask("statements"))
             done = last[0] - first[0]
