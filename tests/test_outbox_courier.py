@@ -253,6 +253,18 @@ async def test_not_before_and_not_after_go_by_the_markets_clock(shop: Shop) -> N
     assert texts(shop.market, 18) == ["после", "поздно"]
 
 
+async def test_not_before_comes_although_the_clock_of_the_machine_is_an_hour_behind(
+    small: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "IDLE", 5.0)
+    monkeypatch.setattr(feed, "wall_time", lambda loop: wall_time(loop) - 3600)
+    async with small.delivering():
+        await small.outbox.result(await small.put(message("раз")), timeout=60)
+        late = await small.put(message("поздно", not_before=market_time(200)))
+        await asyncio.sleep(100)  # the courier of the business has ended meanwhile
+        await small.outbox.result(late, timeout=130)
+
+
 async def test_message_whose_time_is_over_while_it_waits_for_the_limit_expires(
     small: Shop,
 ) -> None:

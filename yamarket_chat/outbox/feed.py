@@ -70,6 +70,7 @@ class Feed:
         self._version: int | None = None
         self._read_for: set[int] = set()  # the grants at the last look
         self._times_at = 0.0
+        self._ahead = 0.0  # how many seconds the Market's clock was ahead of this machine's
         self._strangers = Strangers(database)
         self._away = False
 
@@ -154,7 +155,11 @@ class Feed:
             self._rest(business_id)
         await self._strangers.look([(one, each.engine) for one, each in self._couriers.items()])
         later, expiring = await self._database.read(_timed)
-        soon = (wall_time(self._loop) + SOON) * 1e6
+        wall = wall_time(self._loop)
+        for courier in self._couriers.values():
+            if times := courier.times():
+                self._ahead = times[1] / 1e6 - wall
+        soon = (wall + self._ahead + SOON) * 1e6
         due, expired = {}, {}
         for business_id, moment in later.items():
             courier = self._couriers.get(business_id)
