@@ -257,7 +257,8 @@ async def test_not_before_comes_although_the_clock_of_the_machine_is_an_hour_beh
     small: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "IDLE", 5.0)
-    monkeypatch.setattr(feed, "wall_time", lambda loop: wall_time(loop) - 3600)
+    behind = market_time(-3600).timestamp() - now()
+    monkeypatch.setattr(feed, "wall_time", lambda loop: behind + loop.time())
     async with small.delivering():
         await small.outbox.result(await small.put(message("раз")), timeout=60)
         late = await small.put(message("поздно", not_before=market_time(200)))

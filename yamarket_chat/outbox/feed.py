@@ -156,8 +156,8 @@ class Feed:
         await self._strangers.look([(one, each.engine) for one, each in self._couriers.items()])
         later, expiring = await self._database.read(_timed)
         wall = wall_time(self._loop)
-        for courier in self._couriers.values():
-            if times := courier.times():
+        for one in self._couriers.values():
+            if times := one.times():
                 self._ahead = times[1] / 1e6 - wall
         soon = (wall + self._ahead + SOON) * 1e6
         due, expired = {}, {}
