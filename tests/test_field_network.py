@@ -41,7 +41,7 @@ from yamarket_chat import (
     connector,
 )
 from yamarket_chat._http.proxies import Proxies
-from yamarket_chat.connections import _make_socket
+from yamarket_chat.connections import _make_socket, discard
 from yamarket_chat.sandbox import Fault, Sandbox
 
 CLONE_NEWNET = 0x40000000
@@ -849,6 +849,23 @@ async def test_key_is_sent_through_the_proxy_tunnel_only(
         assert all(head.startswith("CONNECT market.test:443") for head in proxy.heads)
     listening.close()
     await server.shutdown(0)
+
+
+async def test_connection_over_tls_that_was_closed_twice_can_be_given_up(certificate: Path) -> None:
+    """Asyncio knows nothing of it then, and what asks for its socket fails with AttributeError."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=tls)
+    port = listening.sockets[0].getsockname()[1]
+    transport, _ = await loop.create_connection(
+        asyncio.Protocol, "127.0.0.1", port, ssl=trusting, server_hostname="market.test"
+    )
+    discard(transport)
+    transport.close()
+    discard(transport)
+    listening.close()
 
 
 @pytest.mark.parametrize("status", [407, 403])

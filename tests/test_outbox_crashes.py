@@ -266,7 +266,8 @@ async def over_tls(market: Sandbox, folder: Path) -> AsyncIterator[str]:
     yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     server.close()
     for writer in writers:
-        writer.transport.abort()
+        with suppress(AttributeError):  # asyncio has lost one that was closed twice
+            writer.transport.abort()
     await asyncio.wait(serving)
 
 

@@ -83,7 +83,10 @@ def discard(transport: asyncio.Transport) -> None:
     `close` and `abort` alone leave what is in the kernel's buffer, which is sent later. This works
     after `close` as well, in the same pass of the loop.
     """
-    sock = transport.get_extra_info("socket")
+    try:
+        sock = transport.get_extra_info("socket")
+    except AttributeError:
+        return  # asyncio has lost a TLS connection that was aborted, and closed after that
     if sock is not None:
         # Already closed (uvloop then raises ValueError), or not a TCP socket.
         with suppress(OSError, ValueError):
