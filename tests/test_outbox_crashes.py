@@ -320,4 +320,8 @@ async def test_file_over_tls_is_not_finished_by_a_process_that_lost_its_lease(
 
 
 def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False  # it has died meanwhile
+    return state.rpartition(")")[2].split()[0] == "T"
