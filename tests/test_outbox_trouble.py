@@ -10,7 +10,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import aiohttp
 import pytest
 from sqlalchemy import URL, Connection, create_engine, event
 
+from tests import test_outbox_courier
 from tests.helpers import now, texts
-from tests.test_outbox_courier import forget_what_this_loop_knows
+from tests.test_outbox_courier import BUSINESS, forget_what_this_loop_knows, message
 from tests.test_outbox_database import losing_commits
 from yamarket_chat import connector
 from yamarket_chat.limits import CUT_OFF
@@ -28,7 +29,6 @@ from yamarket_chat.outbox import (
     MessageExpiredError,
     Outbox,
     OutboxDatabaseError,
-    OutboxEntry,
     OutboxFile,
     OutboxMessage,
     feed,
@@ -40,28 +40,9 @@ from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.system import wall_time
 
-BUSINESS = 12345
 
-
-def message(text: str, chat_id: int = 17, **options: Any) -> OutboxMessage:
-    return OutboxMessage(BUSINESS, chat_id, text, **options)
-
-
-class Shop:
-    """An outbox and a Market."""
-
-    def __init__(self, outbox: Outbox, market: Sandbox) -> None:
-        self.outbox = outbox
-        self.market = market
-
-    def delivering(self, **options: Any) -> AbstractAsyncContextManager[None]:
-        keys = {BUSINESS: self.market.api_key}
-        return self.outbox.delivering(keys, base_url=self.market.url, **options)
-
-    async def got(self, number: int) -> OutboxEntry:
-        entry = await self.outbox.get(number)
-        assert entry is not None
-        return entry
+class Shop(test_outbox_courier.Shop):
+    """An outbox and a Market, and another program that uses the same database."""
 
     def execute(self, *statements: str) -> None:
         """Execute statements as another program would."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import subprocess
@@ -283,8 +282,3 @@ def many_wait(database: Database, count: int, businesses: int) -> None:
         values = values.format("'\\x00'::bytea", "true")
         select = f"SELECT {values} FROM generate_series(0, {count - 1}) n"
         database.execute(f"INSERT INTO {table} ({columns}) {select}", "VACUUM ANALYZE")
-
-
-def on_linux() -> bool:
-    """Whether the CPU of another process can be read."""
-    return hasattr(time, "clock_gettime") and os.path.exists("/proc/self/smaps_rollup")
