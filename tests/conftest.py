@@ -118,6 +118,7 @@ SLOW = {
     "test_cli_docs.py": "starts the command, and waits on the real clock",
     "test_cli_reading.py": "starts the command, and waits on the real clock",
     "test_cli_progress.py": "starts the command, and waits on the real clock",
+    "test_cli_notifications.py": "starts the command, and waits on the real clock",
     "test_cli_say.py": "starts the command, and waits on the real clock",
     "test_cli_signals.py": "starts the command, and waits on the real clock",
     "test_cli_send_many.py": "starts the command, and waits on the real clock",

@@ -137,6 +137,19 @@ def pause_after(failing: float) -> float | None:
     return HOUR if failing < 14 * DAY else None
 
 
+def notification_of(
+    kind: str, business_id: int, chat_id: int, message_id: int | None, time: datetime
+) -> wire.Notification:
+    """Return a notification of a kind, with the fields that it has."""
+    if kind == "PING":
+        return wire.Notification(kind, time=time)
+    notification = wire.Notification(kind, business_id, chat_id)
+    if kind == "CHAT_MESSAGE_SENT":
+        notification.message_id = str(message_id)
+    setattr(notification, _TIMES[kind], time)
+    return notification
+
+
 class Answer(msgspec.Struct, frozen=True):
     """What came back from the seller's address."""
 
@@ -254,7 +267,7 @@ class Notifier:
         self._drop()
         self._url, self._plan = url, plan
         if url is not None:
-            body = wire.encode(wire.Notification("PING", time=now))
+            body = wire.encode(notification_of("PING", 0, 0, 0, now))
             self._start(self._deliver(url, _Notice(0, "PING", None, None, body), 0.0))
 
     def tell(self, kind: str, chat_id: int, time: datetime, message_id: int | None) -> None:
@@ -262,13 +275,7 @@ class Notifier:
         url = self._url
         if url is None:
             return
-        notification = wire.Notification(
-            kind,
-            self._business_id,
-            chat_id,
-            None if message_id is None else str(message_id),
-            **{_TIMES[kind]: time},
-        )
+        notification = notification_of(kind, self._business_id, chat_id, message_id, time)
         notice = _Notice(next(self._numbers), kind, chat_id, message_id, wire.encode(notification))
         delays: Sequence[float] = (0.0,)
         if self._plan is not None:
