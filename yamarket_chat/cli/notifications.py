@@ -31,7 +31,8 @@ from . import console, options, signals
 LOOPBACK = ("127.0.0.0/8", "::1")
 
 notifications: typer.Typer = typer.Typer(
-    help="Try out the notifications that the Market sends to your program.",
+    help="Try out the notifications that the Market sends to your program.\n\n"
+    "Example: yamarket-chat notifications listen --port 8080",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,
