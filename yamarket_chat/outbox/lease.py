@@ -286,7 +286,18 @@ class Worker:
         token = secrets.token_urlsafe(12)
         lock = None if self._lock is None else self._lock.name
         about = f"process {self._pid} on {socket.gethostname()}, yamarket-chat {__version__}"
-        await self._database.write(claims.join, token, self.lease, lock, about, self._bot)
+        joining = asyncio.ensure_future(
+            self._database.write(claims.join, token, self.lease, lock, about, self._bot)
+        )
+        try:
+            await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            # Its thread goes on, and the row would stay until others take this worker for dead.
+            await asyncio.wait({joining}, timeout=self.lease / BEATS)
+            if joining.done() and not joining.cancelled() and joining.exception() is None:
+                with suppress(OutboxDatabaseError):
+                    await self._database.write(claims.leave, token)
+            raise
         self.token, self._beat, self._unlearnt, self._beaten = token, 0, 0, began
         self._survey_at = 0.0
         self._free_before, self._refused = set(), None
