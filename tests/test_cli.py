@@ -541,7 +541,7 @@ async def test_version_option_prints_the_version() -> None:
 
 COMMANDS = [
     *("demo", "whoami", "chats", "history", "watch", "send", "send-file", "send-many"),
-    *("new-chat", "quota", "sandbox"),
+    *("new-chat", "quota", "sandbox", "notifications"),
 ]
 
 
@@ -554,7 +554,9 @@ def test_help_has_an_example_and_shows_no_key(
     assert finished.status == 0
     assert f"Example: yamarket-chat {command}" in finished.out
     assert "ACMA:secret" not in finished.out
-    assert ("YAMARKET_API_KEY" in finished.out) is (command not in ("demo", "sandbox"))
+    assert ("YAMARKET_API_KEY" in finished.out) is (
+        command not in ("demo", "sandbox", "notifications")
+    )
 
 
 async def shell(line: str, **variables: str) -> Finished:

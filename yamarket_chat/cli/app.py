@@ -16,6 +16,7 @@ from .chats import chats
 from .demo import demo
 from .history import history
 from .new_chat import new_chat
+from .notifications import notifications
 from .quota import quota
 from .sandbox import sandbox
 from .send import send, send_file
@@ -51,6 +52,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(sandbox, name="sandbox")
+app.add_typer(notifications, name="notifications")
 
 
 def run() -> int:
