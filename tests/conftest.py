@@ -123,6 +123,7 @@ SLOW = {
     "test_cli_signals.py": "starts the command, and waits on the real clock",
     "test_cli_send_many.py": "starts the command, and waits on the real clock",
     "test_memory.py": "a million messages",
+    "test_notifications_servers.py": "imports four frameworks, and runs real servers",
     "test_outbox_kills.py": "kills processes, and waits on the real clock",
     "test_recipes.py": "starts web servers and a worker, and waits on the real clock",
     "test_schemathesis.py": "hundreds of requests on the real clock",

@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 
 import yamarket_chat
-from yamarket_chat import outbox, sandbox
+from yamarket_chat import notifications, outbox, sandbox
 
-MODULES = (yamarket_chat, outbox, sandbox)
+MODULES = (yamarket_chat, notifications, outbox, sandbox)
 NO_RECORDS = (
     *(yamarket_chat.ChatSession, outbox.Outbox),
-    *(sandbox.Sandbox, sandbox.VirtualLoop, sandbox.World),
+    *(sandbox.Sandbox, sandbox.VirtualLoop, sandbox.World, notifications.Receiver),
 )
 # Values and aliases.
-NO_NEED = {"__version__", "Outcome", "OutboxState", "FaultPlan", "EVERY_FAULT"}
+NO_NEED = {
+    *("__version__", "Outcome", "OutboxState", "FaultPlan", "EVERY_FAULT"),
+    *("Event", "MARKET_NETWORKS"),
+}
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -113,6 +116,10 @@ async def test_docstring_example_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
+
+    async def on_event(event: notifications.Event) -> None:
+        assert event
+
     for module in MODULES:
         scope |= {exported: getattr(module, exported) for exported in module.__all__}
     async with (
@@ -130,6 +137,7 @@ async def test_docstring_example_runs(
                 "market": market,
                 "session": session,
                 "outbox": box,
+                "receiver": notifications.Receiver(on_event, name="my-shop", version="1.0"),
                 "api_key": market.api_key,
                 "business_id": market.business_id,
                 "chat_id": 17,
