@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import cost, decoding, faults, growth, imports, limit, simulation
+from . import cost, decoding, faults, growth, imports, limit, notifications, simulation
 from .outbox import backlog, delivery
 from .report import Benchmark
 
@@ -18,4 +18,5 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "simulation": simulation,
     "outbox": delivery,
     "backlog": backlog,
+    "notifications": notifications,
 }
