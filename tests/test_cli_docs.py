@@ -37,10 +37,13 @@ def without_trace_ids(text: str) -> str:
 
 
 def runs_until_ctrl_c(arguments: list[str]) -> bool:
+    if arguments[0] == "notifications":
+        return arguments[1] == "listen"
     return arguments[0] in ("watch", "sandbox") and arguments[1:2] != ["say"]
 
 
 def arguments_of(command: str) -> list[str]:
+    command = command.replace("--port 8080", "--port 0")  # another test may have that one
     return shlex.split(command.rpartition("| ")[2], comments=True)[1:]
 
 
@@ -61,6 +64,9 @@ def test_commands_in_the_docs_run(
     for command in COMMANDS:
         arguments = arguments_of(command)
         if runs_until_ctrl_c(arguments) or arguments[0] == "demo":
+            continue
+        if arguments[0] == "notifications":  # they go to another program
+            assert in_process(*arguments, "--help").status == 0
             continue
         before, pipe, _ = command.rpartition(" | ")
         if pipe:
@@ -83,7 +89,7 @@ async def test_documented_long_running_commands_run_until_ctrl_c() -> None:
             process = await start(*arguments_of(command), **variables_of(market))
             assert process.stderr is not None
             told = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
-            assert "Ctrl-C" in told or "requests fail" in told
+            assert "Ctrl-C" in told or "repeats the same faults" in told
             await asyncio.sleep(0.3)
             process.send_signal(signal.SIGINT)
             await asyncio.wait_for(process.communicate(), 15)

@@ -25,7 +25,7 @@ NO_RECORDS = (
 # Values and aliases.
 NO_NEED = {
     *("__version__", "Outcome", "OutboxState", "FaultPlan", "EVERY_FAULT"),
-    *("Event", "MARKET_NETWORKS"),
+    *("Event", "MARKET_NETWORKS", "NotificationPlan"),
 }
 
 
@@ -143,6 +143,7 @@ async def test_docstring_example_runs(
                 "chat_id": 17,
                 "print": lambda *_: None,
                 "aiohttp": __import__("aiohttp"),
+                "asyncio": asyncio,
                 "msgspec": __import__("msgspec"),
                 "pending": yamarket_chat.Pending(
                     business_id=market.business_id, chat_id=17, text="hello", requests=1, seen=""

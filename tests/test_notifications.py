@@ -110,6 +110,7 @@ def test_event_of_a_chat_is_parsed(kind: str, event: Event) -> None:
     # Ids may be texts or numbers.
     as_text = body_of(kind, businessId="12345", chatId="17", messageId=1764230400000000)
     assert parse(as_text) == event
+    assert parse(body_of(kind).replace(b":17,", b":17.0,")) == event
 
 
 def test_ping_is_parsed_whatever_its_time_looks_like() -> None:
@@ -146,6 +147,7 @@ def test_notification_of_another_kind_comes_whole() -> None:
         body_of(chatId="17a"),
         body_of(chatId="١٧"),
         body_of(chatId=1.5),
+        body_of(chatId=1e18),
         body_of(chatId=True),
         body_of(chatId=[17]),
         body_of(messageId=None),

@@ -782,4 +782,4 @@ def test_the_programs_of_the_docs_run(program: str, capsys: pytest.CaptureFixtur
 
 
 def test_the_docs_have_programs() -> None:
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3

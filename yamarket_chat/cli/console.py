@@ -52,6 +52,7 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 _SDK_PHRASES = {
     "campaigns() lists it": "yamarket-chat whoami shows it",
+    "call `await outbox.create()` once": "run `yamarket-chat outbox create` once",
 }
 _SDK_ARGUMENT = re.compile(r"\b(api_key|business_id|base_url|insecure_http)\b(=True)?")
 

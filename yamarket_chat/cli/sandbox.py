@@ -11,7 +11,12 @@ from typing import Annotated
 import typer
 
 from yamarket_chat.limits import Limits, Rate
-from yamarket_chat.sandbox import Sandbox, random_faults
+from yamarket_chat.sandbox import (
+    NotificationPlan,
+    Sandbox,
+    random_faults,
+    random_notifications,
+)
 
 from . import console, signals
 from .say import say
@@ -54,6 +59,25 @@ def run(
             " response, 5xx, half a response or 420, before or after the request was executed.",
         ),
     ] = 0.0,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The address of a receiver, to which the sandbox sends notifications as the Market"
+            " does.",
+            show_default=False,
+        ),
+    ] = None,
+    notify_faults: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="The share of notifications that are dropped, sent more than once or sent late,"
+            " from 0 to 1.",
+        ),
+    ] = 0.0,
     seed: Annotated[
         int | None, typer.Option(help="The seed of the faults. Default: a random one.")
     ] = None,
@@ -78,17 +102,24 @@ def run(
     )
     if faults:
         console.note(f"{faults:.0%} of the requests fail; --seed {seed} repeats the same faults")
+    if notify_faults:
+        console.note(
+            f"{notify_faults:.0%} of the notifications are dropped, sent more than once or sent"
+            f" late; --seed {seed} repeats the same faults"
+        )
     try:
         with suppress(signals.Stopped):
-            signals.run(_serve(market))
+            signals.run(_serve(market, notify, random_notifications(notify_faults, seed)))
     except OSError as error:
         console.failure(f"cannot listen on {host}, port {port}: {error.strerror or error}")
         raise typer.Exit(1) from None
 
 
-async def _serve(market: Sandbox) -> None:
+async def _serve(market: Sandbox, notify: str | None, plan: NotificationPlan) -> None:
     """Run the sandbox until this task is cancelled. Raises OSError if it cannot listen."""
     async with market:
+        if notify is not None:
+            market.notify(notify, plan)
         console.note("The sandbox runs until Ctrl-C. Run this in another terminal:")
         for name, value in (
             ("YAMARKET_BASE_URL", market.url),

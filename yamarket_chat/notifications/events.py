@@ -168,13 +168,21 @@ def parse(body: bytes) -> Event:
     if event is None:
         return OtherNotification(kind, content)
     for name in _IDS:
-        value = content.get(name)
-        if isinstance(value, str) and value.isascii() and value.isdigit():
-            content[name] = int(value[: _MAX_DIGITS + 1])  # a longer one is out of range anyway
+        if name in content:
+            content[name] = _number(content[name])
     try:
         return msgspec.convert(content, event)
     except msgspec.ValidationError as error:
         raise WrongNotificationError(f"{kind}: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    """Return the number that an id means, or the value as it is."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value[: _MAX_DIGITS + 1])  # a longer one is out of range anyway
+    if isinstance(value, float) and value.is_integer() and value < 2**53:  # JSON has one kind
+        return int(value)
+    return value
 
 
 def _ping(content: dict[str, Any]) -> Ping:

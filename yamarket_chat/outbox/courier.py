@@ -444,6 +444,9 @@ class Courier:
             if not future.cancelled():
                 reach("ended")
                 if end.untold:
+                    why = "" if outcome is None else f": {outcome}"
+                    about = self.business_id, number, state, why
+                    logger.warning("business %d: message %d is %s%s", *about)
                     self._tell()
             if state == "waiting":
                 self.hand.more[row.bulk] = True

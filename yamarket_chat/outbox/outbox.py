@@ -35,7 +35,7 @@ from .schema import DIALECTS
 from .watching import Watch
 
 if TYPE_CHECKING:
-    from .delivering import Delivering
+    from .delivering import Companion, Delivering
     from .putting import CallersConnection
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
@@ -461,6 +461,19 @@ class Outbox:
             async with outbox.delivering({business_id: api_key}):
                 await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
         """
+        async with self._delivering(keys, lease, reserve, on_failure, options):
+            yield
+
+    @asynccontextmanager
+    async def _delivering(
+        self,
+        keys: Any,
+        lease: float,
+        reserve: int,
+        on_failure: Callable[[OutboxEntry], Awaitable[None]] | None,
+        options: SessionOptions,
+        companion: Companion | None = None,
+    ) -> AsyncIterator[None]:
         # A program that only puts needs none of it.
         from .delivering import Delivering, check_keys, check_options
 
@@ -472,6 +485,7 @@ class Outbox:
             reserve=reserve,
             on_failure=on_failure,
             options=options,
+            companion=companion,
         )
         deliveries = self._deliveries.setdefault(asyncio.get_running_loop(), set())
         deliveries.add(delivery)

@@ -16,6 +16,12 @@ from .faults import (
     random_faults,
 )
 from .loop import VirtualLoop
+from .notifier import (
+    NotificationInfo,
+    NotificationPlan,
+    SentNotification,
+    random_notifications,
+)
 from .recorder import Arrival, Refusals
 from .sandbox import Sandbox
 from .state import StoredFile, StoredMessage
@@ -26,13 +32,17 @@ __all__ = [
     "Arrival",
     "Fault",
     "FaultPlan",
+    "NotificationInfo",
+    "NotificationPlan",
     "Refusals",
     "RequestInfo",
     "Sandbox",
+    "SentNotification",
     "StoredFile",
     "StoredMessage",
     "VirtualLoop",
     "World",
     "numbered_faults",
     "random_faults",
+    "random_notifications",
 ]

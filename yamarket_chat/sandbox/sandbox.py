@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +15,7 @@ from yamarket_chat.limits import Rate
 
 from .api import Api, Seller, check_operation
 from .clock import Clock
+from .notifier import NotificationPlan, Notifier, SentNotification
 from .recorder import Arrival, Recorder, Refusals
 from .server import FILES, Server
 from .settings import Settings, check_int, check_rates
@@ -91,7 +94,7 @@ class Sandbox(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._running: tuple[Server, State, Recorder] | None = None
+        self._running: tuple[Server, State, Recorder, Notifier] | None = None
 
     async def __aenter__(self) -> Self:
         clock = self._clock = Clock(
@@ -100,6 +103,9 @@ class Sandbox(Settings):
             self.storage_offset,
             self.storage_milliseconds,
         )
+        notifier = Notifier(
+            asyncio.get_running_loop(), self.business_id, keep_books=self.keep_books
+        )
         state = State(
             clock,
             chats=None if self.chats == "any" else self.chats,
@@ -107,13 +113,14 @@ class Sandbox(Settings):
             history_delay=self.history_delay,
             history_order=self.history_order,
             history_includes_from=self.history_includes_from,
+            tell=notifier.tell,
         )
         recorder = Recorder(keep_arrivals=self.keep_books)
         api = Api(state, self._seller, strip_spaces=self.strip_spaces)
         server = Server(self, clock, state, api, recorder)
         await server.listener.open()
         self.port: int = server.listener.port
-        self._running = (server, state, recorder)
+        self._running = (server, state, recorder, notifier)
         state.files_url = f"{self.url}{FILES}"
         return self
 
@@ -123,6 +130,7 @@ class Sandbox(Settings):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._notifier.stop()
         await self._server.stop()
 
     @property
@@ -240,28 +248,85 @@ class Sandbox(Settings):
             per = self._server.windows[operation].rate.per
         return self._recorder.busiest_window(operation, per)
 
+    # Notifications
+
+    def notify(
+        self,
+        url: str | None,
+        plan: NotificationPlan | Mapping[int, Sequence[float]] | None = None,
+    ) -> None:
+        """Send the Market's notifications to an address from now on, beginning with a PING.
+
+        A notification is sent again after any answer but 200 and 400, and if none comes within
+        10 s (a PING: 1 s): every minute for an hour, every 15 minutes for the first day, then
+        hourly. After 14 days the notifications are switched off. `notifications` lists what was
+        sent.
+
+        Args:
+            url: The address of the receiver. None sends nothing any more.
+            plan: How often and how late each notification is sent: a function from
+                `NotificationInfo` to a list of seconds, or a mapping from the number of a
+                notification to such a list. `[]` drops it, `[0, 0]` sends it twice, `[30]` sends it
+                late, and `{1: [5]}` lets the second overtake the first. Default: each is sent once,
+                and at once. See also `random_notifications`.
+
+        Raises:
+            InvalidArgumentError: The URL or the plan makes no sense.
+
+        Example:
+            market.notify("http://127.0.0.1:8080/notification", {1: [0, 0]})
+        """
+        self._notifier.set(url, plan, self._clock.timestamp(self._clock.now()))
+
+    @property
+    def notifications(self) -> list[SentNotification]:
+        """All notifications that were sent, each time that they were, and what was answered."""
+        return self._notifier.sent
+
     # What other people and programs do
 
-    def buyer_says(self, chat_id: int, text: str) -> StoredMessage:
+    def buyer_says(
+        self,
+        chat_id: int,
+        text: str | bytes | os.PathLike[str] | None = None,
+        *,
+        file: bytes | os.PathLike[str] | None = None,
+        filename: str | None = None,
+    ) -> StoredMessage:
         """Store a message from the buyer.
 
         The status of the chat becomes WAITING_FOR_PARTNER (in a dispute: WAITING_FOR_ARBITER).
 
         Args:
             chat_id: The chat, at least 1.
-            text: The text, at least one character.
+            text: The text, at least one character; or instead of it a file, as `file`.
+            file: A path or bytes: a file that the buyer sends, with the text or without one. It can
+                be downloaded from the URL in the message's payload.
+            filename: The name of the file. Default: that of the path.
 
         Returns:
             The stored message.
 
         Raises:
-            InvalidArgumentError: The chat does not exist, the id is out of range or the text is
+            InvalidArgumentError: The chat does not exist, the id is out of range, or the text is
                 empty.
+            OSError: The file cannot be read.
 
         Example:
             market.buyer_says(chat_id, "Где мой заказ?")
+            market.buyer_says(chat_id, "Вот чек", file=b"photo", filename="чек.jpg")
         """
-        return self._store(chat_id, "CUSTOMER", text)
+        if isinstance(text, (bytes, os.PathLike)):
+            if file is not None:
+                raise InvalidArgumentError("pass one file, or a text and a file")
+            text, file = None, text
+        if file is None:
+            return self._store(chat_id, "CUSTOMER", text or "")
+        if isinstance(file, bytes):
+            name, content = "file", file
+        else:
+            name, content = Path(file).name, Path(file).read_bytes()
+        return self._store(chat_id, "CUSTOMER", text, [(filename or name, content)])
 
     def shop_says(self, chat_id: int, text: str) -> StoredMessage:
         """Store a message from the seller that another person or program has sent.
@@ -342,6 +407,25 @@ class Sandbox(Settings):
         """
         return self._store(chat_id, "CUSTOMER", None, [(name, content)])
 
+    def buyer_sends_sticker(self, chat_id: int) -> StoredMessage:
+        """Store a sticker from the buyer. The Market does not notify of stickers.
+
+        How the history shows a sticker is not documented. Here it is a file.
+
+        Args:
+            chat_id: The chat, at least 1.
+
+        Returns:
+            The stored message.
+
+        Raises:
+            InvalidArgumentError: The chat does not exist or the id is out of range.
+
+        Example:
+            assert market.buyer_sends_sticker(chat_id).text is None
+        """
+        return self._store(chat_id, "CUSTOMER", None, [("sticker.png", b"sticker")], notifies=False)
+
     def add_chat(
         self,
         chat_id: int | None = None,
@@ -393,8 +477,7 @@ class Sandbox(Settings):
         chat = self._state.chat(chat_id)
         if chat is None:
             raise InvalidArgumentError(f"there is no chat {chat_id}; create it with add_chat()")
-        chat.status = status or chat.status
-        chat.type = chat_type or chat.type
+        self._state.set_chat(chat, status, chat_type)
 
     def other_programs_use(self, operation: str, requests: int) -> None:
         """Count requests of the seller's other programs against the limit of an operation, now.
@@ -468,7 +551,11 @@ class Sandbox(Settings):
         return self._parts[2]
 
     @property
-    def _parts(self) -> tuple[Server, State, Recorder]:
+    def _notifier(self) -> Notifier:
+        return self._parts[3]
+
+    @property
+    def _parts(self) -> tuple[Server, State, Recorder, Notifier]:
         if self._running is None:
             raise RuntimeError("the sandbox is not running; use it in `async with`")
         return self._running
@@ -485,6 +572,8 @@ class Sandbox(Settings):
         sender: Sender,
         text: str | None,
         files: Sequence[tuple[str, bytes]] = (),
+        *,
+        notifies: bool = True,
     ) -> StoredMessage:
         check_int("chat_id", chat_id, 1, MAX_INT64)
         if text is not None and not (isinstance(text, str) and text):
@@ -492,4 +581,4 @@ class Sandbox(Settings):
         chat = self._state.chat(chat_id)
         if chat is None:
             raise InvalidArgumentError(f"there is no chat {chat_id}; create it with add_chat()")
-        return self._state.store(chat, sender, text, files)
+        return self._state.store(chat, sender, text, files, notifies=notifies)

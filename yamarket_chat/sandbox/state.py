@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import count, islice
 from typing import Literal
@@ -101,6 +101,10 @@ class ChatRecord:
         """The id of the order or the return that the chat is about."""
         return self.order_id if self.return_id is None else self.return_id
 
+    @property
+    def is_disputed(self) -> bool:
+        return self.type == "ARBITRAGE" and self.status != "FINISHED"
+
 
 class HistoryPage(msgspec.Struct, frozen=True):
     """The messages of a page. `last_id` is the id of the last one, or None if no page follows."""
@@ -114,6 +118,8 @@ class State:
 
     `chats` are the ids of the chats that exist from the start. None means that every id is valid:
     the chat is created when a request first names it, as a chat that the buyer started (DIRECT).
+    `tell` is told of what the Market notifies sellers of: the kind, the chat, the time and the id
+    of the message.
     """
 
     def __init__(
@@ -125,8 +131,10 @@ class State:
         history_delay: float,
         history_order: HistoryOrder,
         history_includes_from: bool,
+        tell: Callable[[str, int, datetime, int | None], object],
     ) -> None:
         self._clock = clock
+        self._tell = tell
         self._create_unknown_chats = chats is None
         self._keep_messages = keep_messages
         self._history_delay = history_delay
@@ -185,7 +193,16 @@ class State:
             self._by_context[key] = chat
         self._chats[chat_id] = chat
         self._chats_by_creation.append(chat)
+        self._tell("CHAT_CREATED", chat_id, chat.created_at, None)
         return chat
+
+    def set_chat(self, chat: ChatRecord, status: str | None, chat_type: str | None) -> None:
+        was_disputed = chat.is_disputed
+        chat.status = status or chat.status
+        chat.type = chat_type or chat.type
+        if chat.is_disputed is not was_disputed and chat.context_type != "DIRECT":
+            kind = "CHAT_ARBITRAGE_FINISHED" if was_disputed else "CHAT_ARBITRAGE_STARTED"
+            self._tell(kind, chat.chat_id, self._clock.timestamp(self._clock.now()), None)
 
     def existing_chat(self, chat_id: int) -> ChatRecord | None:
         """Return the chat if it exists. Never create it."""
@@ -203,6 +220,8 @@ class State:
         sender: Sender,
         text: str | None,
         files: Iterable[tuple[str, bytes]] = (),
+        *,
+        notifies: bool = True,
     ) -> StoredMessage:
         now = self._clock.now()
         message = StoredMessage(
@@ -224,6 +243,8 @@ class State:
         self.messages_stored += 1
         if self._keep_messages:
             chat.messages.append(message)
+        if notifies:
+            self._tell("CHAT_MESSAGE_SENT", chat.chat_id, message.created_at, message.message_id)
         return message
 
     def _store_file(self, name: str, content: bytes) -> StoredFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -184,3 +185,20 @@ class ApiKey(Response):
 
 class Token(Response):
     api_key: ApiKey
+
+
+class Notification(Response):
+    """What the Market POSTs to the seller. `message_id` is a string there."""
+
+    notification_type: str
+    business_id: int | None = None
+    chat_id: int | None = None
+    message_id: str | None = None
+    created_at: datetime | None = None
+    sent_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    time: datetime | None = None
+
+
+encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
