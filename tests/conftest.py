@@ -115,6 +115,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 SLOW = {
     "test_benchmarks.py": "starts a process for each measurement",
     "test_cli.py": "starts the command, and waits on the real clock",
+    "test_cli_demo.py": "starts processes, and waits on the real clock",
     "test_cli_docs.py": "starts the command, and waits on the real clock",
     "test_cli_reading.py": "starts the command, and waits on the real clock",
     "test_cli_progress.py": "starts the command, and waits on the real clock",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sqlite3
-from contextlib import closing
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from sqlalchemy import make_url
@@ -14,26 +14,40 @@ from sqlalchemy import make_url
 from yamarket_chat import Pending
 from yamarket_chat.outbox import Outbox, points
 from yamarket_chat.outbox.checkpoint import Passage
+from yamarket_chat.outbox.database import Database
 from yamarket_chat.outbox.deaths import Moment
 
 
 def at(point: str, times: int, with_signal: signal.Signals, url: Any) -> None:
     """Send this process a signal when it reaches a point for the so-manieth time."""
     reached = 0
-    path = make_url(url).database if make_url(url).get_backend_name() == "sqlite" else None
+    no_transaction = gate() if make_url(url).get_backend_name() == "sqlite" else nullcontext()
 
     def hook(name: str) -> None:
         nonlocal reached
         if name == point:
             reached += 1
             if reached == times:
-                if path is not None:
-                    # Not while a thread is in a transaction: that would hold up everyone.
-                    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-                        connection.execute("BEGIN IMMEDIATE")
-                os.kill(os.getpid(), with_signal)
+                with no_transaction:
+                    os.kill(os.getpid(), with_signal)
 
     points.hook = hook
+
+
+def gate() -> AbstractContextManager[Any]:
+    """Return a lock that is held by each transaction of this process.
+
+    A process that is stopped within a transaction holds SQLite's lock, and so stops all others.
+    """
+    lock = threading.Lock()
+    transact = Database._transact
+
+    def gated(*args: Any) -> Any:
+        with lock:
+            return transact(*args)
+
+    Database._transact = gated  # type: ignore[method-assign,assignment]
+    return lock
 
 
 def take_away(guard: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import re
 import signal
 import sys
@@ -21,19 +20,16 @@ from yamarket_chat import (
     DeliveryUnknownError,
     InvalidArgumentError,
     Pending,
-    Rate,
     __version__,
     cli,
 )
 from yamarket_chat.arguments import BASE_URL
-from yamarket_chat.cli import console, demo, options
+from yamarket_chat.cli import console, options
 from yamarket_chat.cli import environment as environment_file
 from yamarket_chat.sandbox import (
     Fault,
     RequestInfo,
     Sandbox,
-    StoredMessage,
-    numbered_faults,
     random_faults,
 )
 
@@ -95,7 +91,7 @@ def texts(market: Sandbox, chat_id: int) -> list[str | None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -354,182 +350,6 @@ async def test_port_in_use_prints_one_line(market: Sandbox) -> None:
     assert finished.status == 1
     assert finished.err.startswith(f"Error: cannot listen on 127.0.0.1, port {market.port}: ")
     assert finished.err.count("\n") == 1
-
-
-# demo
-
-
-async def test_demo_delivers_all_messages_and_prints_a_summary() -> None:
-    await asyncio.gather(demo_delivers_everything(), demo_delivers_everything("--faults"))
-
-
-async def demo_delivers_everything(*options: str) -> None:
-    terminal, its_end = os.openpty()
-    shown = bytearray()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(terminal, lambda: shown.extend(os.read(terminal, 65536)))
-    try:
-        began = loop.time()
-        process = await asyncio.create_subprocess_exec(
-            *(COMMAND, "demo", *options),
-            stdout=PIPE, stderr=its_end, env=environment(TERM="xterm"),
-        )  # fmt: skip
-        finished = await end(process)
-        assert loop.time() - began < 30
-    finally:
-        loop.remove_reader(terminal)
-        os.close(terminal)
-        os.close(its_end)
-    assert finished.status == 0
-    assert "400/400" in shown.decode()
-
-    def number(pattern: str) -> list[float]:
-        found = re.search(pattern, finished.out)
-        assert found, pattern
-        return [float(group) for group in found.groups()]
-
-    plan = demo.PLAN
-    total = plan.chats * plan.messages_each
-    assert total >= 300
-    assert number(r"Arrived +(\d+) of (\d+) messages, in (\d+) chats") == [total, total, plan.chats]
-    assert number(r"In order +(\d+) of (\d+) chats") == [plan.chats, plan.chats]
-    assert number(r"Refused +(\d+) requests") == [0]
-    most, allowed = number(r"Busiest moment +(\d+) parallel requests, of (\d+)")
-    assert most == allowed == 4
-    fullest, allowed = number(r"Fullest window +(\d+) requests in 2 s, of (\d+)")
-    # A request without a response keeps its parallel slot until the Market has aborted it, so the
-    # window may not get full.
-    assert fullest == 100 or (options and fullest > 50)
-    assert allowed == 100
-    if options:
-        failed, found, again = number(
-            r"Failed requests +(\d+); found in the chat's history (\d+), sent again (\d+)"
-        )
-        assert failed == len(demo.FAULTS)
-        # A request that is sent again may fail again.
-        assert failed - 2 <= found + again <= failed
-        assert "10 s later" in finished.out
-    a_second, seconds, least = number(
-        r"Rate +(\d+) per second, ([\d.]+) s in total; the limit requires ([\d.]+) s"
-    )
-    assert seconds >= least
-    assert a_second == pytest.approx(total / seconds, rel=0.02, abs=0.6)  # it is rounded
-    left, limit = number(r"Left of the limit +(\d+) of (\d+) requests")
-    assert 0 <= left < limit
-    assert re.findall(r"\d\d:\d\d:\d\d +(Update .*\S)", finished.out) == plan.texts
-    assert "Everything arrived once, in order and within the limits." in finished.out
-    assert max(map(len, finished.out.splitlines())) <= 80
-
-
-async def test_ctrl_c_ends_the_demo() -> None:
-    process = await start("demo")
-    assert process.stdout is not None
-    await process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    assert (await end(process)).status == 130
-
-
-class Lossy(Sandbox):
-    """A sandbox whose record lacks a message."""
-
-    def messages(self, chat_id: int) -> list[StoredMessage]:
-        return super().messages(chat_id)[chat_id == 102 :]
-
-
-class Doubling(Sandbox):
-    """A sandbox whose record has a message twice."""
-
-    def messages(self, chat_id: int) -> list[StoredMessage]:
-        messages = super().messages(chat_id)
-        return messages + messages[-1:] if chat_id == 102 else messages
-
-
-class Mixing(Sandbox):
-    """A sandbox whose record has a chat out of order."""
-
-    def messages(self, chat_id: int) -> list[StoredMessage]:
-        return super().messages(chat_id)[:: -1 if chat_id == 102 else 1]
-
-
-class Elsewhere(Sandbox):
-    """A sandbox whose record has a message in a chat to which the demo sent none."""
-
-    async def __aenter__(self) -> Elsewhere:
-        await super().__aenter__()
-        self.buyer_says(7, "Where is my order?")
-        return self
-
-
-class Refusing(Sandbox):
-    """A sandbox that answers one request with 420, so that the session retries it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.faults = numbered_faults({3: Fault("parallel_limit")})
-
-
-class Breaking(Sandbox):
-    """A sandbox that answers one message with 400, so that it is never delivered."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.faults = numbered_faults({3: Fault("status", status=400)})
-
-
-class Crowded(Sandbox):
-    """A sandbox whose record has more parallel requests than allowed."""
-
-    @property
-    def busiest(self) -> int:
-        return 5
-
-
-class Flooded(Sandbox):
-    """A sandbox whose record has more requests in a window than allowed."""
-
-    def busiest_window(self, operation: str, per: float | None = None) -> int:
-        return 101
-
-
-SMALL = demo.Plan(
-    chats=4, messages_each=3, rate=Rate(100, per=2.0), parallel=4, latency=(0.0, 0.001)
-)
-
-
-@pytest.mark.parametrize(
-    ("sandbox", "told"),
-    [
-        (Lossy, "messages missing: 1, the first: 'Update 1 of 3' in chat 102"),
-        (Doubling, "messages stored more often than sent: 1, the first: 'Update 3 of 3' in chat"),
-        (Mixing, "chats out of order: 1, the first: chat 102"),
-        (Elsewhere, "messages stored more often than sent: 1, the first: 'Where is my order?'"),
-        (Refusing, "requests refused: 1"),
-        (Breaking, "not delivered or unknown: 1, the first: send_message: HTTP 400"),
-        (Crowded, "parallel requests: 5, allowed: 4"),
-        (Flooded, "requests in 2 s: 101, allowed: 100"),
-    ],
-)
-def test_demo_fails_if_the_sandbox_recorded_something_else(
-    sandbox: type[Sandbox],
-    told: str,
-    monkeypatch: pytest.MonkeyPatch,
-    in_process: Callable[..., Finished],
-) -> None:
-    monkeypatch.setattr(demo, "PLAN", SMALL)
-    monkeypatch.setattr(demo, "Sandbox", sandbox)
-    finished = in_process("demo")
-    assert finished.status == 1
-    assert told in finished.err
-    assert "Everything arrived" not in finished.out
-
-
-def test_small_demo_passes_with_a_correct_sandbox(
-    monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., Finished]
-) -> None:
-    monkeypatch.setattr(demo, "PLAN", SMALL)
-    finished = in_process("demo")
-    assert finished.status == 0
-    assert "Everything arrived" in finished.out
 
 
 # The command itself

@@ -26,7 +26,7 @@ ALLOWED = {
 }
 CORE = {*ALLOWED, "msgspec"}
 # Not the core: the command and the outbox are extras, and the sandbox needs a server.
-APART = {"cli", "outbox", "sandbox"}
+APART = {"bot", "cli", "outbox", "sandbox"}
 
 
 def rooms() -> list[str]:

@@ -318,7 +318,7 @@ async def test_put_many_commits_each_thousand(outbox: Outbox) -> None:
 async def test_put_many_commits_before_files_fill_the_memory(
     outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yamarket_chat.outbox.outbox.BATCH_BYTES", 100)
+    monkeypatch.setattr("yamarket_chat.outbox.putting.BATCH_BYTES", 100)
     seen: list[int] = []
 
     async def source() -> AsyncIterator[OutboxFile]:

@@ -97,6 +97,21 @@ def test_program_answers_the_chats_that_wait_for_the_shop(market: Sandbox) -> No
 
 
 @pytest.mark.real_time
+def test_program_puts_a_message_into_an_outbox(
+    market: Sandbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second run puts nothing
+        run("Messages that survive the process")
+        assert "Receipt(" in capsys.readouterr().out
+    (chat_id,) = market.chat_ids
+    assert texts(market, chat_id) == ["Заказ собран"]
+
+
+@pytest.mark.real_time
 def test_program_sends_many_messages(market: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     run("Thousands of messages")
     assert all(texts(market, chat_id) == ["Мы открыты и в праздники"] for chat_id in range(1, 101))

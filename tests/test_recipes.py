@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 import csv
+import json
 import os
 import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
-import batch
-import msgspec
-import outgoing
 import poll_bot
+import psycopg
 import pytest
 from aiohttp import web
+from sqlalchemy import URL, make_url
 
 from tests.helpers import HOUR, http_server, now, session_of, stored, texts
-from yamarket_chat import Rate, Retry
-from yamarket_chat.sandbox import Fault, RequestInfo, Sandbox, numbered_faults, random_faults
+from yamarket_chat import Rate
+from yamarket_chat.outbox import Outbox
+from yamarket_chat.outbox.delivering import GRACE
+from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults, random_faults
+
+T = TypeVar("T")
 
 DOCS = Path(__file__).parents[1] / "docs"
 RECIPES = DOCS / "recipes"
@@ -33,8 +40,9 @@ RECIPES = DOCS / "recipes"
 
 def test_recipes_page_shows_the_programs_that_the_tests_run() -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
-    shown = dict(re.findall(r"<!-- recipes/(\w+\.py) -->\n```python\n(.*?)```", page, re.S))
-    files = {path.name: path.read_text(encoding="utf-8") for path in RECIPES.glob("*.py")}
+    shown = dict(re.findall(r"<!-- recipes/([\w.-]+) -->\n```\w+\n(.*?)```", page, re.S))
+    files = {path.name: path.read_text(encoding="utf-8") for path in RECIPES.glob("*.*")}
+    files["Dockerfile"] = (RECIPES / "Dockerfile").read_text(encoding="utf-8")
     assert shown == files
 
 
@@ -53,6 +61,25 @@ def environment(market: Sandbox, tmp_path: Path, **more: str) -> dict[str, str]:
     }
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something of the real world. Meanwhile the virtual clock goes with the real one."""
+    loop: Any = asyncio.get_running_loop()
+    began = waited = time.monotonic()
+    while not condition():
+        assert waited < began + 30
+        await loop.run_in_executor(None, time.sleep, 0.01)
+        now, last = time.monotonic(), waited
+        loop.block(now - last)
+        waited = now
+
+
+async def of_the_world(awaitable: Awaitable[T]) -> T:
+    """Wait for what another process does."""
+    task = asyncio.ensure_future(awaitable)
+    await until(task.done)
+    return await task
+
+
 @asynccontextmanager
 async def program(
     *command: str, env: Mapping[str, str], cwd: Path
@@ -65,13 +92,14 @@ async def program(
         cwd=cwd,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
     )
     try:
         yield process
     finally:
         if process.returncode is None:
-            process.kill()
-        await process.communicate()
+            os.killpg(process.pid, signal.SIGKILL)
+        await of_the_world(process.communicate())
 
 
 async def said(process: asyncio.subprocess.Process, pattern: str) -> str:
@@ -85,12 +113,6 @@ async def said(process: asyncio.subprocess.Process, pattern: str) -> str:
     raise AssertionError(f"it ended without {pattern!r}:\n{printed}")
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.02)
-
-
 def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -98,197 +120,228 @@ def free_port() -> int:
         return port
 
 
-UVICORN = ("-m", "uvicorn", "--timeout-graceful-shutdown", "7", "--loop", "uvloop", "--port")
-SERVERS = {
-    "fastapi": (*UVICORN, "{port}", "fastapi_app:app"),
-    "django": (*UVICORN, "{port}", "django_app:application"),
-    "aiohttp": (str(RECIPES / "aiohttp_app.py"),),
-}
+# Shops
 
 
-@pytest.mark.real_time
-@pytest.mark.parametrize("name", SERVERS)
-async def test_web_server_sends_returns_retry_after_and_finishes_on_shutdown(
-    name: str, tmp_path: Path
+class Shop:
+    """The database of a shop, with orders and an outbox, and its Market."""
+
+    def __init__(self, url: URL, market: Sandbox, tmp_path: Path) -> None:
+        self.url = url.render_as_string(hide_password=False)
+        self.market = market
+        self.outbox = Outbox(url)
+        self.env = environment(market, tmp_path, YAMARKET_OUTBOX=self.url, SECRET_KEY="x")
+        if url.get_backend_name() == "postgresql":
+            # Django's settings have no place for them.
+            host, options = url.query["host"], url.query["options"]
+            self.env |= {"PGHOST": str(host), "PGOPTIONS": str(options)}
+
+    async def open(self, orders: int = 0) -> None:
+        await self.outbox.create()
+        if orders:
+            with psycopg.connect(self.url.replace("+psycopg", "")) as connection:
+                connection.execute("CREATE TABLE orders (id integer PRIMARY KEY, state text)")
+                connection.execute(
+                    "INSERT INTO orders SELECT n, 'new' FROM generate_series(1, %s) n", [orders]
+                )
+
+    def packed(self) -> set[int]:
+        with psycopg.connect(self.url.replace("+psycopg", "")) as connection:
+            rows = connection.execute("SELECT id FROM orders WHERE state = 'packed'").fetchall()
+        return {number for (number,) in rows}
+
+    async def deliver(self) -> None:
+        """Deliver all that is in the outbox, in virtual time."""
+        keys = {self.market.business_id: self.market.api_key}
+        async with self.outbox.delivering(keys, base_url=self.market.url):
+            while (status := await self.outbox.status()).waiting or status.leaving:
+                await asyncio.sleep(1)
+        await self.outbox.close()
+
+    def told(self) -> list[str]:
+        """The texts of all chats of orders."""
+        return [text or "" for rows in stored(self.market).values() for text in rows]
+
+
+def about(orders: Iterable[int]) -> list[str]:
+    return [f"Заказ {order} собран" for order in orders]
+
+
+UVICORN = ("-m", "uvicorn", "--timeout-graceful-shutdown", "7", "--port")
+
+
+async def test_killed_fastapi_shop_keeps_what_it_has_promised(
+    postgres_url: URL, tmp_path: Path
 ) -> None:
-    if "uvloop" in SERVERS[name]:
-        pytest.importorskip("uvloop")
+    """uvicorn is killed in the middle of 500 requests, and the clients repeat theirs."""
+    orders = range(1, 501)
     port = free_port()
-    command = [part.format(port=port) for part in SERVERS[name]]
+    promised: Counter[int] = Counter()
+    serving = asyncio.Event()
+
+    async def pack(numbers: Iterator[int], client: aiohttp.ClientSession) -> None:
+        for order in numbers:
+            while not promised[order]:
+                await serving.wait()
+                try:
+                    url = f"http://127.0.0.1:{port}/orders/{order}/packed"
+                    async with client.post(url) as answer:
+                        assert answer.status == 200, await answer.text()
+                        await answer.json()
+                        promised[order] += 1
+                except aiohttp.ClientError:
+                    await asyncio.sleep(0.1)
+
+    command = (*UVICORN, str(port), "fastapi_app:app")
+    async with Sandbox(latency=0.01) as market, aiohttp.ClientSession() as client:
+        shop = Shop(postgres_url, market, tmp_path)
+        await shop.open(len(orders))
+        numbers = iter(orders)
+        clients = asyncio.gather(*(pack(numbers, client) for _ in range(8)))
+        async with program(*command, "--workers", "2", env=shop.env, cwd=tmp_path) as server:
+            for _ in range(2):
+                await of_the_world(said(server, "startup complete"))
+            serving.set()
+            await until(lambda: promised.total() > 200)
+            serving.clear()
+            os.killpg(server.pid, signal.SIGKILL)  # its workers as well
+        assert promised.total() < len(orders)
+        async with program(*command, env=shop.env, cwd=tmp_path) as server:
+            await of_the_world(said(server, "startup complete"))
+            serving.set()
+            await of_the_world(clients)
+            server.terminate()
+            output = (await of_the_world(server.communicate()))[0].decode()
+            assert server.returncode in (0, -signal.SIGTERM), output
+            assert "Traceback" not in output
+        assert shop.packed() == {*orders}
+        await shop.deliver()
+        assert Counter(shop.told()) == Counter(about(orders))
+
+
+async def test_django_shop_tells_the_buyer_in_the_transaction_of_the_order(
+    postgres_url: URL, tmp_path: Path
+) -> None:
+    port = free_port()
+    async with Sandbox() as market, aiohttp.ClientSession() as client:
+        shop = Shop(postgres_url, market, tmp_path)
+        await shop.open(3)
+        command = (*UVICORN, str(port), "django_app:application")
+
+        async def pack(order: int) -> tuple[int, Any]:
+            url = f"http://127.0.0.1:{port}/orders/{order}/packed"
+            async with client.post(url) as answer:
+                return answer.status, answer.status == 200 and await answer.json()
+
+        async with program(*command, env=shop.env, cwd=tmp_path) as server:
+            await of_the_world(said(server, "running on http"))
+            first = await of_the_world(pack(1))
+            assert first[0] == 200
+            assert await of_the_world(pack(1)) == first  # the client repeats it
+            assert (await of_the_world(pack(2)))[0] == 200
+            assert (await of_the_world(pack(4)))[0] == 404
+            server.terminate()
+            output = (await of_the_world(server.communicate()))[0].decode()
+            assert "Traceback" not in output
+        assert shop.packed() == {1, 2}
+        await shop.deliver()
+        assert sorted(shop.told()) == about([1, 2])
+
+
+async def test_psycopg_and_asyncpg_tell_the_buyer_in_the_transaction_of_the_order(
+    postgres_url: URL, tmp_path: Path
+) -> None:
+    async with Sandbox() as market:
+        shop = Shop(postgres_url, market, tmp_path)
+        await shop.open(2)
+        env = shop.env | {"YAMARKET_OUTBOX": shop.url.replace("+psycopg", "")}
+
+        async def pack(library: str, order: int) -> None:
+            command = (str(RECIPES / f"{library}_orders.py"), str(order))
+            async with program(*command, env=env, cwd=tmp_path) as run:
+                output = (await run.communicate())[0].decode()
+                assert (run.returncode, output) == (0, "")
+
+        await of_the_world(asyncio.gather(pack("psycopg", 1), pack("asyncpg", 2)))
+        assert shop.packed() == {1, 2}
+        await shop.deliver()
+        assert sorted(shop.told()) == about([1, 2])
+
+
+async def test_aiohttp_app_says_what_became_of_a_message(tmp_path: Path) -> None:
+    port = free_port()
     limits = {"send_message": Rate(3, per=HOUR)}
     async with Sandbox(limits=limits) as market, aiohttp.ClientSession() as client:
-        env = environment(market, tmp_path, PORT=str(port), SECRET_KEY="x")
+        shop = Shop(make_url(f"sqlite:///{tmp_path}/outbox.db"), market, tmp_path)
 
-        async def reply(text: str) -> tuple[int, Any, str | None]:
+        async def reply(text: str, key: str | None = None) -> tuple[int, Any]:
             url = f"http://127.0.0.1:{port}/replies"
-            async with client.post(url, json={"chat_id": 17, "text": text}) as answer:
-                return answer.status, await answer.json(), answer.headers.get("Retry-After")
+            reply = {"chat_id": 17, "text": text, "key": key or text or "-"}
+            async with client.post(url, json=reply) as answer:
+                return answer.status, await answer.json()
 
-        async with program(*command, env=env, cwd=tmp_path) as server:
-            await said(server, "[Rr]unning on http")
-            status, body, _ = await reply("one")
+        env = shop.env | {"PORT": str(port)}
+        async with program(str(RECIPES / "aiohttp_app.py"), env=env, cwd=tmp_path) as server:
+            await of_the_world(said(server, "Running on http"))
+            status, body = await of_the_world(reply("one"))
             assert (status, body["status"]) == (200, "sent")
-            assert (await reply(""))[0] == 422
-            assert (await reply("two"))[0] == 200
-
-            market.latency = 0.8
+            assert await of_the_world(reply("one")) == (status, body)  # the client repeats it
+            assert (await of_the_world(reply("other", key="one")))[0] == 409
+            assert (await of_the_world(reply("")))[0] == 422
+            assert (await of_the_world(reply("two")))[0] == 200
+            market.latency = 0.5
             third = asyncio.create_task(reply("three"))
             await until(lambda: market.requests("send_message") == 3)
-            status, body, retry_after = await reply("four")
-            assert status == 429
-            assert 3000 < int(retry_after or 0) <= 3601
-
-            server.terminate()  # while the third is under way
-            assert (await third)[0] == 200
-            output = (await server.communicate())[0].decode()
-            assert server.returncode in (0, -signal.SIGTERM), output
+            server.terminate()  # while it is under way
+            assert (await of_the_world(third))[0] == 200
+            output = (await of_the_world(server.communicate()))[0].decode()
+            assert server.returncode == 0, output
             assert "Traceback" not in output
         assert texts(market, 17) == ["one", "two", "three"]
         assert market.refused == 0
-    assert not (tmp_path / "left.json").exists()
-
-
-async def test_web_message_is_settled_after_its_handler_returned(tmp_path: Path) -> None:
-    """The answer is lost, and the handler waits for 5 s of the 15 that settling takes."""
-    faults = numbered_faults({1: Fault("reset", "after")}, operation="send_message")
-    async with Sandbox(faults=faults) as market:
-        sender = outgoing.Outgoing(session_of(market), tmp_path / "left.json")
-        began = now()
-        assert await sender.send(17, "hello") is None
-        assert now() - began < 6
-        await asyncio.sleep(30)
-        await sender.close(grace=20)
-        assert texts(market, 17) == ["hello"]
-    assert not (tmp_path / "left.json").exists()
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_web_server_finishes_open_messages_after_a_restart(when: Any, tmp_path: Path) -> None:
-    faults = numbered_faults({2: Fault("reset", when)}, operation="send_message")
-    async with Sandbox(faults=faults) as market:
-        sender = outgoing.Outgoing(session_of(market), tmp_path / "left.json")
-        assert await sender.send(17, "arrives")
-        handler = asyncio.create_task(sender.send(17, "unknown"))
-        await asyncio.sleep(1)
-        waiting = asyncio.create_task(sender.send(17, "waits for the first"))
-        await asyncio.sleep(1)
-        for task in (handler, waiting):  # what uvicorn does when its time is over
-            task.cancel()
-        await sender.close(grace=1)
-        assert len(msgspec.json.decode((tmp_path / "left.json").read_bytes())) == 2
-
-        again = outgoing.Outgoing(session_of(market), tmp_path / "left.json")
-        await asyncio.sleep(60)
-        await again.close(grace=1)
-        assert texts(market, 17) == ["arrives", "unknown", "waits for the first"]
-    assert msgspec.json.decode((tmp_path / "left.json").read_bytes()) == []
-
-
-async def test_web_message_with_an_unclear_outcome_is_left_to_a_person(
-    tmp_path: Path,
-) -> None:
-    def faults(request: RequestInfo) -> Fault | None:
-        return {"send_message": Fault("reset"), "history": Fault("status", status=403)}.get(
-            request.operation
-        )
-
-    file = tmp_path / "left.json"
-    async with Sandbox(faults=faults) as market:
-        for _ in range(2):
-            sender = outgoing.Outgoing(session_of(market), file)
-            if not file.exists():
-                assert await sender.send(17, "hello") is None
-            await asyncio.sleep(200)
-            await sender.close(grace=1)
-        (left,) = msgspec.json.decode(file.read_bytes(), type=list[outgoing.Left])
-        assert left.pending is not None
-        assert left.unclear
-        assert market.requests("send_message") == 1
-
-
-async def test_web_message_is_sent_later_if_the_market_is_down(tmp_path: Path) -> None:
-    async with Sandbox() as market:
-        retry = Retry(give_up_after=30)
-        sender = outgoing.Outgoing(session_of(market, retry=retry), tmp_path / "left.json")
-        await market.go_down()
-        assert await sender.send(17, "hello") is None
-        await asyncio.sleep(120)
-        await market.come_back()
-        await asyncio.sleep(120)
-        await sender.close(grace=1)
-        assert texts(market, 17) == ["hello"]
 
 
 # Batches
 
 
-def lines_of(market: Sandbox) -> dict[int, list[str | None]]:
-    return {chat_id: rows for chat_id, rows in stored(market).items() if rows}
-
-
-def write_csv(path: Path, messages: list[tuple[int, str]]) -> None:
+def write_csv(path: Path, messages: Iterable[tuple[int, str]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("chat_id", "text"), *messages])
 
 
-@pytest.mark.real_time
-async def test_batch_continues_after_sigterm_and_doubles_nothing_after_a_kill(
-    tmp_path: Path,
+async def test_killed_batch_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    messages = [(1 + i % 10, f"text {i}") for i in range(1, 321)]
-    write_csv(tmp_path / "messages.csv", messages)
-    command = [str(RECIPES / "batch.py"), "messages.csv", "report.jsonl"]
+    messages = [(1 + i % 10, f"text {i}") for i in range(100)]
+    file = tmp_path / "messages.csv"
+    write_csv(file, messages)
     async with Sandbox(latency=0.04) as market:
         env = environment(market, tmp_path)
+        command = [str(RECIPES / "batch.py"), "messages.csv"]
         for end, stored_by_then in ((signal.SIGTERM, 8), (signal.SIGKILL, 16)):
             async with program(*command, env=env, cwd=tmp_path) as run:
-                await until(lambda least=stored_by_then: market.messages_stored >= least)
+                await until(lambda least=stored_by_then: market.messages_stored >= least)  # type: ignore[misc]
                 run.send_signal(end)
-                output = (await run.communicate())[0].decode()
+                output = (await of_the_world(run.communicate()))[0].decode()
                 expected = 130 if end == signal.SIGTERM else -signal.SIGKILL
                 assert (run.returncode, output) == (expected, "")
-                assert market.messages_stored < 100
-        market.latency = 0
-        async with program(*command, env=env, cwd=tmp_path) as last:
-            output = (await last.communicate())[0].decode()
-            assert (last.returncode, output) == (1, "")  # some rows of the killed run are open
-        arrived = sorted(
-            int((text or "").split()[1]) for rows in stored(market).values() for text in rows
-        )
-        assert len(arrived) == len(set(arrived))
-        report = batch.Report(tmp_path / "report.jsonl")
-        report.close()
-        open_rows = {line.row for line in report.rows.values() if line.status == "begun"}
-        assert 0 < len(open_rows) <= 256
-        assert set(range(1, 321)) - set(arrived) <= open_rows
-
-
-async def test_a_batch_settles_what_its_last_run_left_unknown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    messages = [(chat_id, "hello") for chat_id in range(1, 21)]
-    write_csv(tmp_path / "messages.csv", messages)
-    fault = Fault("reset", "after")
-    histories_fail = True
-
-    def faults(request: RequestInfo) -> Fault | None:
-        if request.operation == "history" and histories_fail:
-            return Fault("status", status=403)
-        return fault if request.operation == "send_message" and request.number % 4 == 0 else None
-
-    async with Sandbox(faults=faults) as market:
-        for name, value in environment(market, tmp_path).items():
+                assert market.messages_stored < len(messages)
+        for name, value in env.items():
             if name.startswith("YAMARKET"):
                 monkeypatch.setenv(name, value)
-        report = batch.Report(tmp_path / "report.jsonl")
-        assert await batch.main(tmp_path / "messages.csv", report) == 1
-        report.close()
-        assert "unknown" in (tmp_path / "report.jsonl").read_text()
-        histories_fail = False
-        report = batch.Report(tmp_path / "report.jsonl")
-        assert await batch.main(tmp_path / "messages.csv", report) == 0
-        report.close()
-        assert lines_of(market) == {chat_id: ["hello"] for chat_id in range(1, 21)}
+        import batch  # reads them
+
+        for status in (0, 0):  # the second run sends nothing
+            assert await batch.main(file) == status
+        for chat_id in range(1, 11):
+            expected_texts = [text for chat, text in messages if chat == chat_id]
+            assert texts(market, chat_id) == expected_texts
+        write_csv(file, [*messages, (11, "refused")])
+        market.faults = lambda request: (
+            Fault("status", status=400) if request.operation == "send_message" else None
+        )
+        assert await batch.main(file) == 1
+        assert "row 101: " in caplog.text
 
 
 # Celery
@@ -304,36 +357,74 @@ broker_transport_options = {{
 """
 
 
-@pytest.mark.real_time
-async def test_celery_tasks_share_one_session_and_wait_outside_of_the_worker(
+async def test_celery_task_that_runs_twice_tells_the_buyer_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = tmp_path / "broker"
     broker.mkdir()
     (tmp_path / "celeryconfig.py").write_text(CELERY_CONFIG.format(folder=str(broker)))
-    monkeypatch.syspath_prepend(tmp_path)
-    import celery_app
+    async with Sandbox() as market:
+        shop = Shop(make_url(f"sqlite:///{tmp_path}/outbox.db"), market, tmp_path)
+        await shop.open()
+        for name in ("YAMARKET_OUTBOX", "YAMARKET_BUSINESS_ID"):
+            monkeypatch.setenv(name, shop.env[name])
+        monkeypatch.syspath_prepend(tmp_path)
+        import celery_app
 
-    command = ["-m", "celery", "-A", "celery_app", "worker", "--pool", "threads"]
-    options = ["--concurrency", "8", "--loglevel", "info", "--without-mingle", "--without-gossip"]
-    limits = {"send_message": Rate(8, per=HOUR)}
-    async with Sandbox(limits=limits, latency=0.05) as market:
-        env = environment(market, tmp_path)
-        for i in range(8):
-            celery_app.send.delay(1 + i % 4, "hello")
-        async with program(*command, *options, env=env, cwd=tmp_path) as worker:
-            await until(lambda: market.messages_stored == 8)
-            celery_app.send.delay(1, "above the limit")
-            assert "Retry in 600" in await said(worker, "Retry in")
+        orders = range(1, 7)
+        for order in (*orders, *orders):  # as a broker does that has heard of no end
+            celery_app.packed.delay(order)
+        command = ["-m", "celery", "-A", "celery_app", "worker", "--concurrency", "2"]
+        options = ["--loglevel", "info", "--without-mingle", "--without-gossip"]
+        async with program(*command, *options, env=shop.env, cwd=tmp_path) as worker:
+            await until(lambda: not [*broker.glob("*.msg")])
             worker.terminate()
-            output = (await worker.communicate())[0].decode()
+            output = (await of_the_world(worker.communicate()))[0].decode()
             assert worker.returncode == 0, output
-            assert "Traceback" not in output
-        assert lines_of(market) == {chat_id: ["hello"] * 2 for chat_id in range(1, 5)}
-        assert market.busiest == 4
-        assert market.refused == 0
-    (waits,) = broker.glob("*.msg")  # the task, for the next worker
-    assert "celery_app.send" in waits.read_text()
+            assert output.count(" succeeded in ") == 12, output
+        await shop.deliver()
+        assert sorted(shop.told()) == about(orders)
+
+
+# A process that delivers
+
+SLACK = 10.0
+"""Seconds for what a process does besides: to start to end, and to hand over."""
+
+
+def test_supervisors_wait_for_what_is_under_way() -> None:
+    import yaml
+
+    unit = configparser.ConfigParser()
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(RECIPES / "yamarket-outbox.service")
+    assert float(unit["Service"]["TimeoutStopSec"]) >= GRACE + SLACK
+    starts = [unit["Service"][name].split()[1:] for name in ("ExecStartPre", "ExecStart")]
+    assert starts == [["outbox", "create"], ["outbox", "deliver"]]
+
+    deployment = yaml.safe_load((RECIPES / "yamarket-outbox.yaml").read_text())
+    assert (
+        deployment["spec"]["selector"]["matchLabels"]
+        == (deployment["spec"]["template"]["metadata"]["labels"])
+    )
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] >= GRACE + SLACK
+    (create,), (deliver,) = pod["initContainers"], pod["containers"]
+    assert [create["args"], deliver["args"]] == starts
+    probe = deliver["readinessProbe"]["exec"]["command"]
+
+    lines = (RECIPES / "Dockerfile").read_text().splitlines()
+    image = dict(line.partition(" ")[::2] for line in lines)
+    assert json.loads(image["ENTRYPOINT"]) == probe[:1] == ["yamarket-chat"]
+    assert json.loads(image["CMD"]) == starts[1]
+    assert json.loads(image["HEALTHCHECK"].partition("CMD ")[2]) == probe
+
+    # uvicorn's handlers come before the delivery ends.
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    (handlers,) = {*re.findall(r"--timeout-graceful-shutdown (\d+)", page)}
+    assert handlers == UVICORN[UVICORN.index("--timeout-graceful-shutdown") + 1]
+    for given in re.findall(r"container\s+(\d+) s|--stop-timeout (\d+)|grace_period: (\d+)", page):
+        assert float("".join(given)) >= float(handlers) + GRACE + SLACK / 2
 
 
 # Bots

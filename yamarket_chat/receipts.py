@@ -33,14 +33,15 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
         chat_id: The chat.
         requests: How many requests were sent for the message, refused ones included.
         confirmed_by: "answer" if the Market's response confirmed it, "history" if the message
-            was found in the chat's history.
+            was found in the chat's history, "person" if somebody has looked and told an outbox so
+            (`Outbox.settle`).
         trace_id: The id of the response, by which the Market's support finds the request. None
-            if the history confirmed the message.
+            if no response confirmed the message.
     """
 
     chat_id: int
     requests: int
-    confirmed_by: Literal["answer", "history"]
+    confirmed_by: Literal["answer", "history", "person"]
     trace_id: str | None = None
 
 

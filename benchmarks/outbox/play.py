@@ -221,7 +221,11 @@ class _Arrivals(Head):
 
 
 def latencies(name: str, database: Database, count: int) -> list[float]:
-    """Put single messages at random times, and return the seconds from commit to request."""
+    """Put single messages at random times, and return the seconds from commit to request.
+
+    A worker looks again just after it has sent. The pauses are spread over whole periods of its
+    looks (0.05 s, 0.2 s), so no part of a period is met more often than others.
+    """
 
     async def measure(queue: Queue) -> list[float]:
         arrivals, found = _Arrivals(), []
@@ -231,7 +235,7 @@ def latencies(name: str, database: Database, count: int) -> list[float]:
                 await asyncio.to_thread(delivering.line)
                 warm = min(count, 5)
                 for number, message in enumerate(messages(count + warm, 1)):
-                    await asyncio.sleep(random.uniform(0.02, 0.27))
+                    await asyncio.sleep(random.uniform(0.05, 0.45))
                     arrivals.at.clear()
                     await queue.put(message)
                     committed = time.perf_counter()

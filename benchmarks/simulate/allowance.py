@@ -15,11 +15,13 @@ from collections.abc import Iterable
 
 from yamarket_chat.limits import CUT_OFF, Limits, Rate
 
+from .program import STARTS_AFTER
 from .record import Record, Told
 from .story import (
     Access,
     Close,
     Down,
+    Kill,
     MarketClock,
     OthersHold,
     OthersUse,
@@ -105,6 +107,7 @@ def _allowance(story: Story, record: Record) -> float:
     failed = sum(count for what, count in record.met.items() if what.startswith("fault "))
     allowed += failed * trouble
     allowed += sum(failure.fault.delay for failure in story.failures)
+    allowed += sum(STARTS_AFTER for step in story.steps if isinstance(step, Kill))
     for event in story.events:
         seconds = getattr(event, "seconds", 0.0)
         if isinstance(event, Says):

@@ -1,59 +1,57 @@
-"""python aiohttp_app.py"""
+"""python aiohttp_app.py
 
-import math
+One process with a file beside it. YAMARKET_OUTBOX is the file: sqlite:///outbox.db
+"""
+
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import msgspec
 from aiohttp import web
-from outgoing import Outgoing
 
-from yamarket_chat import (
-    ChatError,
-    ChatSession,
-    DeliveryUnknownError,
-    InvalidArgumentError,
-    MaxWaitExceededError,
-)
+from yamarket_chat import ChatError, InvalidArgumentError
+from yamarket_chat.outbox import KeyConflictError, Outbox, OutboxMessage
 
-LEFT = Path(os.environ.get("LEFT", "left.json"))
-OUTGOING = web.AppKey("outgoing", Outgoing)
+BUSINESS = int(os.environ["YAMARKET_BUSINESS_ID"])
+OUTBOX = web.AppKey("outbox", Outbox)
 
 
 class Reply(msgspec.Struct):
+    key: str  # of the caller's: a repeated request sends nothing twice
     chat_id: int
     text: str
 
 
 async def reply(request: web.Request) -> web.Response:
+    outbox = request.app[OUTBOX]
     try:
         reply = msgspec.json.decode(await request.read(), type=Reply)
-        receipt = await request.app[OUTGOING].send(reply.chat_id, reply.text)
+        number = await outbox.put(OutboxMessage(BUSINESS, reply.chat_id, reply.text, key=reply.key))
     except (msgspec.DecodeError, InvalidArgumentError) as error:
         return web.json_response({"error": str(error)}, status=422)
-    except MaxWaitExceededError as error:  # the limit is used up; nothing was sent
-        retry_after = {"Retry-After": str(math.ceil(error.retry_after or 1))}
-        return web.json_response({"error": str(error)}, status=429, headers=retry_after)
-    except DeliveryUnknownError:
-        return web.json_response({"status": "unknown"}, status=202)  # the next start settles it
-    except ChatError as error:  # refused: surely not carried out
+    except KeyConflictError as error:
+        return web.json_response({"error": str(error)}, status=409)
+    try:
+        receipt = await outbox.result(number, timeout=5)
+    except TimeoutError:  # it goes on by itself
+        return web.json_response({"status": "waiting", "message": number}, status=202)
+    except ChatError as error:  # refused, or nothing tells whether it arrived
         return web.json_response({"error": str(error)}, status=502)
-    if receipt is None:
-        return web.json_response({"status": "sending"}, status=202)
     return web.json_response({"status": "sent", "trace_id": receipt.trace_id})
 
 
-async def outgoing(app: web.Application) -> AsyncIterator[None]:
-    app[OUTGOING] = Outgoing(ChatSession(max_wait=3), LEFT)
-    yield
-    await app[OUTGOING].close(grace=20)  # after the handlers; see shutdown_timeout
+async def delivering(app: web.Application) -> AsyncIterator[None]:
+    async with Outbox(os.environ["YAMARKET_OUTBOX"]) as outbox:
+        await outbox.create()
+        app[OUTBOX] = outbox
+        async with outbox.delivering({BUSINESS: os.environ["YAMARKET_API_KEY"]}):
+            yield
 
 
 def make_app() -> web.Application:
     app = web.Application()
     app.router.add_post("/replies", reply)
-    app.cleanup_ctx.append(outgoing)
+    app.cleanup_ctx.append(delivering)
     return app
 
 

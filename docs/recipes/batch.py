@@ -1,109 +1,55 @@
-"""python batch.py messages.csv report.jsonl
+"""python batch.py messages.csv
 
-One session for the whole run. After SIGTERM or Ctrl-C, the script finishes and reports the messages
-in progress. A row is in the report before it is sent, so a run after a kill sends nothing twice.
+The messages are in a file beside the CSV, so a run that was killed goes on where it was, and a
+run after the last one sends nothing.
 """
 
 import asyncio
 import csv
+import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
+from yamarket_chat import ChatError
+from yamarket_chat.outbox import Outbox, OutboxMessage
 
-from yamarket_chat import (
-    ChatSession,
-    Delivered,
-    DeliveryUnknownError,
-    OutgoingMessage,
-    Pending,
-    Refused,
-    SessionClosedError,
-    Unknown,
-)
+log = logging.getLogger(__name__)
+
+BUSINESS = int(os.environ["YAMARKET_BUSINESS_ID"])
+YEAR = 365 * 24 * 3600
 
 
-class Line(msgspec.Struct):
-    """What became of a row of the file. The last line of a row counts."""
-
-    row: int
-    status: str  # begun, delivered, not sent (surely), refused, unknown
-    pending: Pending | None = None
-
-
-class Report:
-    def __init__(self, path: Path) -> None:
-        written = path.read_bytes().splitlines() if path.exists() else []
-        lines = [msgspec.json.decode(line, type=Line) for line in written]
-        self.rows = {line.row: line for line in lines}
-        self.begun: set[int] = set()  # in this run, without an outcome yet
-        self._file = path.open("ab", buffering=0)
-
-    def note(self, row: int, status: str, pending: Pending | None = None) -> None:
-        self.rows[row] = Line(row, status, pending)
-        self._file.write(msgspec.json.encode(self.rows[row]) + b"\n")
-        os.fsync(self._file.fileno())
-        if status == "begun":
-            self.begun.add(row)
-        else:
-            self.begun.discard(row)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def messages(path: Path, report: Report) -> Iterator[OutgoingMessage]:
-    """The rows that were surely not sent yet."""
+def messages(path: Path) -> Iterator[OutboxMessage]:
     with path.open(encoding="utf-8", newline="") as file:
         for row, record in enumerate(csv.DictReader(file), 1):
-            if row not in report.rows or report.rows[row].status == "not sent":
-                report.note(row, "begun")
-                yield OutgoingMessage(record["chat_id"], record["text"], ref=row)
-
-
-async def send(path: Path, report: Report, session: ChatSession) -> None:
-    for line in list(report.rows.values()):  # first what the run before left unknown
-        if line.pending is not None:
-            try:
-                arrived = await session.settle(line.pending)
-            except DeliveryUnknownError:
-                continue  # a person has to look
-            report.note(line.row, "delivered" if arrived else "not sent")
-    async for outcome in session.send_many(messages(path, report), reserve=100):
-        row = outcome.message.ref
-        match outcome:
-            case Delivered():
-                report.note(row, "delivered")
-            case Unknown(error=error):
-                report.note(row, "unknown", error.pending)
-            case Refused(error=error):
-                passes = error.retry_after is not None  # by itself: the next run sends it
-                report.note(row, "not sent" if passes else "refused")
-
-
-async def main(path: Path, report: Report) -> int:
-    async with ChatSession() as session:
-        loop = asyncio.get_running_loop()
-        closing: list[asyncio.Task[None]] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(
-                number, lambda: closing.append(loop.create_task(session.close()))
+            yield OutboxMessage(
+                BUSINESS, record["chat_id"], record["text"], key=f"row-{row}", bulk=True
             )
-        try:
-            await send(path, report, session)
-        except SessionClosedError:
-            for row in list(report.begun):  # all others have their outcome by now
-                report.note(row, "not sent")
-            return 130
-    return 0 if all(line.status == "delivered" for line in report.rows.values()) else 1
+
+
+async def main(path: Path) -> int:
+    failed = 0
+    # Once the outbox has forgotten the messages, another run would send them again.
+    async with Outbox(f"sqlite:///{path}.outbox", keep=YEAR) as outbox:
+        await outbox.create()
+        numbers = await outbox.put_many(messages(path))  # those of an earlier run have their keys
+        async with outbox.delivering({BUSINESS: os.environ["YAMARKET_API_KEY"]}, reserve=100):
+            for row, number in enumerate(numbers, 1):
+                try:
+                    await outbox.result(number)
+                except ChatError as error:
+                    log.error("row %d: %s", row, error)
+                    failed += 1
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    report = Report(Path(sys.argv[2]))
+    # As Ctrl-C does: what is under way ends in order.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        sys.exit(asyncio.run(main(Path(sys.argv[1]), report)))
-    finally:
-        report.close()
+        sys.exit(asyncio.run(main(Path(sys.argv[1]))))
+    except KeyboardInterrupt:
+        sys.exit(130)

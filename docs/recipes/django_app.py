@@ -1,84 +1,68 @@
-"""uvicorn django_app:application --timeout-graceful-shutdown 7
+"""uvicorn django_app:application, or any WSGI server: gunicorn django_app:wsgi
 
-Settings, view and ASGI application in one file. In a project of yours, `application` belongs into
-`asgi.py`, and `outgoing()` into a module that the views import.
+Settings, model and view in one file. The messages are delivered by `yamarket-chat outbox deliver`.
+YAMARKET_OUTBOX is the database of the project: postgresql+psycopg://user:password@host/database
 """
 
-import math
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
-from typing import Any
 
-import msgspec
+from django import setup
 from django.conf import settings
 from django.core.asgi import get_asgi_application
+from django.core.wsgi import get_wsgi_application
+from django.db import connection, models, transaction
 from django.http import HttpRequest, JsonResponse
+from django.shortcuts import get_object_or_404
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
-from outgoing import Outgoing
+from sqlalchemy import make_url
 
-from yamarket_chat import (
-    ChatError,
-    ChatSession,
-    DeliveryUnknownError,
-    InvalidArgumentError,
-    MaxWaitExceededError,
-)
+from yamarket_chat.outbox import Outbox, OutboxMessage
 
-LEFT = Path(os.environ.get("LEFT", "left.json"))
+BUSINESS = int(os.environ["YAMARKET_BUSINESS_ID"])
+url = make_url(os.environ["YAMARKET_OUTBOX"])
+outbox = Outbox(url)
 settings.configure(
-    ROOT_URLCONF=__name__, ALLOWED_HOSTS=["127.0.0.1"], SECRET_KEY=os.environ["SECRET_KEY"]
+    ROOT_URLCONF=__name__,
+    ALLOWED_HOSTS=["127.0.0.1"],
+    SECRET_KEY=os.environ["SECRET_KEY"],
+    DATABASES={
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": url.database,
+            "USER": url.username,
+            "PASSWORD": url.password,
+            "HOST": url.host,
+            "PORT": url.port,
+        }
+    },
 )
-
-_outgoing: list[Outgoing] = []
-
-
-def outgoing() -> Outgoing:
-    """Return the Outgoing of this process. Call it from async views."""
-    return _outgoing[0]
+setup()
 
 
-class Reply(msgspec.Struct):
-    chat_id: int
-    text: str
+class Order(models.Model):
+    state = models.CharField(max_length=20)
+
+    class Meta:
+        app_label = "shop"
+        db_table = "orders"
 
 
 @csrf_exempt
-async def reply(request: HttpRequest) -> JsonResponse:
-    try:
-        reply = msgspec.json.decode(request.body, type=Reply)
-        receipt = await outgoing().send(reply.chat_id, reply.text)
-    except (msgspec.DecodeError, InvalidArgumentError) as error:
-        return JsonResponse({"error": str(error)}, status=422)
-    except MaxWaitExceededError as error:  # the limit is used up; nothing was sent
-        retry_after = {"Retry-After": str(math.ceil(error.retry_after or 1))}
-        return JsonResponse({"error": str(error)}, status=429, headers=retry_after)
-    except DeliveryUnknownError:
-        return JsonResponse({"status": "unknown"}, status=202)  # the next start settles it
-    except ChatError as error:  # refused: surely not carried out
-        return JsonResponse({"error": str(error)}, status=502)
-    if receipt is None:
-        return JsonResponse({"status": "sending"}, status=202)
-    return JsonResponse({"status": "sent", "trace_id": receipt.trace_id})
+def packed(request: HttpRequest, order_id: int) -> JsonResponse:
+    message = OutboxMessage.to_order(
+        BUSINESS, order_id, f"Заказ {order_id} собран", key=f"packed-{order_id}"
+    )
+    # No on_commit: the message is committed with the order, or not at all.
+    with transaction.atomic(), connection.cursor() as cursor:
+        order = get_object_or_404(Order.objects.select_for_update(), pk=order_id)
+        order.state = "packed"
+        order.save()
+        cursor.execute(*outbox.sql(message, connection.vendor, paramstyle="format"))
+        (number,) = cursor.fetchone()
+    return JsonResponse({"message": number})
 
 
-urlpatterns = [path("replies", reply)]
-django = get_asgi_application()
-
-
-async def application(
-    scope: dict[str, Any],
-    receive: Callable[[], Awaitable[Mapping[str, Any]]],
-    send: Callable[[Mapping[str, Any]], Awaitable[None]],
-) -> None:
-    """Django, and the lifespan that Django does not have."""
-    if scope["type"] != "lifespan":
-        await django(scope, receive, send)
-        return
-    await receive()  # lifespan.startup
-    _outgoing.append(Outgoing(ChatSession(max_wait=3), LEFT))
-    await send({"type": "lifespan.startup.complete"})
-    await receive()  # lifespan.shutdown, when the handlers have ended
-    await _outgoing.pop().close(grace=20)
-    await send({"type": "lifespan.shutdown.complete"})
+urlpatterns = [path("orders/<int:order_id>/packed", packed)]
+application = get_asgi_application()
+wsgi = get_wsgi_application()

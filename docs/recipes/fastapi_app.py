@@ -1,67 +1,59 @@
-"""uvicorn fastapi_app:app --loop uvloop --timeout-graceful-shutdown 7"""
+"""uvicorn fastapi_app:app --workers 2 --timeout-graceful-shutdown 7
 
-import math
+YAMARKET_OUTBOX is the shop's own database: postgresql+psycopg://user:password@host/database
+"""
+
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Annotated, TypedDict
 
-from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse
-from outgoing import Outgoing
-from pydantic import BaseModel
+from fastapi import FastAPI, HTTPException
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from yamarket_chat import (
-    ChatError,
-    ChatSession,
-    DeliveryUnknownError,
-    InvalidArgumentError,
-    MaxWaitExceededError,
-)
+from yamarket_chat.outbox import Outbox, OutboxMessage
 
-LEFT = Path(os.environ.get("LEFT", "left.json"))
+DATABASE = os.environ["YAMARKET_OUTBOX"]
+BUSINESS = int(os.environ["YAMARKET_BUSINESS_ID"])
+
+engine = create_async_engine(DATABASE)
+sessions = async_sessionmaker(engine)
+outbox = Outbox(DATABASE)
 
 
-class State(TypedDict):
-    outgoing: Outgoing
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str]
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-    outgoing = Outgoing(ChatSession(max_wait=3), LEFT)
-    yield {"outgoing": outgoing}
-    # uvicorn has let the handlers end by now, for at most --timeout-graceful-shutdown seconds. It
-    # waits for this line as long as it takes, so this bounds it.
-    await outgoing.close(grace=20)
-
-
-def get_outgoing(request: Request) -> Outgoing:
-    outgoing: Outgoing = request.state.outgoing
-    return outgoing
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    await outbox.create()
+    # All workers may deliver: one of them at a time sends for the business.
+    async with outbox.delivering({BUSINESS: os.environ["YAMARKET_API_KEY"]}):
+        yield
+    await outbox.close()
+    await engine.dispose()
 
 
 app = FastAPI(lifespan=lifespan)
 
 
-class Reply(BaseModel):
-    chat_id: int
-    text: str
-
-
-@app.post("/replies")
-async def reply(reply: Reply, outgoing: Annotated[Outgoing, Depends(get_outgoing)]) -> JSONResponse:
-    try:
-        receipt = await outgoing.send(reply.chat_id, reply.text)
-    except InvalidArgumentError as error:
-        return JSONResponse({"error": str(error)}, 422)
-    except MaxWaitExceededError as error:  # the limit is used up; nothing was sent
-        retry_after = {"Retry-After": str(math.ceil(error.retry_after or 1))}
-        return JSONResponse({"error": str(error)}, 429, retry_after)
-    except DeliveryUnknownError:
-        return JSONResponse({"status": "unknown"}, 202)  # the next start settles it
-    except ChatError as error:  # refused: surely not carried out
-        return JSONResponse({"error": str(error)}, 502)
-    if receipt is None:
-        return JSONResponse({"status": "sending"}, 202)
-    return JSONResponse({"status": "sent", "trace_id": receipt.trace_id})
+@app.post("/orders/{order_id}/packed")
+async def packed(order_id: int) -> dict[str, int]:
+    """After 200, the order is packed and the buyer will be told, whatever happens to us."""
+    async with sessions.begin() as session:
+        order = await session.get(Order, order_id, with_for_update=True)
+        if order is None:
+            raise HTTPException(404)
+        order.state = "packed"
+        message = OutboxMessage.to_order(
+            BUSINESS, order_id, f"Заказ {order_id} собран", key=f"packed-{order_id}"
+        )
+        number = await outbox.put(message, connection=session)
+    return {"message": number}

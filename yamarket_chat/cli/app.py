@@ -17,6 +17,7 @@ from .demo import demo
 from .history import history
 from .new_chat import new_chat
 from .notifications import notifications
+from .outbox import outbox
 from .quota import quota
 from .sandbox import sandbox
 from .send import send, send_file
@@ -29,7 +30,7 @@ NAME = "yamarket-chat"
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
-TAKES_TEXT = (f"{NAME} send", f"{NAME} sandbox say")
+TAKES_TEXT = (f"{NAME} send", f"{NAME} sandbox say", f"{NAME} outbox put")
 DASH_HINT = ": put -- before a text that begins with a dash"
 
 app: typer.Typer = typer.Typer(
@@ -51,6 +52,7 @@ for _command in (
     quota,
 ):
     app.command()(_command)
+app.add_typer(outbox, name="outbox")
 app.add_typer(sandbox, name="sandbox")
 app.add_typer(notifications, name="notifications")
 

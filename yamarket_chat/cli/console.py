@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -52,6 +52,7 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 _SDK_PHRASES = {
     "campaigns() lists it": "yamarket-chat whoami shows it",
+    "call `await outbox.create()` once": "run `yamarket-chat outbox create` once",
 }
 _SDK_ARGUMENT = re.compile(r"\b(api_key|business_id|base_url|insecure_http)\b(=True)?")
 
@@ -188,6 +189,12 @@ def show_log(level: int, at_most_every: float = 0.0) -> None:
     logger.setLevel(level)
     logger.handlers = [_LogHandler(level, at_most_every)]
     logger.propagate = False
+
+
+def hide_from_log(hidden: Callable[[logging.LogRecord], bool]) -> None:
+    """Print no record of which the function returns True."""
+    for handler in logger.handlers:
+        handler.addFilter(lambda record: not hidden(record))
 
 
 class _LogHandler(logging.Handler):

@@ -1,11 +1,13 @@
-"""The command `demo`: send messages through a sandbox and show what the sandbox recorded."""
+"""The command `demo`: send messages through a sandbox and show what the sandbox recorded.
+
+Its first scene is here, and the second one, with an outbox and killed workers, in `demo_kills`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated
 
@@ -17,53 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from yamarket_chat.limits import Limits, Rate
-from yamarket_chat.receipts import OutgoingMessage, Refused, Unknown
+from yamarket_chat.receipts import Refused, Unknown
 from yamarket_chat.retry import Retry
-from yamarket_chat.sandbox import Fault, Sandbox, StoredMessage, numbered_faults
+from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 from yamarket_chat.sandbox.faults import FaultPlan
 from yamarket_chat.session import ChatSession
 
-from . import console, signals
-
-FIRST_CHAT = 101
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The messages of the demo, and the limits of the sandbox and the session.
-
-    `latency` is the shortest and the longest time of a request, in seconds.
-    """
-
-    chats: int
-    messages_each: int
-    rate: Rate
-    parallel: int
-    latency: tuple[float, float]
-    faults: tuple[Fault, ...] = ()
-
-    @property
-    def total(self) -> int:
-        return self.chats * self.messages_each
-
-    @property
-    def least_seconds(self) -> float:
-        """The shortest time in seconds in which the limit allows all messages."""
-        return (self.total - 1) // self.rate.requests * self.rate.per
-
-    @property
-    def chat_ids(self) -> range:
-        return range(FIRST_CHAT, FIRST_CHAT + self.chats)
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts that each chat gets, in order."""
-        return [f"Update {n} of {self.messages_each}" for n in range(1, self.messages_each + 1)]
-
-    def messages(self) -> Iterator[OutgoingMessage]:
-        for text in self.texts:
-            for chat_id in self.chat_ids:
-                yield OutgoingMessage(chat_id, text)
-
+from . import console, demo_kills, signals
+from .demo_record import Plan, Record, collect, differences, in_order
 
 PLAN = Plan(chats=40, messages_each=10, rate=Rate(100, per=2.0), parallel=4, latency=(0.01, 0.03))
 
@@ -93,37 +56,26 @@ def demo(
         typer.Option("--faults", help="Let some requests fail, before or after they are executed."),
     ] = False,
 ) -> None:
-    """Send a few hundred messages through a sandbox on this machine, within seconds.
+    """Send a few hundred messages through a sandbox on this machine, within a minute.
 
-    Nothing leaves this machine. At the end the demo shows what the sandbox has recorded.
+    First the demo sends as fast as the limits allow. Then it puts the messages into an outbox, and
+    kills the process that delivers them, three times. Nothing leaves this machine. At the end of
+    each scene the demo shows what the sandbox has recorded.
 
     Example: yamarket-chat demo --faults
     """
-    plan = msgspec.structs.replace(PLAN, faults=FAULTS) if faults else PLAN
-    if not signals.run(run(plan)):
+    if not signals.run(scenes(plan_of(faults=faults))):
         raise typer.Exit(1)
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sandbox has recorded at the end.
+def plan_of(*, faults: bool) -> Plan:
+    """Return the plan of the first scene."""
+    return msgspec.structs.replace(PLAN, faults=FAULTS) if faults else PLAN
 
-    `seconds` is the time from the first request to the last. `left` is how many requests the limit
-    allows now.
-    """
 
-    chats: dict[int, list[StoredMessage]]
-    refused: int
-    busiest: int
-    fullest_window: int
-    seconds: float
-    left: int
-
-    @property
-    def total(self) -> int:
-        return sum(map(len, self.chats.values()))
-
-    def texts(self, chat_id: int) -> list[str]:
-        return [message.text or "" for message in self.chats.get(chat_id, [])]
+async def scenes(plan: Plan) -> bool:
+    """Show both scenes. Return True if all checks passed."""
+    return await run(plan) and await demo_kills.run(demo_kills.PLAN)
 
 
 async def run(plan: Plan) -> bool:
@@ -139,7 +91,7 @@ async def run(plan: Plan) -> bool:
     async with market:
         settled: Counter[str] = Counter()
         failed = await _send(plan, market, settled)
-        record = _collect(plan, market)
+        record = collect(plan, market)
     console.out.print(_report(plan, record, settled))
     problems = _problems(plan, record, failed)
     for problem in problems:
@@ -155,6 +107,25 @@ def _at_random_requests(faults: Sequence[Fault]) -> FaultPlan:
     """Assign each fault to a random one of the first requests."""
     numbers = random.sample(range(1, FAULTS_WITHIN + 1), len(faults))
     return numbered_faults(dict(zip(numbers, faults, strict=True)), operation="send_message")
+
+
+def _problems(plan: Plan, record: Record, failed: list[Refused | Unknown]) -> list[str]:
+    """Compare the record with the plan. Return a line for each difference."""
+    problems = []
+    errors = [console.describe(outcome.error) for outcome in failed]
+    if errors:
+        problems.append(f"not delivered or unknown: {len(errors)}, the first: {errors[0]}")
+    problems += differences(plan, record)
+    if record.refused:
+        problems.append(f"requests refused: {record.refused}")
+    if record.busiest > plan.parallel:
+        problems.append(f"parallel requests: {record.busiest}, allowed: {plan.parallel}")
+    if record.fullest_window > plan.rate.requests:
+        problems.append(
+            f"requests in {plan.rate.per:g} s: {record.fullest_window},"
+            f" allowed: {plan.rate.requests}"
+        )
+    return problems
 
 
 async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Refused | Unknown]:
@@ -192,75 +163,16 @@ async def _send(plan: Plan, market: Sandbox, settled: Counter[str]) -> list[Refu
     return failed
 
 
-def _collect(plan: Plan, market: Sandbox) -> Record:
-    counted = [
-        arrival.time
-        for arrival in market.arrivals
-        if arrival.operation == "send_message" and arrival.counted
-    ]
-    window_began = asyncio.get_running_loop().time() - plan.rate.per
-    return Record(
-        chats={chat_id: market.messages(chat_id) for chat_id in market.chat_ids},
-        refused=market.refused,
-        busiest=market.busiest,
-        fullest_window=market.busiest_window("send_message"),
-        seconds=counted[-1] - counted[0] if counted else 0.0,
-        left=plan.rate.requests - sum(time > window_began for time in counted),
-    )
-
-
-def _problems(plan: Plan, record: Record, failed: list[Refused | Unknown]) -> list[str]:
-    """Compare the record with the plan. Return a line for each difference."""
-    problems = []
-    errors = [console.describe(outcome.error) for outcome in failed]
-    if errors:
-        problems.append(f"not delivered or unknown: {len(errors)}, the first: {errors[0]}")
-    missing: list[str] = []
-    extra: list[str] = []
-    for chat_id in sorted({*plan.chat_ids, *record.chats}):
-        sent = Counter(plan.texts if chat_id in plan.chat_ids else ())
-        stored = Counter(record.texts(chat_id))
-        missing += (f"{text!r} in chat {chat_id}" for text in (sent - stored).elements())
-        extra += (f"{text!r} in chat {chat_id}" for text in (stored - sent).elements())
-    unordered = [
-        f"chat {chat_id}" for chat_id in plan.chat_ids if not _in_order(plan, record, chat_id)
-    ]
-    for kind, found in (
-        ("messages missing", missing),
-        ("messages stored more often than sent", extra),
-        ("chats out of order", unordered),
-    ):
-        if found:
-            problems.append(f"{kind}: {len(found)}, the first: {found[0]}")
-    if record.refused:
-        problems.append(f"requests refused: {record.refused}")
-    if record.busiest > plan.parallel:
-        problems.append(f"parallel requests: {record.busiest}, allowed: {plan.parallel}")
-    if record.fullest_window > plan.rate.requests:
-        problems.append(
-            f"requests in {plan.rate.per:g} s: {record.fullest_window},"
-            f" allowed: {plan.rate.requests}"
-        )
-    return problems
-
-
-def _in_order(plan: Plan, record: Record, chat_id: int) -> bool:
-    """Return True if the messages of a chat are in the order of the plan. Ignores duplicates."""
-    stored = dict.fromkeys(record.texts(chat_id))
-    return [text for text in plan.texts if text in stored] == [
-        text for text in stored if text in plan.texts
-    ]
-
-
 def _introduction(plan: Plan) -> Text:
     documented = Limits().send_message
     least, most = (round(1000 * seconds) for seconds in plan.latency)
-    text = Text(
-        f"The demo sends {plan.total} messages to {plan.chats} chats of a sandbox. Nothing leaves"
-        f" this machine. The Market allows {documented.requests} requests in {documented.per:g} s;"
-        f" the sandbox allows {plan.rate.requests} in {plan.rate.per:g} s, so that you do not have"
-        f" to wait for hours. Up to {plan.parallel} requests run in parallel, and each takes"
-        f" {least} to {most} ms."
+    text = Text.assemble(
+        ("Scene 1 of 2: the limits", "bold underline"),
+        f"\n\nThe demo sends {plan.total} messages to {plan.chats} chats of a sandbox. Nothing"
+        f" leaves this machine. The Market allows {documented.requests} requests in"
+        f" {documented.per:g} s; the sandbox allows {plan.rate.requests} in {plan.rate.per:g} s, so"
+        f" that you do not have to wait for hours. Up to {plan.parallel} requests run in parallel,"
+        f" and each takes {least} to {most} ms.",
     )
     if plan.faults:
         text.append(
@@ -274,12 +186,12 @@ def _introduction(plan: Plan) -> Text:
 
 
 def _report(plan: Plan, record: Record, settled: Counter[str]) -> RenderableType:
-    in_order = sum(_in_order(plan, record, chat_id) for chat_id in plan.chat_ids)
+    chats = sum(in_order(plan, record, chat_id) for chat_id in plan.chat_ids)
     rate = record.total / record.seconds if record.seconds else 0.0
     table = Table.grid(padding=(0, 3, 0, 0))
     for name, value in (
         ("Arrived", f"{record.total} of {plan.total} messages, in {len(record.chats)} chats"),
-        ("In order", f"{in_order} of {plan.chats} chats"),
+        ("In order", f"{chats} of {plan.chats} chats"),
         ("Refused", f"{record.refused} requests"),
         ("Busiest moment", f"{record.busiest} parallel requests, of {plan.parallel} allowed"),
         (

@@ -10,7 +10,12 @@ from . import console
 
 _set_from_file: set[str] = set()
 
-KEY, BUSINESS, URL = NAMES = ("YAMARKET_API_KEY", "YAMARKET_BUSINESS_ID", "YAMARKET_BASE_URL")
+KEY, BUSINESS, URL, OUTBOX = NAMES = (
+    "YAMARKET_API_KEY",
+    "YAMARKET_BUSINESS_ID",
+    "YAMARKET_BASE_URL",
+    "YAMARKET_OUTBOX",
+)
 
 
 def load(path: Path) -> None:

@@ -101,6 +101,11 @@ def exit_status(otherwise: int = 128 + signal.SIGINT) -> int:
     return otherwise if _handler.first is None else 128 + _handler.first
 
 
+def last_status() -> int:
+    """Return the exit status after the last signal."""
+    return 128 + (_handler.received[-1] if _handler.received else signal.SIGINT)
+
+
 def run(work: Coroutine[Any, Any, Result], resolve_within: float = math.inf) -> Result:
     """Run a coroutine on a new event loop. A signal cancels it.
 

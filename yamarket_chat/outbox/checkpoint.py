@@ -7,6 +7,7 @@ from typing import Any
 
 from .._limits.clock import Clock
 from ..pending import Pending
+from . import fuse
 from .deaths import Moment
 from .earlier import encode_pending
 from .errors import OutboxDatabaseError
@@ -84,6 +85,7 @@ class Passage:
 
     def look(self, *, again: bool) -> str | None:
         """Look whether the bytes may leave now."""
+        fuse.light()
         if again:
             reach("half written")
             return None if self._holds() else self._no(LOST)
@@ -94,6 +96,7 @@ class Passage:
 
     def written(self) -> None:
         """Note that the last byte was written."""
+        fuse.put_out()
         reach("written")
 
     def _holds(self) -> bool:

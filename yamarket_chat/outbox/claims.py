@@ -38,6 +38,7 @@ class Survey(NamedTuple):
     """Who holds how many leases."""
 
     tokens: list[str]  # of all workers
+    bots: dict[str, str]  # the names of their bots
     counts: dict[str | None, int]  # by the holder; None: nobody
     epochs: int  # the sum of one's own epochs: it changes with each change of one's leases
     asked: dict[tuple[str | None, str], int]  # by the holder, and who asks for them
@@ -48,9 +49,19 @@ class Survey(NamedTuple):
         return [token for token in self.counts if token not in self.tokens]
 
 
-def join(connection: Connection, token: str, lease: float, lock: str | None, about: str) -> None:
+def join(
+    connection: Connection,
+    token: str,
+    lease: float,
+    lock: str | None,
+    about: str,
+    bot: str | None = None,
+) -> None:
     """Add a worker."""
-    values = {"token": token, "lease": lease, "lock": lock, "about": about, "started_at": now()}
+    values = {
+        "token": token, "lease": lease, "lock": lock, "about": about, "bot": bot,
+        "started_at": now(),
+    }  # fmt: skip
     connection.execute(insert(workers).values(values))
 
 
@@ -86,7 +97,7 @@ def survey(connection: Connection, me: str) -> Survey:
         )
     ).all()
     # Read after the leases: a holder that is not there now is gone, and its token never returns.
-    tokens = list(connection.scalars(select(_worker.token)))
+    living = connection.execute(select(_worker.token, _worker.bot)).all()
     counts: dict[str | None, int] = {}
     asked: dict[tuple[str | None, str], int] = {}
     epochs = 0
@@ -96,7 +107,28 @@ def survey(connection: Connection, me: str) -> Survey:
             epochs += int(total)
         if wanted is not None:
             asked[holder, wanted] = count
-    return Survey(tokens, counts, epochs, asked)
+    bots = {token: bot for token, bot in living if bot is not None}
+    return Survey([token for token, _ in living], bots, counts, epochs, asked)
+
+
+class OtherBot(NamedTuple):
+    """A worker with a bot of another name, and one of its businesses."""
+
+    business_id: int
+    token: str
+    beat: int
+    bot: str
+    about: str
+
+
+def other_bots(connection: Connection, bot: str) -> list[OtherBot]:
+    """Return the businesses that workers with bots of other names hold."""
+    found = connection.execute(
+        select(_lease.business_id, _worker.token, _worker.beat, _worker.bot, _worker.about)
+        .join(workers, _worker.token == _lease.worker)
+        .where(_worker.bot.is_not(None), _worker.bot != bot)
+    )
+    return [OtherBot(*row) for row in found]
 
 
 def held(connection: Connection, token: str) -> list[Held]:

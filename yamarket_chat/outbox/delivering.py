@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
@@ -36,6 +36,27 @@ GRACE = 30.0
 """Seconds that a stopping courier waits for what is under way."""
 
 
+class Companion(Protocol):
+    """Who works under the leases as well: a bot."""
+
+    name: str
+
+    async def begin(self, open_session: Callable[[int], Awaitable[Session]]) -> None:
+        """Be ready. Raises ChatError if it may not work here."""
+
+    def granted(self, grant: Grant) -> None:
+        """Begin with a business."""
+
+    async def release(self, grant: Grant) -> None:
+        """Begin nothing new for a business; return when nothing of it is under way any more."""
+
+    def over(self, grants: Sequence[Grant]) -> None:
+        """Stop at once: these are lost."""
+
+    async def end(self, grace: float) -> None:
+        """Begin nothing new, and wait for what is under way."""
+
+
 class Delivering:
     """The delivery of one process. A `Worker` tells it what it may send."""
 
@@ -48,13 +69,21 @@ class Delivering:
         reserve: int,
         on_failure: OnFailure | None,
         options: Mapping[str, Any],
+        companion: Companion | None = None,
     ) -> None:
         self._database = database
+        self._companion = companion
         self._keys = keys
         self._reserve = reserve
         self._options = options
         businesses: Collection[int] | None = keys.keys() if isinstance(keys, Mapping) else None
-        self._worker = Worker(database, self, lease=lease, businesses=businesses)
+        self._worker = Worker(
+            database,
+            self,
+            lease=lease,
+            businesses=businesses,
+            bot=None if companion is None else companion.name,
+        )
         self._writer = Writer(database)
         self._grants: dict[int, Grant] = {}
         self._couriers: dict[int, Courier] = {}  # of those that have had messages
@@ -75,6 +104,8 @@ class Delivering:
         pause = FIRST_PAUSE
         while True:
             try:
+                if self._companion is not None:
+                    await self._companion.begin(self._session)
                 await self._worker.join()
                 break
             except OutboxDatabaseError as error:
@@ -89,9 +120,16 @@ class Delivering:
 
     async def end(self, grace: float = GRACE) -> None:
         """Send nothing new, wait for what is under way, and hand over."""
+        # It may be cancelled again, and still nothing of it may go on.
+        try:
+            if self._companion is not None:
+                await self._companion.end(grace)
+        finally:
+            await self._end_couriers(grace)
+
+    async def _end_couriers(self, grace: float) -> None:
         couriers = list(self._couriers.values())
         self._couriers.clear()
-        # It may be cancelled again, and still nothing of it may go on.
         try:
             for task in self._tasks:
                 task.cancel()
@@ -111,6 +149,10 @@ class Delivering:
         """Look for new messages at once."""
         self._feed.wake()
 
+    def courier(self, business_id: int) -> Courier | None:
+        """Return who sends for a business in this process; None if nobody does now."""
+        return self._couriers.get(business_id)
+
     def _wake_telling(self) -> None:
         if self._telling is not None:
             self._telling.wake()
@@ -121,9 +163,13 @@ class Delivering:
         """Begin with a business, when it has messages."""
         self._grants[grant.business_id] = grant
         self._feed.wake()
+        if self._companion is not None:
+            self._companion.granted(grant)
 
     async def release(self, grant: Grant) -> None:
         """Begin nothing new for a business; return when nothing of it is under way any more."""
+        if self._companion is not None:
+            await self._companion.release(grant)
         self._grants.pop(grant.business_id, None)
         courier = self._couriers.pop(grant.business_id, None)
         if courier is not None:
@@ -131,6 +177,8 @@ class Delivering:
 
     def over(self, grants: Sequence[Grant]) -> None:
         """Send nothing more under these: they are lost."""
+        if self._companion is not None:
+            self._companion.over(grants)
         for grant in grants:
             if self._grants.get(grant.business_id) is grant:
                 del self._grants[grant.business_id]

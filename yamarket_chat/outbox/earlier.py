@@ -19,7 +19,7 @@ LONGEST_REST = 60.0
 """Seconds for which a chat rests at most because of what somebody else has sent to it."""
 
 _encode = msgspec.json.Encoder().encode
-_decode_pending = msgspec.json.Decoder(Pending).decode
+decode_pending = msgspec.json.Decoder(Pending).decode
 _decode_stored = msgspec.json.Decoder(Stored).decode
 
 _NOTHING = Content()
@@ -31,7 +31,7 @@ Counted = Mapping[tuple[int, str, int], int]
 def pending_of(read: Any) -> Pending:
     """Return how to find the message of a marked row. Its text stands in the row."""
     return msgspec.structs.replace(
-        _decode_pending(read.pending), text=read.text, requests=read.request
+        decode_pending(read.pending), text=read.text, requests=read.request
     )
 
 
@@ -67,6 +67,14 @@ def stored_by(pending: Pending, latest: float) -> Pending:
 
 def remember(engine: DepartingEngine, pending: Pending, *, surely: bool) -> Stored | None:
     """Remember a message that was settled. Returns when it can have been stored."""
+    stored = may_be_stored(pending, surely=surely)
+    if stored is not None:
+        engine.remember(pending.chat_id, stored)
+    return stored
+
+
+def may_be_stored(pending: Pending, *, surely: bool = False) -> Stored | None:
+    """Return what a message says, and when it can have been stored; None if nobody knows when."""
     if pending.since is None or pending.until is None:
         return None
     content = (
@@ -74,9 +82,7 @@ def remember(engine: DepartingEngine, pending: Pending, *, surely: bool) -> Stor
         if pending.text is not None
         else Content(file_name=pending.file_name, file_size=pending.file_size)
     )
-    stored = Stored(content, pending.since.timestamp(), pending.until.timestamp(), surely)
-    engine.remember(pending.chat_id, stored)
-    return stored
+    return Stored(content, pending.since.timestamp(), pending.until.timestamp(), surely)
 
 
 def learn(
@@ -92,7 +98,7 @@ def learn(
     assert clock is not None  # noqa: S101 - it was read before
     now = asyncio.get_running_loop().time()
     for read in known.ended:
-        if read.state == "unknown":
+        if read.state != "delivered":
             pending = pending_of(read)
             if remember(engine, pending, surely=False) is not None:
                 assert pending.until is not None  # noqa: S101 - or there is nothing to remember

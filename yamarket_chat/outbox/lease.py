@@ -110,6 +110,7 @@ class Worker:
         lease: Seconds without a beat after which other workers take this one for dead.
         businesses: The businesses that it serves, read anew each sixth of the lease; None serves
             all that have messages.
+        bot: The name of the bot that works under the leases, if there is one.
     """
 
     def __init__(
@@ -119,8 +120,10 @@ class Worker:
         *,
         lease: float = 30.0,
         businesses: Collection[int] | None = None,
+        bot: str | None = None,
     ) -> None:
         self.lease = lease
+        self._bot = bot
         self.token: str = ""
         self.held: dict[int, Grant] = {}
         self._database = database
@@ -283,7 +286,18 @@ class Worker:
         token = secrets.token_urlsafe(12)
         lock = None if self._lock is None else self._lock.name
         about = f"process {self._pid} on {socket.gethostname()}, yamarket-chat {__version__}"
-        await self._database.write(claims.join, token, self.lease, lock, about)
+        joining = asyncio.ensure_future(
+            self._database.write(claims.join, token, self.lease, lock, about, self._bot)
+        )
+        try:
+            await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            # Its thread goes on, and the row would stay until others take this worker for dead.
+            await asyncio.wait({joining}, timeout=self.lease / BEATS)
+            if joining.done() and not joining.cancelled() and joining.exception() is None:
+                with suppress(OutboxDatabaseError):
+                    await self._database.write(claims.leave, token)
+            raise
         self.token, self._beat, self._unlearnt, self._beaten = token, 0, 0, began
         self._survey_at = 0.0
         self._free_before, self._refused = set(), None
@@ -395,8 +409,11 @@ class Worker:
         mine = _own_first([one for one in free if serves(one)], token, survey.tokens)
         if not mine:
             return
-        total = sum(survey.counts.values())
-        most = shares.claimable(len(self.held), total, len(survey.tokens))
+        most = shares.claimable(
+            len(self.held), sum(survey.counts.values()), len(self._equals(survey))
+        )
+        if self._bot is None and survey.bots:
+            most = 0  # workers with a bot come first
         waited = self._free_before.intersection(mine)
         # What was free in the round before as well, nobody else has wanted.
         taken = waited.union(mine[:most])
@@ -415,12 +432,14 @@ class Worker:
         ]
         if token != self.token or not self._entered:
             return
-        counts = {one: survey.counts.get(one, 0) for one in survey.tokens if one != token}
+        counts = {one: survey.counts.get(one, 0) for one in self._equals(survey) if one != token}
         for release in self._releases.values():
             if release.to in counts:
                 counts[release.to] += 1
-        mine = len(self.held) - len(self._releases)
-        given, kept = shares.gives(mine, counts, wanted)
+        first = [one for one in wanted if self._bot is None and one[1] in survey.bots]
+        mine = len(self.held) - len(self._releases) - len(first)
+        given, kept = shares.gives(mine, counts, [one for one in wanted if one not in first])
+        given += first
         for business_id, asker in given:
             self._release(business_id, asker)
         if kept:
@@ -435,16 +454,21 @@ class Worker:
     async def _ask(self, survey: claims.Survey) -> None:
         """Ask those who hold more for some of theirs."""
         token = self.token
-        counts = {one: survey.counts.get(one, 0) for one in survey.tokens}
+        counts = {one: survey.counts.get(one, 0) for one in self._equals(survey)}
         counts[token] = len(self.held)
         for (holder, asker), count in survey.asked.items():
             if holder in counts and asker in counts:
                 counts[holder] -= count
                 counts[asker] += count
-        serves, situation = self._serves(), frozenset(counts.items())
+        without_bot: dict[str, int] = {}
+        if self._bot is not None:
+            for one in survey.tokens:
+                if one not in survey.bots and (count := survey.counts.get(one, 0)):
+                    without_bot[one] = count
+        serves, situation = self._serves(), frozenset({**counts, **without_bot}.items())
         if situation == self._refused:
             return
-        wishes, found = shares.asks(token, counts), False
+        wishes, found = {**shares.asks(token, counts), **without_bot}, False
         for holder, most in wishes.items():
             theirs = await self._database.read(claims.listed, [holder], False)
             some = [business_id for business_id in theirs if serves(business_id)]
@@ -502,6 +526,10 @@ class Worker:
                 release.task.cancel()
         if grants:
             self._courier.over(grants)
+
+    def _equals(self, survey: claims.Survey) -> list[str]:
+        """Return the workers among whom the businesses are spread: those with the same bot."""
+        return [one for one in survey.tokens if survey.bots.get(one) == self._bot]
 
     def _serves(self) -> Callable[[int], bool]:
         if self._businesses is None:

@@ -365,21 +365,21 @@ def leaving(connection: Connection, business_id: int) -> list[Any]:
 
 def before(connection: Connection, business_id: int, since: int, minute: int) -> Before:
     """Read what earlier couriers of a business have sent since a time and a minute."""
-    about = _row.business_id == business_id
+    about = _row.business_id == business_id, _row.pending.is_not(None)
+    columns = (
+        _row.number, _row.chat_id, _row.text, _row.file_name, _row.file_size, _row.state,
+        _row.request, _row.pending,
+    )  # fmt: skip
+    # Those that were delivered or are unknown, and those of which somebody has decided.
     ended = connection.execute(
-        select(
-            _row.number, _row.chat_id, _row.text, _row.file_name, _row.file_size, _row.state,
-            _row.request, _row.pending,
-        )
-        .where(
-            about,
-            _row.ended_at.is_not(None),
-            _row.ended_at >= since,
-            _row.state.in_(("delivered", "unknown")),
-            _row.pending.is_not(None),
-        )
+        select(*columns)
+        .where(*about, _row.ended_at.is_not(None), _row.ended_at >= since)
         .order_by(_row.ended_at)
-    ).all()  # fmt: skip
+    ).all()
+    # Those that are to be sent again, once they surely cannot arrive any more.
+    again = connection.execute(
+        select(*columns).where(*about, _OPEN, _row.due_at.is_not(None)).order_by(_row.due_at)
+    ).all()
     mine = counts.c.business_id == business_id
     counted = connection.execute(
         select(counts.c.operation, counts.c.minute, counts.c.requests).where(
@@ -387,7 +387,7 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
         )
     ).all()
     paused = connection.scalar(select(leases.c.paused).where(leases.c.business_id == business_id))
-    return Before(leaving(connection, business_id), list(ended), list(counted), paused)
+    return Before(leaving(connection, business_id), [*ended, *again], list(counted), paused)
 
 
 def forget_counts(connection: Connection, minute: int) -> None:

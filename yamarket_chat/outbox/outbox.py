@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import weakref
-from array import array
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -16,10 +14,10 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import URL
 
 from ..arguments import check_id, check_seconds, check_type
 from ..errors import ChatError, InvalidArgumentError
@@ -27,46 +25,25 @@ from ..limits import Limits
 from ..receipts import Receipt
 from ..retry import Retry
 from ..system import randomness
-from . import marks, store
+from . import deciding, marks, store
 from .database import Database
-from .errors import (
-    KeyConflictError,
-    MessageCancelledError,
-    MessageExpiredError,
-    OutboxDatabaseError,
-)
-from .messages import OutboxEntry, OutboxFile, OutboxMessage, OutboxStatus
-from .numbers import Numbers
-from .rows import Row, check_key, now, prepare
+from .errors import MessageCancelledError, MessageExpiredError
+from .messages import OutboxEntry, OutboxState, OutboxStatus
+from .putting import Put, Putting
+from .rows import check_key, now, prepare
 from .schema import DIALECTS
-from .together import Together
 from .watching import Watch
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
-    from sqlalchemy.orm import Session
-
-    from .delivering import Delivering
-
-    CallersConnection = Connection | AsyncConnection | Session | AsyncSession
+    from .delivering import Companion, Delivering
+    from .putting import CallersConnection
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 T = TypeVar("T")
 ByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
-Put = OutboxMessage | OutboxFile
-Stored = tuple[list[int], KeyConflictError | None]
 
 WEEK = 7 * 24 * 3600.0
-
-BATCH = 1_000
-"""The most messages of a transaction of `put_many`."""
-
-BATCH_BYTES = 32 * 2**20
-"""The most bytes of files in one, unless a single file is larger."""
-
-PAUSES = (0.0, 0.1, 0.4, 1.0, 2.0)
-"""Seconds before `put` repeats a transaction whose connection broke."""
 
 FORGET_AFTER = 3600.0
 """Seconds after which the text of a message cannot be needed to tell equal ones apart."""
@@ -115,9 +92,9 @@ class Outbox:
         self._keep = check_seconds("keep", keep)
         self._forget_text = check_type("forget_text", forget_text, bool)
         self._database = Database(url)
+        self._putting = Putting(self._database)
         # By event loop. A loop that is gone takes its own with it.
         self._watches: ByLoop[Watch] = weakref.WeakKeyDictionary()
-        self._together: ByLoop[Together] = weakref.WeakKeyDictionary()
         self._deliveries: ByLoop[set[Delivering]] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
@@ -172,12 +149,7 @@ class Outbox:
             message = OutboxMessage(business_id, 17, "Заказ собран", key="packed-55")
             number = await outbox.put(message)
         """
-        row = await self._prepared(message)
-        if connection is None and self._database.dialect == "sqlite":
-            loop = asyncio.get_running_loop()
-            number = await self._together.setdefault(loop, Together(self._database)).put(row)
-        else:
-            (number,) = await self._put([row], connection)
+        number = await self._putting.put(message, connection)
         self._wake()
         return number
 
@@ -206,35 +178,10 @@ class Outbox:
                 for chat_id in range(1, 5_000)
             )
         """
-        done = array("q")
-        batch: list[Row] = []
-        size = 0
-        source = aiter(messages) if isinstance(messages, AsyncIterable) else _slowly(messages)
         try:
-            try:
-                async for message in source:
-                    row = await self._prepared(message)
-                    batch.append(row)
-                    size += len(row.content or b"")
-                    if len(batch) >= BATCH or size >= BATCH_BYTES:
-                        full, batch, size = batch, [], 0
-                        done.extend(await self._put(full, connection))
-            except Exception:
-                # Of the iterable, or a message that makes no sense: what came before is put.
-                if batch:
-                    done.extend(await self._put(batch, connection))
-                raise
-            if batch:
-                done.extend(await self._put(batch, connection))
-        except Exception as error:
-            if isinstance(error, KeyConflictError):
-                done.extend(error.numbers)
-            with suppress(AttributeError):  # a class of the caller's may have no place for it
-                error.numbers = Numbers(done)  # type: ignore[attr-defined]
-            raise
+            return await self._putting.put_many(messages, connection)
         finally:
             self._wake()
-        return Numbers(done)
 
     def sql(self, message: Put, dialect: str, *, paramstyle: str = "format") -> tuple[str, Any]:
         """Return one SQL statement that puts a message, and its parameters.
@@ -366,6 +313,99 @@ class Outbox:
         """
         return await self._database.write(store.cancel, check_id("number", number))
 
+    def entries(
+        self,
+        *,
+        business_id: int | str | None = None,
+        state: OutboxState | None = None,
+        chat_id: int | str | None = None,
+        key_prefix: str | None = None,
+        after: int = 0,
+        limit: int | None = None,
+    ) -> AsyncIterator[OutboxEntry]:
+        """Iterate over messages, by number.
+
+        They are read in pieces, each in a short transaction. So each entry is as the message was
+        when its piece was read, and a message that is committed meanwhile may be left out.
+
+        Args:
+            business_id: Only messages of this business.
+            state: Only messages in this state.
+            chat_id: Only messages to this chat.
+            key_prefix: Only messages whose key begins so.
+            after: Only messages with a higher number.
+            limit: How many messages at most. None returns all.
+
+        Returns:
+            An async iterator.
+
+        Raises:
+            InvalidArgumentError: An argument makes no sense.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            async for entry in outbox.entries(state="unknown"):
+                print(entry.number, entry.chat_id, entry.text)
+        """
+        wish = deciding.check_wish(business_id, state, chat_id, key_prefix)
+        after = check_id("after", after) if after else 0
+        most = None if limit is None else check_id("limit", limit)
+        return deciding.entries(self._database, wish, after, most)
+
+    async def settle(self, number: int, *, delivered: bool) -> bool:
+        """Store what somebody found out about a message whose outcome is unknown.
+
+        Look at the chat first. If the message stands there, pass True: the message is delivered
+        then, and its receipt says `confirmed_by="person"`. Otherwise pass False: the message is
+        refused then, and is not sent again. To send it again, call `retry` instead.
+
+        Args:
+            number: The number that `put` returned.
+            delivered: Whether the message arrived.
+
+        Returns:
+            True if the outcome was unknown, and is decided now. False if the message is in another
+            state; then nothing changes.
+
+        Raises:
+            InvalidArgumentError: There is no such message, or it is pruned.
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            async for entry in outbox.entries(state="unknown"):
+                await outbox.settle(entry.number, delivered=True)
+        """
+        check_type("delivered", delivered, bool)
+        return await self._database.write(deciding.settle, check_id("number", number), delivered)
+
+    async def retry(self, number: int) -> bool:
+        """Let a message wait again that is unknown, was refused, or has expired.
+
+        It is sent by its number within its chat: before all messages that were put later and still
+        wait. Its `not_after` is removed. If its outcome was unknown, it waits until the request
+        before can no longer be carried out, which is at most a few minutes after that request.
+        Look at the chat first: if the message did arrive, the buyer gets it twice.
+
+        Args:
+            number: The number that `put` returned.
+
+        Returns:
+            True if the message waits again. False if it is in another state; then nothing changes.
+
+        Raises:
+            InvalidArgumentError: There is no such message, it is pruned, or its text is forgotten
+                (`forget_text`).
+            OutboxDatabaseError: The database cannot be used.
+
+        Example:
+            async for entry in outbox.entries(state="refused"):
+                await outbox.retry(entry.number)
+        """
+        done = await self._database.write(deciding.retry, check_id("number", number))
+        if done:
+            self._wake()
+        return done
+
     async def status(self, business_id: int | str | None = None) -> OutboxStatus:
         """Count what waits, and say which businesses are paused. This reads all that waits.
 
@@ -421,6 +461,19 @@ class Outbox:
             async with outbox.delivering({business_id: api_key}):
                 await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
         """
+        async with self._delivering(keys, lease, reserve, on_failure, options):
+            yield
+
+    @asynccontextmanager
+    async def _delivering(
+        self,
+        keys: Any,
+        lease: float,
+        reserve: int,
+        on_failure: Callable[[OutboxEntry], Awaitable[None]] | None,
+        options: SessionOptions,
+        companion: Companion | None = None,
+    ) -> AsyncIterator[None]:
         # A program that only puts needs none of it.
         from .delivering import Delivering, check_keys, check_options
 
@@ -432,6 +485,7 @@ class Outbox:
             reserve=reserve,
             on_failure=on_failure,
             options=options,
+            companion=companion,
         )
         deliveries = self._deliveries.setdefault(asyncio.get_running_loop(), set())
         deliveries.add(delivery)
@@ -519,59 +573,6 @@ class Outbox:
         for delivery in self._deliveries.get(asyncio.get_running_loop(), ()):
             delivery.wake()
 
-    async def _prepared(self, message: Put) -> Row:
-        if isinstance(message, OutboxFile):
-            return await self._database.call(prepare, message)  # it reads a disk
-        return prepare(message)
-
-    async def _put(self, rows: list[Row], connection: CallersConnection | None) -> list[int]:
-        if connection is None:
-            numbers, conflict = await self._put_surely(rows)
-        else:
-            numbers, conflict = await self._put_with(rows, connection)
-        if conflict is not None:
-            conflict.numbers = numbers
-            raise conflict
-        return numbers
-
-    async def _put_surely(self, rows: list[Row]) -> Stored:
-        uncertain = False
-        for pause in (*PAUSES, None):
-            try:
-                return await self._database.write(store.put, rows)
-            except OutboxDatabaseError as error:
-                uncertain |= error.sent is None
-                if pause is None or not uncertain:
-                    if uncertain:
-                        error.sent = None
-                    raise
-            await asyncio.sleep(pause)
-        raise AssertionError
-
-    async def _put_with(self, rows: list[Row], connection: CallersConnection) -> Stored:
-        def work(given: Connection | Session) -> Stored:
-            target = given if isinstance(given, Connection) else given.connection()
-            if target.dialect.name not in DIALECTS:
-                raise InvalidArgumentError(
-                    f"connection is one to {' or '.join(DIALECTS)}, not to {target.dialect.name}"
-                )
-            if target.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-                raise InvalidArgumentError(
-                    "connection commits each statement by itself: pass one in a transaction"
-                )
-            self._database.usable(target)
-            return store.put(target, rows)
-
-        run_sync: Callable[..., Any] | None = getattr(connection, "run_sync", None)
-        if run_sync is not None and inspect.iscoroutinefunction(run_sync):
-            stored: Stored = await run_sync(work)
-            return stored
-        if isinstance(connection, Connection) or hasattr(connection, "get_bind"):
-            return work(connection)  # type: ignore[arg-type]
-        raise InvalidArgumentError(
-            "connection is a Connection or a Session of SQLAlchemy's, or an async one"
-        )
-
 
 def _result(entry: OutboxEntry) -> Receipt:
     if entry.receipt is not None:
@@ -587,8 +588,3 @@ def _result(entry: OutboxEntry) -> Receipt:
     raise ChatError(
         f"message {entry.number} is {entry.state}, and nothing else is known", sent=None
     )
-
-
-async def _slowly(messages: Iterable[Put]) -> AsyncIterable[Put]:
-    for message in messages:
-        yield message

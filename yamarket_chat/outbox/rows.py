@@ -49,10 +49,10 @@ def now() -> int:
     return time.time_ns() // 1000
 
 
-def prepare(message: object) -> Row:
+def prepare(message: object, own_key: str | None = None) -> Row:
     """Check a message and return its row. A file is read: call this in a thread then.
 
-    Raises InvalidArgumentError if a value makes no sense.
+    `own_key` is a key of the package's own. Raises InvalidArgumentError if a value makes no sense.
     """
     if not isinstance(message, (OutboxMessage, OutboxFile)):
         raise InvalidArgumentError(
@@ -70,7 +70,7 @@ def prepare(message: object) -> Row:
         name, content = _read(Upload(message.file, message.filename))
         size = len(content)
         said = name.encode() + b"\0" + content
-    key = _random_key() if message.key is None else check_key(message.key)
+    key = own_key or (_random_key() if message.key is None else check_key(message.key))
     not_before = _moment("not_before", message.not_before)
     not_after = _moment("not_after", message.not_after)
     if not_before is not None and not_after is not None and not_after < not_before:

@@ -198,6 +198,52 @@ counts: Table = _table(
     **_often_changed(1_000),
 )
 
+bots: Table = _table(
+    "bots",
+    Column("business_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("bot", Text, primary_key=True),  # its name
+    Column("began_at", BigInteger, nullable=False),  # by the Market's clock
+    Column("waiting", Boolean, nullable=False),  # it began with the chats that waited
+    Column("chats", BigInteger),  # how many there are, by the last sweep
+    Column("sweep", Double),  # how many seconds that took
+)
+
+bot_chats: Table = _table(
+    "bot_chats",
+    Column("business_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("bot", Text, primary_key=True),
+    Column("chat_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),  # each change counts it up, and needs the last
+    Column("begins_at", BigInteger, nullable=False),  # earlier messages are not the bot's
+    Column("cursor_at", BigInteger),  # when the latest handled message was created
+    Column("anchor", BigInteger),  # the message from which the history is read
+    Column("looked_at", BigInteger),  # the chat's updatedAt at the last look that found all
+    Column("message_id", BigInteger),  # which message is being tried,
+    Column("tries", Integer, nullable=False, server_default=text("0")),  # how often it was,
+    Column("running", Boolean, nullable=False, server_default=false()),  # and whether it is now
+    **_often_changed(1_000),
+)
+_partial("bot_running", bot_chats.c.running.is_(true()), bot_chats.c.business_id)
+
+bot_handled: Table = _table(
+    "bot_handled",  # the messages of the last hour before the cursor
+    Column("business_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("bot", Text, primary_key=True),
+    Column("chat_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("message_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("created_at", BigInteger, nullable=False),
+    **_often_changed(1_000),
+)
+
+bot_hints: Table = _table(
+    "bot_hints",  # chats of which a notification told, until somebody has looked
+    Column("business_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("chat_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("message_id", BigInteger, nullable=False),  # the highest that it told of, or 0
+    Column("hinted_at", BigInteger, nullable=False),
+    **_often_changed(100),
+)
+
 
 def statements(dialect: str) -> list[str]:
     """Return the statements that make the tables of the newest version."""

@@ -25,6 +25,9 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 MOST = 500
 """The most marks and ends of a transaction."""
 
+GATHER = 0.001
+"""Seconds to wait for more: it halves the transactions, and each one waits for the disk."""
+
 AGAIN = 0.25
 LONGEST = 5.0
 """Seconds until an end that could not be written is tried again: at first, and at most."""
@@ -79,6 +82,7 @@ class Writer:
         pause = AGAIN
         try:
             while self._marks or self._ends:
+                await asyncio.sleep(GATHER)
                 # All ends that are there: the marks behind them rely on them.
                 ends, self._ends = self._ends, []
                 group, self._marks = self._marks[:MOST], self._marks[MOST:]

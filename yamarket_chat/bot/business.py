@@ -1,0 +1,567 @@
+"""A bot's work for one business, as long as its grant holds: looks at chats, and handles them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from ..errors import ApiError, ChatError, NotFoundError, SessionClosedError
+from ..models import Chat, Message
+from ..outbox import Outbox, OutboxDatabaseError
+from ..outbox.lease import Grant
+from ..outbox.pausing import AGAIN, pauses
+from ..outbox.turns import Session
+from ..system import wall_time
+from . import cursor
+from .cursor import Cursor, Hint, Key, StatementError
+from .errors import HandlerDiedError, MessageTooOldError
+from .handlers import call
+from .inbox import EARLIER, Found, Start, anchor, micros, new_messages, ordered
+from .message import BuyerMessage
+from .polling import WAITING, Polling
+from .slots import Slots
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
+
+TRIES = 5
+"""How often a handler is called for a message, before `Bot.error` is told."""
+
+PAUSES = (2.0, 10.0, 60.0, 300.0)
+"""Seconds after which a handler that failed is called again."""
+
+FIRST_PAUSE = 1.0
+"""Seconds until something is tried again that failed for now. They double."""
+
+LATE = 600.0
+"""Seconds for which a chat is read again if its history does not show what has changed in it."""
+
+WHOLE = 2_000_000
+"""Microseconds. The Market's times may be whole seconds: a chat may change twice in one."""
+
+LEFT = 0.2
+"""The part of the limit of histories that is left to finding messages of unknown outcome."""
+
+KNOWN = 1_000
+"""How many chats of a business are kept in memory: what their order and their buyer are."""
+
+Handler = Callable[[BuyerMessage], Awaitable[None]]
+ErrorHandler = Callable[[BuyerMessage, Exception], Awaitable[None]]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What a bot was told by its program."""
+
+    name: str
+    every: float
+    waiting: bool
+    handler_timeout: float
+    max_age: float | None
+    message: Handler
+    error: ErrorHandler | None
+
+
+class _Todo(msgspec.Struct):
+    """Why a chat is looked at."""
+
+    chat: Chat | None = None  # as it was listed, if it was
+    hint: Hint | None = None
+    looks: int = 0  # that did not find what they should
+
+
+class Business:
+    """Works for a business until it is stopped."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        grant: Grant,
+        open_session: Callable[[int], Awaitable[Session]],
+        slots: Slots,
+    ) -> None:
+        self.grant = grant
+        self.business_id: int = grant.business_id
+        self._settings = settings
+        self._outbox = outbox
+        self._database = outbox._database
+        self._open_session = open_session
+        self._slots = slots
+        self._loop = asyncio.get_running_loop()
+        self._session: Session | None = None
+        self._start = Start(0, False)
+        self._ready = asyncio.Event()
+        self._stopping = False
+        self._todo: dict[int, _Todo] = {}
+        self._working: dict[int, asyncio.Task[None]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._pauses: dict[int, float] = {}  # of those at work: when they are looked at again
+        self._not_before: dict[int, float] = {}  # a handler failed: it is called again then
+        self._errors: dict[tuple[int, int], Exception] = {}  # its last error, by chat and message
+        self._suspects: set[int] = set()
+        self._chats: dict[int, Chat] = {}
+        self._task = asyncio.create_task(self._run())
+
+    # Beginning and ending
+
+    async def stop(self, grace: float) -> None:
+        """Begin nothing new; wait for the handlers at work, and then cancel them."""
+        self._begin_no_more()
+        try:
+            if working := list(self._working.values()):
+                await asyncio.wait(working, timeout=grace)
+        finally:
+            self.over()
+            await asyncio.wait([*self._working.values(), self._task])
+            await self._close_session()
+
+    def over(self) -> None:
+        """Stop at once: cancel all handlers."""
+        self._begin_no_more()
+        for task in self._working.values():
+            task.cancel()
+
+    def _begin_no_more(self) -> None:
+        self._stopping = True
+        self._task.cancel()
+        for timer in self._timers.values():
+            timer.cancel()
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._begin()
+                pause = FIRST_PAUSE
+                await self._poll()
+            except ChatError as error:
+                logger.warning(
+                    "bot %s, business %d: %s", self._settings.name, self.business_id, error
+                )
+                if pauses(error):
+                    self._ready.clear()
+                    await self._close_session()  # the keys are asked anew
+                    pause = AGAIN
+            except Exception:
+                logger.exception("bot %s, business %d", self._settings.name, self.business_id)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, AGAIN)
+
+    async def _begin(self) -> None:
+        if self._ready.is_set():
+            return
+        settings, session = self._settings, self._session
+        if session is None:
+            session = self._session = await self._open_session(self.business_id)
+            session.departing()
+        if self._market_time() is None:
+            try:
+                # Whatever it answers has a Date.
+                await session.request("GET", "/v2/campaigns", params={"limit": 1})
+            except ChatError as error:
+                if self._market_time() is None or pauses(error):
+                    raise
+        began = await self._database.write(
+            cursor.begin,
+            self.business_id,
+            settings.name,
+            self._now(),
+            settings.waiting,
+        )
+        self._start = Start(began.began_at, began.waiting)
+        about = self.business_id, settings.name
+        # Before any handler is called: what runs now is not dead.
+        self._suspects = set(await self._database.read(cursor.suspects, *about))
+        self._ready.set()
+        for chat_id in await self._database.read(cursor.unfinished, *about):
+            self.look_at(chat_id)
+
+    async def _poll(self) -> None:
+        assert self._session is not None  # noqa: S101
+        polling = Polling(
+            self._session,
+            self._session.limits.chats,
+            self._settings.every,
+            self._changed,
+            self._swept,
+        )
+        try:
+            await polling.run()
+        finally:
+            await polling.close()
+
+    async def _close_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close(0.0)
+
+    def _market_time(self) -> float | None:
+        """Return the earliest time that the Market's clock may show, in seconds since 1970."""
+        if self._session is None:
+            return None
+        clock = self._session.departing().market_clock()
+        return None if clock is None else self._loop.time() + clock.least
+
+    def _now(self) -> int:
+        time = self._market_time()
+        return round((wall_time(self._loop) if time is None else time) * 1e6)
+
+    # Which chats are looked at
+
+    async def _swept(self, chats: int, seconds: float) -> None:
+        logger.info(
+            "bot %s, business %d: listing all %d chats takes %.0f s: so late a message may be found"
+            " that somebody has answered before the bot saw it",
+            self._settings.name, self.business_id, chats, seconds,
+        )  # fmt: skip
+        await self._database.write(
+            cursor.swept, self.business_id, self._settings.name, chats, seconds
+        )
+
+    async def _changed(self, chats: list[Chat]) -> None:
+        """Look at those chats of a page that have changed since they were looked at."""
+        ids = [chat.chat_id for chat in chats]
+        known = await self._database.read(cursor.looked, self.business_id, self._settings.name, ids)
+        for chat in chats:
+            changed_at = micros(chat.updated_at)
+            if chat.chat_id in known:
+                changed = known[chat.chat_id] != changed_at
+            else:
+                changed = changed_at >= self._start.at - EARLIER or (
+                    self._start.waiting and chat.status in WAITING
+                )
+            if changed:
+                self.look_at(chat.chat_id, chat=chat)
+
+    def hinted(self, hint: Hint) -> None:
+        """Look at a chat of which the Market told."""
+        todo = self._todo.get(hint.chat_id)
+        if todo is None or todo.hint is None or todo.hint.hinted_at != hint.hinted_at:
+            self.look_at(hint.chat_id, hint=hint)
+
+    def look_at(self, chat_id: int, *, chat: Chat | None = None, hint: Hint | None = None) -> None:
+        """Look at a chat as soon as there is room."""
+        todo = self._todo.setdefault(chat_id, _Todo())
+        todo.chat, todo.hint = chat or todo.chat, hint or todo.hint
+        if chat is not None:
+            self._chats.pop(chat_id, None)
+            self._chats[chat_id] = chat
+            if len(self._chats) > KNOWN:
+                del self._chats[next(iter(self._chats))]
+        if hint is not None:
+            todo.looks = 0
+        self._work_soon(chat_id)
+
+    def _work_soon(self, chat_id: int, after: float = 0.0) -> None:
+        if self._stopping or chat_id in self._working:
+            return  # or it is begun again when that has ended
+        timer = self._timers.pop(chat_id, None)
+        if timer is not None:
+            timer.cancel()
+        at = max(self._not_before.get(chat_id, 0.0), self._loop.time() + after)
+        if at > self._loop.time():
+            self._timers[chat_id] = self._loop.call_at(at, self._begin_work, chat_id)
+        else:
+            self._begin_work(chat_id)
+
+    def _begin_work(self, chat_id: int) -> None:
+        self._timers.pop(chat_id, None)
+        self._not_before.pop(chat_id, None)
+        if self._stopping or chat_id in self._working:
+            return
+        todo = self._todo.pop(chat_id, None) or _Todo()
+        task = self._working[chat_id] = self._loop.create_task(self._work(chat_id, todo))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._working[chat_id]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                logger.error(
+                    "bot %s, chat %d: a defect", self._settings.name, chat_id, exc_info=error
+                )
+            if chat_id in self._todo:
+                self._work_soon(chat_id, self._pauses.pop(chat_id, 0.0))
+
+        task.add_done_callback(ended)
+
+    def _again(self, chat_id: int, todo: _Todo, after: float) -> None:
+        """Look at a chat again, after some seconds. What came meanwhile is looked at at once."""
+        newer = self._todo.setdefault(chat_id, todo)
+        if newer is todo:
+            self._pauses[chat_id] = after
+        else:
+            newer.chat, newer.hint = newer.chat or todo.chat, newer.hint or todo.hint
+
+    # A look at a chat
+
+    async def _work(self, chat_id: int, todo: _Todo) -> None:
+        await self._ready.wait()
+        async with self._slots.slot(alone=chat_id in self._suspects):
+            try:
+                pause = await self._look(chat_id, todo)
+            except NotFoundError:
+                pause = None  # the chat is gone
+                if todo.hint is not None:
+                    await self._database.write(cursor.followed, todo.hint)
+            except SessionClosedError:
+                pause = FIRST_PAUSE
+            except ChatError as error:
+                logger.warning(
+                    "bot %s, chat %d: looked at again in a while: %s",
+                    self._settings.name, chat_id, error,
+                )  # fmt: skip
+                todo.looks += 1
+                pause = _growing(todo)
+        self._suspects.discard(chat_id)
+        if pause is not None:
+            self._again(chat_id, todo, pause)
+
+    async def _look(self, chat_id: int, todo: _Todo) -> float | None:
+        """Handle what is new in a chat. Returns in how many seconds to look again, or None."""
+        key = Key(self.business_id, self._settings.name, chat_id)
+        now = self._now()
+        was = await self._database.read(cursor.read, key)
+        rows = ordered(await self._rows(chat_id, was.anchor))
+        begins_at = self._start.begins_at(rows) if was.begins_at is None else was.begins_at
+        for found in new_messages(rows, was, begins_at):
+            after = await self._handle(key, was, begins_at, rows, found)
+            if after is None:
+                return FIRST_PAUSE
+            was = after
+        seen = await self._is_seen(key, was, begins_at, rows, todo, now)
+        if seen:
+            return None
+        todo.looks += 1
+        return _growing(todo)
+
+    async def _is_seen(
+        self,
+        key: Key,
+        was: Cursor,
+        begins_at: int,
+        rows: list[Message],
+        todo: _Todo,
+        now: int,
+    ) -> bool:
+        """Return whether the history shows what the chat was looked at for; note it then."""
+        seen = True
+        if (hint := todo.hint) is not None:
+            shown = hint.message_id == 0 or hint.message_id in was.handled
+            shown = shown or any(row.message_id == hint.message_id for row in rows)
+            if shown or now - hint.hinted_at > LATE * 1e6:
+                if not shown:
+                    logger.warning(
+                        "bot %s, chat %d: the Market told of message %d, which the chat's history"
+                        " does not show",
+                        key.bot, key.chat_id, hint.message_id,
+                    )  # fmt: skip
+                await self._database.write(cursor.followed, hint)
+                todo.hint = None
+            else:
+                seen = False
+        if (chat := todo.chat) is not None:
+            changed_at = micros(chat.updated_at)
+            newest = micros(rows[-1].created_at) if rows else 0
+            late = now - changed_at > LATE * 1e6
+            if late or (newest >= changed_at - WHOLE and now - changed_at > WHOLE):
+                await self._database.write(
+                    cursor.change, key, was, {"looked_at": changed_at, "begins_at": begins_at}
+                )
+                todo.chat = None
+            else:
+                seen = False
+        return seen
+
+    async def _rows(self, chat_id: int, since: int | None) -> list[Message]:
+        session = self._session
+        if session is None:
+            raise SessionClosedError("the bot's session was closed")
+        while True:
+            status = session.quota_status("history")
+            if status.remaining >= status.limit * LEFT:
+                break
+            await asyncio.sleep(min(max(status.resets_in, FIRST_PAUSE), AGAIN))
+        try:
+            return await _all(session, chat_id, since)
+        except ApiError:
+            if since is None:
+                raise
+            # Perhaps the message from which it was to be read is gone.
+            return await _all(session, chat_id, None)
+
+    async def chat(self, chat_id: int) -> Chat:
+        """Return what is known of a chat; ask the Market if that is nothing."""
+        if chat_id not in self._chats:
+            self._chats[chat_id] = await self.session().get_chat(chat_id)
+        return self._chats[chat_id]
+
+    def session(self) -> Session:
+        """Return the session of the business."""
+        if self._session is None:
+            raise SessionClosedError("the bot's session was closed")
+        return self._session
+
+    # A message
+
+    async def _handle(
+        self, key: Key, was: Cursor, begins_at: int, rows: list[Message], found: Found
+    ) -> Cursor | None:
+        """Handle a message. Returns the cursor after it; None if it is not handled."""
+        message, chat = found.message, await self.chat(key.chat_id)
+        about = key.chat_id, message.message_id
+        while True:
+            tries = was.tried(message.message_id) + 1
+            error = self._given_up(about, micros(message.created_at), tries)
+            begun = {
+                "message_id": message.message_id,
+                "tries": tries,
+                "running": True,
+                "begins_at": begins_at,
+            }
+            if not await self._database.write(cursor.change, key, was, begun):
+                return None  # somebody else is at work
+            was = _changed(was, begun)
+            held = self.message(chat, message, found.later, "" if error is None else "error:")
+            try:
+                if error is None:
+                    failure = await call(
+                        self._settings.message, held, within=self._settings.handler_timeout
+                    )
+                else:
+                    failure = None
+                    if tries <= 2 * TRIES:  # or the error handler kills its process as well
+                        await self.tell(held, error)
+                if failure is None:
+                    try:
+                        return await self._commit(key, was, begins_at, rows, message, held)
+                    except StatementError as refused:
+                        failure = refused.__cause__  # type: ignore[assignment]
+            except asyncio.CancelledError:
+                held.end()
+                await asyncio.shield(self._give_back(key, was))
+                raise
+            held.end()
+            logger.warning(
+                "bot %s, chat %d, message %d: try %d failed",
+                key.bot, *about, tries, exc_info=failure,
+            )  # fmt: skip
+            ended = {"running": False}
+            if not await self._database.write(cursor.change, key, was, ended):
+                return None
+            was = _changed(was, ended)
+            if failure is not None:
+                self._errors[about] = failure
+            if tries < TRIES:
+                self._not_before[key.chat_id] = self._loop.time() + PAUSES[tries - 1]
+                return None
+
+    def _given_up(self, about: tuple[int, int], created_at: int, tries: int) -> Exception | None:
+        """Return why the handler of a message is not called, or not any more."""
+        most = self._settings.max_age
+        if most is not None and self._now() - created_at > most * 1e6:
+            return MessageTooOldError(
+                f"the message is older than {most:g} s, so its handler was not called"
+            )
+        if tries <= TRIES:
+            return None
+        return self._errors.get(about) or HandlerDiedError(
+            f"the handler was called {TRIES} times, and its process died each time"
+        )
+
+    async def tell(self, message: BuyerMessage, error: Exception) -> bool:
+        """Tell the program of a message that it could not answer. Returns whether that worked."""
+        settings, about = self._settings, (message.chat.chat_id, message.message_id)
+        if settings.error is None:
+            logger.error("bot %s, chat %d, message %d: %s", settings.name, *about, error)
+            return True
+        failure = await call(settings.error, message, error, within=settings.handler_timeout)
+        if failure is None:
+            return True
+        logger.error(
+            "bot %s, chat %d, message %d: Bot.error failed",
+            settings.name, *about, exc_info=failure,
+        )  # fmt: skip
+        message.drop()
+        return False
+
+    def message(
+        self, chat: Chat, message: Message, later: tuple[Message, ...], kind: str = ""
+    ) -> BuyerMessage:
+        """Make what a handler gets. `kind` stands in the keys of its replies."""
+        keys = f"bot:{self._settings.name}:{chat.chat_id}:{message.message_id}:{kind}"
+        return BuyerMessage(
+            self.business_id, chat, message, later, self.session(), self._outbox, keys
+        )
+
+    async def _give_back(self, key: Key, was: Cursor) -> None:
+        """Give a try back: its handler was cancelled, because this business is left."""
+        tries = was.tries - 1
+        values = {
+            "message_id": was.message_id if tries else None,
+            "tries": tries,
+            "running": False,
+        }
+        try:
+            await self._database.write(cursor.change, key, was, values)
+        except OutboxDatabaseError as error:
+            logger.warning(
+                "bot %s, chat %d: a try is not given back: %s", key.bot, key.chat_id, error
+            )
+
+    async def _commit(
+        self,
+        key: Key,
+        was: Cursor,
+        begins_at: int,
+        rows: list[Message],
+        message: Message,
+        held: BuyerMessage,
+    ) -> Cursor | None:
+        """Commit that a message is handled, with its replies; again until it is known.
+
+        Returns the cursor after it; None if somebody else has handled the message.
+        """
+        replies, statements = held.end()
+        done = message.message_id, micros(message.created_at)
+        cursor_at = max(was.cursor_at or 0, done[1])
+        values = {
+            "message_id": None,
+            "tries": 0,
+            "running": False,
+            "begins_at": begins_at,
+            "cursor_at": cursor_at,
+            "anchor": anchor(rows, cursor_at) or was.anchor,
+        }
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                if await self._database.write(
+                    cursor.handled, key, was, values, done, replies, statements
+                ):
+                    handled = was.handled | {done[0]}
+                    after = msgspec.structs.replace(_changed(was, values), handled=handled)
+                else:
+                    after = await self._database.read(cursor.read, key)
+            except OutboxDatabaseError as error:
+                # It may be committed all the same: then the version is another one now.
+                logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
+            else:
+                self._errors.pop((key.chat_id, done[0]), None)
+                self._outbox._wake()
+                return after if done[0] in after.handled else None
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, AGAIN)
+
+
+def _growing(todo: _Todo) -> float:
+    return min(FIRST_PAUSE * 2.0 ** min(todo.looks, 10), AGAIN)
+
+
+def _changed(was: Cursor, values: Mapping[str, Any]) -> Cursor:
+    return msgspec.structs.replace(was, version=was.version + 1, **values)
+
+
+async def _all(session: Session, chat_id: int, since: int | None) -> list[Message]:
+    return [row async for row in session.history(chat_id, message_id_from=since)]

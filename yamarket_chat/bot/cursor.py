@@ -1,0 +1,303 @@
+"""The statements about what was handled. Each function works within its connection's transaction.
+
+Each change of a chat's cursor counts its version up, and is made only if the version is the one
+that was read. So of two handlers of one message, only the first one's replies are put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..outbox import store
+from ..outbox.rows import Row, moment
+from ..outbox.schema import bot_chats, bot_handled, bot_hints, bots
+from .status import BotStatus
+
+HOUR = 3_600_000_000
+"""Microseconds before the latest handled message in which others may appear late."""
+
+HINTS = 1_000
+"""The most hints that are read at a time."""
+
+HINT_KEPT = 24 * HOUR
+"""Microseconds after which a hint is dropped that nobody has followed."""
+
+_chat, _bot, _done, _hint = bot_chats.c, bots.c, bot_handled.c, bot_hints.c
+
+
+class Key(NamedTuple):
+    """A chat, and the bot that works in it."""
+
+    business_id: int
+    bot: str
+    chat_id: int
+
+
+class Cursor(msgspec.Struct, frozen=True):
+    """How far a chat is handled. Times are microseconds since 1970, by the Market's clock.
+
+    Attributes:
+        version: How often it was changed; 0 if it is not stored yet.
+        begins_at: Messages before it are not the bot's.
+        cursor_at: When the latest handled message was created.
+        anchor: The message from which the history is to be read; None reads all of it.
+        message_id: The message that is being tried, or failed.
+        tries: How often its handler was called.
+        running: Whether it is running; if it is not, its process died.
+        handled: The handled messages of the last hour before `cursor_at`.
+    """
+
+    version: int = 0
+    begins_at: int | None = None
+    cursor_at: int | None = None
+    anchor: int | None = None
+    message_id: int | None = None
+    tries: int = 0
+    running: bool = False
+    handled: frozenset[int] = frozenset()
+
+    def tried(self, message_id: int) -> int:
+        """Return how often the handler of a message was called."""
+        return self.tries if self.message_id == message_id else 0
+
+
+class Hint(NamedTuple):
+    """The Market told of something in a chat."""
+
+    business_id: int
+    chat_id: int
+    message_id: int  # or 0
+    hinted_at: int
+
+
+class StatementError(Exception):
+    """A statement of the user's failed. Nothing was committed."""
+
+
+def _is(key: Key) -> Any:
+    return and_(
+        _chat.business_id == key.business_id, _chat.bot == key.bot, _chat.chat_id == key.chat_id
+    )
+
+
+def _insert(connection: Connection, table: Any) -> Any:
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+# A bot and a business
+
+
+def begin(connection: Connection, business_id: int, bot: str, now: int, waiting: bool) -> Any:
+    """Note when a bot began with a business, unless that is known. Return what is known."""
+    values = {"business_id": business_id, "bot": bot, "began_at": now, "waiting": waiting}
+    connection.execute(_insert(connection, bots).values(values).on_conflict_do_nothing())
+    return connection.execute(select(bots).where(*_of(business_id, bot))).one()
+
+
+def swept(connection: Connection, business_id: int, bot: str, chats: int, seconds: float) -> None:
+    """Note how long it took to list all chats."""
+    connection.execute(
+        update(bots).where(*_of(business_id, bot)).values(chats=chats, sweep=seconds)
+    )
+
+
+def suspects(connection: Connection, business_id: int, bot: str) -> list[int]:
+    """Return the chats whose handler was running as its process died."""
+    found = select(_chat.chat_id).where(
+        _chat.running.is_(True), _chat.business_id == business_id, _chat.bot == bot
+    )
+    return list(connection.scalars(found))
+
+
+def unfinished(connection: Connection, business_id: int, bot: str) -> list[int]:
+    """Return the chats with a message that was tried and is not handled."""
+    found = select(_chat.chat_id).where(
+        _chat.business_id == business_id, _chat.bot == bot, _chat.message_id.is_not(None)
+    )
+    return list(connection.scalars(found))
+
+
+def status(connection: Connection, bot: str) -> list[BotStatus]:
+    """Return what is known of a bot, for each of its businesses."""
+    trying = (
+        select(_chat.business_id, func.count().label("messages"))
+        .where(_chat.bot == bot, _chat.message_id.is_not(None))
+        .group_by(_chat.business_id)
+    )
+    counts = {row.business_id: row.messages for row in connection.execute(trying)}
+    rows = connection.execute(select(bots).where(_bot.bot == bot).order_by(_bot.business_id))
+    return [
+        BotStatus(
+            business_id=row.business_id,
+            began_at=began_at,
+            chats=row.chats,
+            found_within=row.sweep,
+            trying=counts.get(row.business_id, 0),
+        )
+        for row in rows
+        if (began_at := moment(row.began_at)) is not None
+    ]
+
+
+def _of(business_id: int, bot: str) -> tuple[Any, Any]:
+    return _bot.business_id == business_id, _bot.bot == bot
+
+
+# A chat
+
+
+def read(connection: Connection, key: Key) -> Cursor:
+    """Return how far a chat is handled."""
+    row = connection.execute(select(bot_chats).where(_is(key))).first()
+    if row is None:
+        return Cursor()
+    done = select(_done.message_id).where(
+        _done.business_id == key.business_id, _done.bot == key.bot, _done.chat_id == key.chat_id
+    )
+    return Cursor(
+        row.version,
+        row.begins_at,
+        row.cursor_at,
+        row.anchor,
+        row.message_id,
+        row.tries,
+        row.running,
+        frozenset(connection.scalars(done)),
+    )
+
+
+def looked(
+    connection: Connection, business_id: int, bot: str, chats: Collection[int]
+) -> dict[int, int | None]:
+    """Return which of these chats are stored, and their time of change at the last look."""
+    found = connection.execute(
+        select(_chat.chat_id, _chat.looked_at).where(
+            _chat.business_id == business_id, _chat.bot == bot, _chat.chat_id.in_(chats)
+        )
+    )
+    return {row.chat_id: row.looked_at for row in found}
+
+
+def change(connection: Connection, key: Key, was: Cursor, values: Mapping[str, Any]) -> bool:
+    """Change a cursor if it is still as it was. Returns whether it is changed."""
+    if was.version == 0:
+        added = _insert(connection, bot_chats).values(**key._asdict(), version=1, **values)
+        return bool(connection.execute(added.on_conflict_do_nothing()).rowcount)
+    where = _is(key), _chat.version == was.version
+    changed = update(bot_chats).where(*where).values(version=was.version + 1, **values)
+    return bool(connection.execute(changed).rowcount)
+
+
+def handled(
+    connection: Connection,
+    key: Key,
+    was: Cursor,
+    values: Mapping[str, Any],
+    done: tuple[int, int],
+    replies: Sequence[Row],
+    statements: Sequence[tuple[Any, Any]],
+) -> bool:
+    """Note that a message is handled, and put the replies, if the cursor is still as it was.
+
+    Args:
+        connection: The connection.
+        key: The chat.
+        was: Its cursor.
+        values: What changes of it.
+        done: The message, and when it was created.
+        replies: The replies.
+        statements: The user's own statements and their parameters.
+
+    Raises:
+        StatementError: One of these failed. The transaction must not be committed.
+    """
+    if not change(connection, key, was, values):
+        return False
+    message_id, created_at = done
+    row = {**key._asdict(), "message_id": message_id, "created_at": created_at}
+    connection.execute(insert(bot_handled).values(row))
+    connection.execute(
+        delete(bot_handled).where(
+            _done.business_id == key.business_id,
+            _done.bot == key.bot,
+            _done.chat_id == key.chat_id,
+            _done.created_at < values["cursor_at"] - HOUR,
+        )
+    )
+    put(connection, replies, statements)
+    return True
+
+
+def put(
+    connection: Connection, replies: Sequence[Row], statements: Sequence[tuple[Any, Any]]
+) -> None:
+    """Put replies, and execute the user's own statements. A reply that is there already stays."""
+    if replies:
+        store.put_each(connection, replies)
+    for statement, parameters in statements:
+        try:
+            connection.execute(statement, parameters)
+        except SQLAlchemyError as error:
+            if getattr(error, "connection_invalidated", False):
+                raise
+            raise StatementError from error
+
+
+# Hints
+
+
+def hint(connection: Connection, business_id: int, chat_id: int, message_id: int, at: int) -> None:
+    """Note that the Market told of a chat."""
+    added = _insert(connection, bot_hints).values(
+        business_id=business_id, chat_id=chat_id, message_id=message_id, hinted_at=at
+    )
+    highest = func.greatest if connection.dialect.name == "postgresql" else func.max
+    connection.execute(
+        added.on_conflict_do_update(
+            index_elements=[_hint.business_id, _hint.chat_id],
+            set_={
+                "message_id": highest(_hint.message_id, added.excluded.message_id),
+                "hinted_at": highest(_hint.hinted_at + 1, added.excluded.hinted_at),
+            },
+        )
+    )
+
+
+def hints(connection: Connection, after: tuple[int, int]) -> list[Hint]:
+    """Return hints, by business and chat."""
+    business_id, chat_id = after
+    found = connection.execute(
+        select(bot_hints)
+        .where(
+            or_(
+                _hint.business_id > bindparam("business"),
+                and_(_hint.business_id == bindparam("business"), _hint.chat_id > bindparam("chat")),
+            )
+        )
+        .order_by(_hint.business_id, _hint.chat_id)
+        .limit(HINTS),
+        {"business": business_id, "chat": chat_id},
+    )
+    return [Hint(*row) for row in found]
+
+
+def followed(connection: Connection, hint: Hint) -> None:
+    """Remove a hint that was followed, unless the Market told of more meanwhile."""
+    connection.execute(
+        delete(bot_hints).where(
+            _hint.business_id == hint.business_id,
+            _hint.chat_id == hint.chat_id,
+            _hint.hinted_at == hint.hinted_at,
+        )
+    )
+
+
+def drop_hints(connection: Connection, before: int) -> None:
+    """Remove hints that nobody follows: of businesses without a bot."""
+    connection.execute(delete(bot_hints).where(_hint.hinted_at < before))

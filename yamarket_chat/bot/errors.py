@@ -1,0 +1,21 @@
+"""What only a bot raises, or passes to `Bot.error`."""
+
+from __future__ import annotations
+
+from ..errors import ChatError
+
+
+class BotConflictError(ChatError):
+    """A business has the bot of another name already. The text says which process runs it."""
+
+
+class HandlerTimeoutError(ChatError, TimeoutError):
+    """The handler took longer than `handler_timeout`, and was cancelled."""
+
+
+class HandlerDiedError(ChatError):
+    """The handler never ended: its process died each time that it ran."""
+
+
+class MessageTooOldError(ChatError):
+    """The message is older than `max_age`. Its handler was not called."""

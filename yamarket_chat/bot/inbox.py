@@ -1,0 +1,81 @@
+"""Which messages of a chat's history are new. Pure: it reads nothing and asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from ..models import Message, Sender
+from .cursor import HOUR, Cursor
+
+EARLIER = 30_000_000
+"""Microseconds before the bot began with which a chat begins: clocks differ."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Start(msgspec.Struct, frozen=True):
+    """When a bot began with a business, and whether with the chats that waited then."""
+
+    at: int
+    waiting: bool
+
+    def begins_at(self, rows: Iterable[Message]) -> int:
+        """Return from when on the messages of a chat with this history are the bot's."""
+        begins_at = self.at - EARLIER
+        if not self.waiting:
+            return begins_at
+        answered = [
+            at
+            for row in rows
+            if row.sender == Sender.PARTNER and (at := micros(row.created_at)) < begins_at
+        ]
+        return min(begins_at, max(answered, default=-1) + 1)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A new message, and what stands behind it."""
+
+    message: Message
+    later: tuple[Message, ...]
+
+
+def micros(moment: datetime) -> int:
+    """Return the microseconds since 1970."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def ordered(rows: Iterable[Message]) -> list[Message]:
+    """Return the rows of a history by their times. A row that came twice is there once."""
+    unique = {row.message_id: row for row in rows}
+    return sorted(unique.values(), key=lambda row: (row.created_at, row.message_id))
+
+
+def new_messages(rows: Sequence[Message], cursor: Cursor, begins_at: int) -> list[Found]:
+    """Return the buyer's messages that are not handled yet, in their order.
+
+    Args:
+        rows: The rows of the history, ordered.
+        cursor: How far the chat is handled.
+        begins_at: Earlier messages are not the bot's.
+    """
+    since = begins_at if cursor.cursor_at is None else max(begins_at, cursor.cursor_at - HOUR)
+    return [
+        Found(row, tuple(rows[number + 1 :]))
+        for number, row in enumerate(rows)
+        if row.sender == Sender.CUSTOMER
+        and row.message_id not in cursor.handled
+        and micros(row.created_at) >= since
+    ]
+
+
+def anchor(rows: Sequence[Message], cursor_at: int) -> int | None:
+    """Return the message from which a later look must read: all that may appear is behind it."""
+    before = [row for row in rows if micros(row.created_at) < cursor_at - HOUR]
+    if not before:
+        return None
+    behind = (row.message_id for row in rows if micros(row.created_at) >= cursor_at - HOUR)
+    return min([before[-1].message_id, *behind])

@@ -1,0 +1,168 @@
+"""The bot of one process: which businesses it works for, and of which chats the Market told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+from ..errors import ChatError
+from ..outbox import Outbox, OutboxDatabaseError
+from ..outbox.claims import OtherBot, other_bots
+from ..outbox.lease import BEATS, Grant
+from ..outbox.rows import now
+from ..outbox.turns import Session
+from ..outbox.watching import LOOKS
+from . import cursor
+from .business import Business, Settings
+from .cursor import HINT_KEPT, HINTS
+from .errors import BotConflictError
+from .slots import Slots
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
+
+AWAY = 1.0
+"""Seconds until the database is asked again after it could not be used."""
+
+DROP_EVERY = 3600.0
+"""Seconds between two removals of hints that nobody follows."""
+
+
+class Runner:
+    """Works under the leases of an outbox's worker, which tells it what it may do."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        outbox: Outbox,
+        concurrency: int,
+        lease: float,
+        serves: Callable[[int], bool],
+    ) -> None:
+        self.name = settings.name
+        self._settings = settings
+        self._outbox = outbox
+        self._lease = lease
+        self._serves = serves
+        self._slots = Slots(concurrency)
+        self._businesses: dict[int, Business] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._open_session: Callable[[int], Awaitable[Session]] | None = None
+
+    async def begin(self, open_session: Callable[[int], Awaitable[Session]]) -> None:
+        """Be ready.
+
+        Raises BotConflictError if the bot of another name works for one of the businesses.
+        """
+        await self._check_others()
+        self._open_session = open_session
+        self._task = asyncio.create_task(self._follow_hints())
+
+    def business(self, business_id: int) -> Business | None:
+        """Return the work for a business; None if another process does it."""
+        return self._businesses.get(business_id)
+
+    def wake(self) -> None:
+        """Look for hints at once."""
+        self._woken.set()
+
+    # What the worker tells
+
+    def granted(self, grant: Grant) -> None:
+        """Begin with a business."""
+        assert self._open_session is not None  # noqa: S101
+        self._businesses[grant.business_id] = Business(
+            self._settings, self._outbox, grant, self._open_session, self._slots
+        )
+        self.wake()
+
+    async def release(self, grant: Grant) -> None:
+        """Begin nothing new for a business; return when no handler of it is at work."""
+        business = self._businesses.pop(grant.business_id, None)
+        if business is not None:
+            await business.stop(self._settings.handler_timeout)
+
+    def over(self, grants: Sequence[Grant]) -> None:
+        """Stop at once: these are lost."""
+        for grant in grants:
+            business = self._businesses.get(grant.business_id)
+            if business is not None and business.grant is grant:
+                del self._businesses[grant.business_id]
+                business.over()
+                ending = asyncio.create_task(business.stop(0.0))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+
+    async def end(self, grace: float) -> None:
+        """Begin nothing new, and wait for the handlers at work."""
+        if self._task is not None:
+            self._task.cancel()
+        businesses, self._businesses = list(self._businesses.values()), {}
+        await asyncio.gather(*(business.stop(grace) for business in businesses), *self._ending)
+
+    # Hints
+
+    async def _follow_hints(self) -> None:
+        database, loop = self._outbox._database, asyncio.get_running_loop()
+        version: int | None = None
+        drop_at = loop.time()
+        while True:
+            wait = LOOKS[database.dialect]
+            woken = self._woken.is_set()
+            self._woken.clear()
+            try:
+                before, version = version, await database.data_version()
+                if woken or version is None or version != before:
+                    await self._look()
+                if loop.time() >= drop_at:
+                    await database.write(cursor.drop_hints, now() - HINT_KEPT)
+                    drop_at = loop.time() + DROP_EVERY
+            except OutboxDatabaseError as error:
+                logger.info("bot %s waits for the outbox's database: %s", self.name, error)
+                wait = AWAY
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._woken.wait()
+
+    async def _look(self) -> None:
+        after = 0, 0
+        while True:
+            found = await self._outbox._database.read(cursor.hints, after)
+            for hint in found:
+                business = self._businesses.get(hint.business_id)
+                if business is not None:
+                    business.hinted(hint)
+            if len(found) < HINTS:
+                return
+            after = found[-1].business_id, found[-1].chat_id
+
+    # Other bots
+
+    async def _check_others(self) -> None:
+        """Let no two bots of other names work for a business.
+
+        One whose process is dead does not beat: it is no obstacle.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._lease
+        first: dict[str, int] = {}
+        while True:
+            others = await self._outbox._database.read(other_bots, self.name)
+            others = [other for other in others if self._serves(other.business_id)]
+            for other in others:
+                if other.beat > first.setdefault(other.token, other.beat):
+                    raise _conflict(other, self.name)
+            if not others or loop.time() >= until:
+                return
+            await asyncio.sleep(self._lease / BEATS / 2)
+
+
+def _conflict(other: OtherBot, name: str) -> ChatError:
+    return BotConflictError(
+        f"business {other.business_id} has the bot {other.bot!r} ({other.about}), and a business"
+        f" has one bot at a time: stop that one, or call this one {other.bot!r} instead of {name!r}"
+        " if it is the same program"
+    )

@@ -1,0 +1,155 @@
+"""The command `outbox put`: put a text or a file, to be sent by a process that delivers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from yamarket_chat.errors import InvalidArgumentError
+
+from . import console, options, outbox_options
+
+if TYPE_CHECKING:
+    from yamarket_chat.outbox import OutboxFile, OutboxMessage
+
+
+class _Put(msgspec.Struct):
+    number: int
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is no time; write 2026-12-31T15:00, or 2026-12-31T15:00+03:00"
+        ) from None
+    try:
+        return moment.astimezone()  # without a time zone, that of this machine
+    except (OverflowError, OSError):
+        raise typer.BadParameter(f"{text!r} is out of range") from None
+
+
+def put(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CHAT_ID] [TEXT]",
+            help="The id of the chat, but not with --order or --return, and the text, 1 to 4,096"
+            " characters, but not with --file. - reads standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    *,
+    order: Annotated[
+        int | None, typer.Option(min=1, help="Send to the chat of this order.", show_default=False)
+    ] = None,
+    return_: Annotated[
+        int | None,
+        typer.Option(
+            "--return", min=1, help="Send to the chat of this return.", show_default=False
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Send this file, at most 5 MiB.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The name of the file that the buyer sees. Default: its own name."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            help="A name of yours for the message: what is put again under its key is not put"
+            " twice.",
+            show_default=False,
+        ),
+    ] = None,
+    bulk: Annotated[
+        bool, typer.Option("--bulk", help="Send it after all messages that are not bulk.")
+    ] = False,
+    not_before: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="TIME", parser=_moment, help="The earliest time to send it.", show_default=False
+        ),
+    ] = None,
+    not_after: Annotated[
+        datetime | None,
+        typer.Option(
+            metavar="TIME", parser=_moment, help="The latest time to send it.", show_default=False
+        ),
+    ] = None,
+    json: options.Json = False,
+    database: outbox_options.Database = None,
+    business_id: options.BusinessId = None,
+) -> None:
+    """Put a message into the outbox, and print its number once it is committed.
+
+    It needs no key of the Market's: a process that delivers sends the message. A TIME is such as
+    2026-12-31T15:00, in the time zone of this machine, or 2026-12-31T15:00+03:00.
+
+    Example: yamarket-chat outbox put 17 "Your order is packed" --key packed-55
+    """
+    outbox = outbox_options.open_(database)
+    if business_id is None:
+        raise InvalidArgumentError(
+            "business_id is missing; pass it or set YAMARKET_BUSINESS_ID."
+            " yamarket-chat whoami shows it"
+        )
+    message = _message(
+        list(words or []), business_id, order, return_, file, name,
+        {"key": key, "bulk": bulk, "not_before": not_before, "not_after": not_after},
+    )  # fmt: skip
+
+    async def work() -> int:
+        return await outbox.put(message)
+
+    number = outbox_options.run(outbox, work)
+    if json:
+        console.data(_Put(number))
+    else:
+        console.result(f"Message {number} waits in the outbox")
+
+
+def _message(
+    words: list[str],
+    business_id: int,
+    order: int | None,
+    return_: int | None,
+    file: Path | None,
+    name: str | None,
+    about: dict[str, Any],
+) -> OutboxMessage | OutboxFile:
+    from yamarket_chat.outbox import OutboxFile, OutboxMessage
+
+    if order is not None and return_ is not None:
+        raise InvalidArgumentError("pass either --order or --return")
+    chat: str | None = None
+    if order is None and return_ is None:
+        if not words:
+            raise InvalidArgumentError("the chat is missing: pass CHAT_ID, --order or --return")
+        chat = words.pop(0)
+        if not (chat.isascii() and chat.isdecimal()):
+            raise InvalidArgumentError(f"CHAT_ID is a whole number, not {chat!r:.60}")
+    about |= {"order_id": order, "return_id": return_}
+    not_after = about["not_after"]
+    if not_after is not None and not_after <= datetime.now(UTC):
+        raise InvalidArgumentError(
+            f"--not-after is over already: {console.moment(not_after)}. The message would expire"
+        )
+    if (file is None) is (not words):
+        raise InvalidArgumentError("pass either TEXT or --file")
+    if len(words) > 1:
+        what = "" if chat is not None else " and no CHAT_ID"
+        raise InvalidArgumentError(f"pass one TEXT{what}: put it in quotes")
+    if file is not None:
+        return OutboxFile(business_id, chat, file, filename=name, **about)
+    if name is not None:
+        raise InvalidArgumentError("--name is for a file: pass --file")
+    return OutboxMessage(business_id, chat, options.text_argument(words[0]), **about)
