@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import cost, decoding, faults, growth, imports, limit, simulation
-from .outbox import backlog, delivery
+from .outbox import backlog, delivery, scale
 from .report import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -18,4 +18,5 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "simulation": simulation,
     "outbox": delivery,
     "backlog": backlog,
+    "scale": scale,
 }
