@@ -160,7 +160,7 @@ def table(content: Table) -> None:
         elif not out.quiet:
             content.box = None
             content.padding = (0, 2, 0, 0)
-            # Not `print(width=...)` of `out`: that is never wider than what it takes for a terminal.
+            # `out` would never print more columns than it takes a terminal to have.
             _file.print(content, crop=False, soft_wrap=False)
 
 

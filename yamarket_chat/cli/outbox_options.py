@@ -232,13 +232,18 @@ def print_details(entry: OutboxEntry) -> None:
     ]
     if entry.text is None:
         facts.append(("Content", content_of(entry)))
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True)
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True, width=11)
     grid.add_column(overflow="fold")
     for name, value in facts:
-        if value is not None:
+        if value is None:
+            continue
+        if console.out.is_terminal:
             grid.add_row(*console.cells(f"{name}:", value))
-    console.table(grid)
+        else:
+            console.result(f"{name + ':':<12}{value}")
+    if grid.rows:
+        console.table(grid)
     if entry.text is not None:
         console.result("Text:")
         for line in entry.text.splitlines():
