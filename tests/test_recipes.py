@@ -70,7 +70,7 @@ async def until(condition: Callable[[], bool]) -> None:
     loop: Any = asyncio.get_running_loop()
     began = waited = time.monotonic()
     while not condition():
-        assert waited < began + 30
+        assert waited < began + 60
         await loop.run_in_executor(None, time.sleep, 0.01)
         now, last = time.monotonic(), waited
         loop.block(now - last)
