@@ -91,7 +91,7 @@ def texts(market: Sandbox, chat_id: int) -> list[str | None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -189,6 +189,12 @@ def show_log(level: int, at_most_every: float = 0.0) -> None:
     logger.setLevel(level)
     logger.handlers = [_LogHandler(level, at_most_every)]
     logger.propagate = False
+
+
+def hide_from_log(hidden: Callable[[logging.LogRecord], bool]) -> None:
+    """Print no record of which the function returns True."""
+    for handler in logger.handlers:
+        handler.addFilter(lambda record: not hidden(record))
 
 
 class _LogHandler(logging.Handler):

@@ -7,7 +7,7 @@ import enum
 import itertools
 import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,6 +54,44 @@ class BadLine(Exception):
         super().__init__(f"{place}: {problem}")
 
 
+Parsed = Iterator[tuple[int, object, object]]
+"""Line, chat_id and text of each message."""
+
+
+class Messages:
+    """The messages of a file. Each iteration parses the file anew, so a large one fits in memory.
+
+    Attributes:
+        chats: How many chats they are to.
+    """
+
+    def __init__(self, parse: Callable[[], Parsed]) -> None:
+        """Check all lines. Raises BadFile, which lists the errors of all of them."""
+        self._parse = parse
+        self._length = 0
+        chats: set[int] = set()
+        problems: list[str] = []
+        try:
+            for line, chat_id, text in parse():
+                errors = list(_problems(line, chat_id, text))
+                problems += errors
+                if not errors:
+                    self._length += 1
+                    chats.add(int(str(chat_id)))
+        except BadLine as error:
+            raise BadFile([*problems, str(error)]) from None
+        if problems:
+            raise BadFile(problems)
+        self.chats: int = len(chats)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Record]:
+        for number, (line, chat_id, text) in enumerate(self._parse(), 1):
+            yield Record(number, line, int(str(chat_id)), str(text))
+
+
 def read(
     content: bytes,
     name: str,
@@ -62,34 +100,14 @@ def read(
     *,
     ask: bool = False,
     rows_in_text: bool = False,
-) -> list[Record]:
+) -> Messages:
     """Parse the messages of a file. Raises BadFile, which lists the errors of all lines.
 
     With `ask`, the user chooses the encoding on the terminal if it is uncertain. With
     `rows_in_text`, a text may contain a line that looks like a row of the file.
     """
     text = decode(content, encoding, lambda text: _first_text(_parse(text, name, form)), ask)
-    parsed = _parse(text, name, form, rows_in_text)
-    records: list[Record] = []
-    problems: list[str] = []
-    while True:
-        try:
-            line, chat_id, message = next(parsed)
-        except StopIteration:
-            break
-        except BadLine as error:
-            raise BadFile([*problems, str(error)]) from None
-        errors = list(_problems(line, chat_id, message))
-        problems += errors
-        if not errors:
-            records.append(Record(len(records) + 1, line, int(str(chat_id)), str(message)))
-    if problems:
-        raise BadFile(problems)
-    return records
-
-
-Parsed = Iterator[tuple[int, object, object]]
-"""Line, chat_id and text of each message."""
+    return Messages(lambda: _parse(text, name, form, rows_in_text))
 
 
 def _parse(text: str, name: str, form: Format | None, rows_in_text: bool = False) -> Parsed:
@@ -151,6 +169,9 @@ def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
             check_text(text)
         except InvalidArgumentError as error:
             yield str(BadLine(line, str(error), TEXT))
+        else:
+            if "\0" in str(text):
+                yield str(BadLine(line, "the text has a NUL character, which cannot be sent", TEXT))
 
 
 def _csv(text: str, rows_in_text: bool) -> Parsed:
