@@ -46,7 +46,7 @@ def gate() -> AbstractContextManager[Any]:
         with lock:
             return transact(*args)
 
-    Database._transact = gated  # type: ignore[method-assign]
+    Database._transact = gated  # type: ignore[method-assign,assignment]
     return lock
 
 

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from inspect import signature
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -26,8 +27,11 @@ import pytest
 from aiohttp import web
 from sqlalchemy import URL, make_url
 
+from tests.command import MAIN, fork
+from tests.command import environment as environment_of_command
 from tests.helpers import HOUR, http_server, now, session_of, stored, texts
 from yamarket_chat import Rate
+from yamarket_chat.cli import outbox_deliver, outbox_status
 from yamarket_chat.outbox import Outbox
 from yamarket_chat.outbox.delivering import GRACE
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults, random_faults
@@ -388,19 +392,23 @@ async def test_celery_task_that_runs_twice_tells_the_buyer_once(
 
 # A process that delivers
 
-SLACK = 10.0
-"""Seconds for what a process does besides: to start to end, and to hand over."""
+SLACK = 5.0
+"""Seconds for what a process does besides: to hear of its end, and to end."""
 
 
-def test_supervisors_wait_for_what_is_under_way() -> None:
+@pytest.mark.real_time
+async def test_supervisors_wait_for_what_is_under_way() -> None:
     import yaml
+
+    options = {
+        name: one.default for name, one in signature(outbox_deliver.deliver).parameters.items()
+    }
 
     unit = configparser.ConfigParser()
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(RECIPES / "yamarket-outbox.service")
-    assert float(unit["Service"]["TimeoutStopSec"]) >= GRACE + SLACK
-    starts = [unit["Service"][name].split()[1:] for name in ("ExecStartPre", "ExecStart")]
-    assert starts == [["outbox", "create"], ["outbox", "deliver"]]
+    assert float(unit["Service"]["TimeoutStopSec"]) >= options["grace"] + SLACK
+    create, deliver = (unit["Service"][name].split()[1:] for name in ("ExecStartPre", "ExecStart"))
 
     deployment = yaml.safe_load((RECIPES / "yamarket-outbox.yaml").read_text())
     assert (
@@ -408,23 +416,35 @@ def test_supervisors_wait_for_what_is_under_way() -> None:
         == (deployment["spec"]["template"]["metadata"]["labels"])
     )
     pod = deployment["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] >= GRACE + SLACK
-    (create,), (deliver,) = pod["initContainers"], pod["containers"]
-    assert [create["args"], deliver["args"]] == starts
-    probe = deliver["readinessProbe"]["exec"]["command"]
+    assert pod["terminationGracePeriodSeconds"] >= options["grace"] + SLACK
+    assert [pod["initContainers"][0]["args"], pod["containers"][0]["args"]] == [create, deliver]
+    probe = pod["containers"][0]["livenessProbe"]
+    assert probe["timeoutSeconds"] >= options["lease"] * outbox_status.TRUST + SLACK
+    look = probe["exec"]["command"]
 
     lines = (RECIPES / "Dockerfile").read_text().splitlines()
     image = dict(line.partition(" ")[::2] for line in lines)
-    assert json.loads(image["ENTRYPOINT"]) == probe[:1] == ["yamarket-chat"]
-    assert json.loads(image["CMD"]) == starts[1]
-    assert json.loads(image["HEALTHCHECK"].partition("CMD ")[2]) == probe
+    assert json.loads(image["ENTRYPOINT"]) == look[:1] == ["yamarket-chat"]
+    assert json.loads(image["CMD"]) == deliver
+    assert json.loads(image["HEALTHCHECK"].partition("CMD ")[2]) == look
+    assert f"--timeout={probe['timeoutSeconds']}s" in image["HEALTHCHECK"]
 
-    # uvicorn's handlers come before the delivery ends.
+    page = (DOCS / "recipes.md").read_text(encoding="utf-8")
+    for given in re.findall(r"--stop-timeout (\d+)|stop_grace_period: (\d+)", page):
+        assert float("".join(given)) >= options["grace"] + SLACK
+
+    for words in (create, deliver, look[1:]):  # the command knows them
+        process = await fork(MAIN, *words, "--help", env=environment_of_command())
+        assert await process.communicate()
+        assert process.returncode == 0, words
+
+
+def test_fastapi_shop_has_time_for_its_handlers_and_for_what_is_under_way() -> None:
     page = (DOCS / "recipes.md").read_text(encoding="utf-8")
     (handlers,) = {*re.findall(r"--timeout-graceful-shutdown (\d+)", page)}
     assert handlers == UVICORN[UVICORN.index("--timeout-graceful-shutdown") + 1]
-    for given in re.findall(r"container\s+(\d+) s|--stop-timeout (\d+)|grace_period: (\d+)", page):
-        assert float("".join(given)) >= float(handlers) + GRACE + SLACK / 2
+    (container,) = re.findall(r"give the container\s+(\d+) s", page)
+    assert float(container) >= float(handlers) + GRACE + SLACK
 
 
 # Bots
