@@ -283,6 +283,22 @@ def test_key_of_another_message_is_a_conflict(shell: Shell) -> None:
     assert len(shell.json("list")) == 1
 
 
+COMMANDS = [
+    *("create", "put", "deliver", "status", "list", "show"),
+    *("cancel", "settle", "retry", "prune", "schema"),
+]
+
+
+def test_help_names_the_commands_and_each_has_an_example(empty: Shell) -> None:
+    empty.patch.setenv("YAMARKET_API_KEY", "ACMA:secret")
+    empty.patch.setenv("YAMARKET_OUTBOX", "postgresql://u:secret@h/d")
+    assert re.findall(r"^│ ([a-z]+) ", empty("--help"), re.M) == COMMANDS
+    for command in COMMANDS:
+        told = empty(command, "--help")
+        assert f"Example: yamarket-chat outbox {command}" in told
+        assert "secret" not in told
+
+
 # The database
 
 
