@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import cost, decoding, faults, growth, imports, limit, notifications, simulation
-from .outbox import backlog, delivery
+from .outbox import backlog, delivery, scale
 from .report import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -19,4 +19,5 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "outbox": delivery,
     "backlog": backlog,
     "notifications": notifications,
+    "scale": scale,
 }
