@@ -123,7 +123,7 @@ class Departing(Sending):
         ticket = self.scheduler.ticket(operations.HISTORY.name, self._calls.group)
         wait = partial(self.scheduler.pause, ticket)
         read = partial(self._history, pending.chat_id, ask)
-        under_way = partial(self.scheduler.under_way, pending.chat_id)
+        under_way = partial(self.under_way, pending.chat_id)
         try:
             found = await self._settler.settle(pending, read, wait, under_way)
         except DeliveryUnknownError:

@@ -60,7 +60,7 @@ class Feed:
         self,
         database: Database,
         grants: Mapping[int, Grant],
-        couriers: Mapping[int, Courier],
+        couriers: dict[int, Courier],
         begin: Callable[[int], None],
         rest: Callable[[int], None],
     ) -> None:
@@ -169,9 +169,10 @@ class Feed:
         await self._strangers.look([(one, each.engine) for one, each in self._couriers.items()])
         later, expiring = await self._database.read(_timed)
         wall = wall_time(self._loop)
-        for one in self._couriers.values():
+        for one in reversed(self._couriers.values()):
             if times := one.times():
                 self._ahead = times[1] / 1e6 - wall
+                break
         soon = (wall + self._ahead + SOON) * 1e6
         due, expired = {}, {}
         for business_id, moment in later.items():
