@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -71,6 +72,14 @@ async def test_first_bot_answers_each_message_once_whatever_becomes_of_it(
             *("Ау?", "В пути", "Вы написали: Ау?"),
         ]
     assert capsys.readouterr().out == "Chat 17: Где мой заказ?\nChat 17: Ау?\n"
+
+
+def test_pictures_of_the_page_exist() -> None:
+    page = (RECIPES.parent / "bot.md").read_text(encoding="utf-8")
+    names = re.findall(r"\"(pictures/\S+\.svg)\"", page)
+    assert len(names) == 4
+    for name in names:
+        assert (RECIPES.parent / name).is_file()
 
 
 def test_first_bot_has_about_twenty_lines() -> None:
