@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,8 +39,16 @@ SHOW_EVERY = 0.5
 PATIENCE = 60.0
 """Seconds besides --give-up-after without any outcome after which a run gives up: a message may
 wait for its settling meanwhile, or for its next attempt."""
-SETTLED_WITHIN = 35.0
-"""Seconds after which it is known what became of the messages of a run that was killed."""
+SETTLED = "15 to 60 s"
+"""After how long it is known what became of the messages of a run that was killed."""
+
+
+EXPECTED = (
+    "business %d is paused",
+    "business %d: message %d is",
+    "a worker of the outbox is dead",
+)
+"""How records of the log begin that say what the run says itself, or that are nothing special."""
 
 
 class UsageError(Exception):
@@ -121,6 +130,7 @@ class BulkSender:
         self._window: dict[int, int] = {}
         self._rest: Iterator[tuple[int, int]] = iter(())
         self._quiet_since = 0.0
+        self._begun = False
         self._notice_shown = False
 
     async def run(self) -> int:
@@ -170,8 +180,7 @@ class BulkSender:
         if mailing.under_way:
             console.note(
                 f"{console.number(mailing.under_way, 'message')} may have been sent as the last run"
-                f" ended. The histories of their chats tell within {SETTLED_WITHIN:g} s; other"
-                " chats do not wait"
+                f" ended. The histories of their chats tell in {SETTLED}; other chats go on before"
             )
         if mailing.left:
             left = estimate(self._messages, mailing.ended, self._rate)
@@ -324,18 +333,22 @@ class BulkSender:
         now = asyncio.get_running_loop().time()
         courier = delivery.courier(self._business_id)
         status = self._quota(delivery)
+        if courier is not None and not self._begun:
+            self._begun, self._quiet_since = True, now
         if status is not None and courier is not None and self._progress is not None:
             self._progress.show(now, status, courier.under_way)
         if status is not None and status.resets_in > 0:
             self._quiet_since = now
-        elif (
-            not self._notice_shown
-            and not self._ended["delivered"]
-            and now - self._quiet_since >= NOTICE_AFTER
-            and (courier is None or not courier.begun or courier.under_way)
-        ):
-            self._notice_shown = True
-            note_no_response(f"{self._give_up_after:g} s")
+        elif not self._notice_shown and now - self._quiet_since >= NOTICE_AFTER:
+            if courier is None:
+                self._notice_shown = True
+                console.note(
+                    f"Waiting for up to {LEASE:g} s, until the last run has surely ended: its"
+                    " machine was switched off, or another program sends these messages"
+                )
+            elif not self._ended["delivered"] and (courier.under_way or not courier.begun):
+                self._notice_shown = True
+                note_no_response(f"{self._give_up_after:g} s")
 
     def _quota(self, delivery: Delivering) -> QuotaStatus | None:
         courier = delivery.courier(self._business_id)
@@ -376,9 +389,10 @@ class BulkSender:
             chats = ", ".join(map(str, to_check[:MAX_SHOWN])) + (
                 ", ..." if to_check[MAX_SHOWN:] else ""
             )
+            settle = f"yamarket-chat outbox settle --all --database {shlex.quote(str(self._path))}"
             console.note(
                 "Nothing tells whether the unknown messages were delivered, so they are not sent"
-                f" again; check chat {chats}"
+                f" again; check chat {chats}" + (f", then run {settle}" if self._kept else "")
             )
         if self._kept and left + ended["refused"]:
             console.note("To continue, run the same command again")
@@ -393,9 +407,9 @@ class BulkSender:
 
 
 def _is_told_anyway(record: logging.LogRecord) -> bool:
-    """Whether a record of the log says why the business is paused: the run ends with the same."""
+    """Whether a record of the log is not to be shown."""
     arguments = record.args if isinstance(record.args, tuple) else ()
-    return record.msg == "business %d is paused: %s" or (
+    return record.msg.startswith(EXPECTED) or (
         record.msg == "business %d: %s"
         and any(isinstance(one, ChatError) and pauses(one) for one in arguments)
     )

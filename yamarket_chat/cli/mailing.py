@@ -104,6 +104,7 @@ class Mailing:
         again: Numbers of messages that were refused, and are sent again.
         dropped: Numbers of messages that are not sent any more.
         known: Whether the outbox has any messages.
+        known_until: The index of the last message that the outbox has.
         reported: Whether the report is of these messages, if there is one.
         under_way: How many messages were under way when the run before ended.
         changes: What was changed in the file since the last run, a line each.
@@ -117,6 +118,7 @@ class Mailing:
         self.dropped: list[int] = []
         self.under_way = 0
         self.known = False
+        self.known_until = -1
         self.reported = True
         self.changes: list[str] = []
         self._copies = array("q")  # by message: how many equal ones came before
@@ -257,6 +259,8 @@ def _match(messages: Messages, stored: _Stored) -> tuple[Mailing, list[_New]]:
     for index, record in enumerate(messages):
         content, chat_id = _content(record), record.chat_id
         known = stored.take(content)
+        if known is not None:
+            mailing.known_until = index
         mailing.lines.append(record.line)
         if known is None:
             if not fresh:
@@ -318,8 +322,7 @@ async def _explain(
                 " line for it. To send the whole file as another mailing, pass another --outbox"
             ],
         )
-    known_until = max((i for i, number in enumerate(mailing.numbers) if number), default=-1)
-    inserted = [one for one in new if one.index < known_until and one.index not in changed]
+    inserted = [one for one in new if one.index < mailing.known_until and one.index not in changed]
     mailing.changes += (f"line {one.line}, chat {one.chat_id}: new" for one in inserted)
     added = len(new) - len(inserted) - len(changed)
     if added:

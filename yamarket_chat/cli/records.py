@@ -73,11 +73,12 @@ class Messages:
         problems: list[str] = []
         try:
             for line, chat_id, text in parse():
-                errors = list(_problems(line, chat_id, text))
-                problems += errors
-                if not errors:
+                number = _chat_if_fine(chat_id, text)
+                if number is None:
+                    problems += _problems(line, chat_id, text)
+                else:
                     self._length += 1
-                    chats.add(int(str(chat_id)))
+                    chats.add(number)
         except BadLine as error:
             raise BadFile([*problems, str(error)]) from None
         if problems:
@@ -107,6 +108,7 @@ def read(
     `rows_in_text`, a text may contain a line that looks like a row of the file.
     """
     text = decode(content, encoding, lambda text: _first_text(_parse(text, name, form)), ask)
+    del content  # it is large
     return Messages(lambda: _parse(text, name, form, rows_in_text))
 
 
@@ -150,16 +152,28 @@ class _Invalid(msgspec.Struct, frozen=True):
     column: str | None = None
 
 
+def _chat_if_fine(chat_id: object, text: object) -> int | None:
+    """Return the chat of a message; None if something is wrong with the message."""
+    try:
+        number = check_id(CHAT_ID, _number(chat_id))
+        return None if "\0" in check_text(text) else number
+    except InvalidArgumentError:
+        return None
+
+
+def _number(chat_id: object) -> object:
+    if isinstance(chat_id, str) and chat_id.isascii() and chat_id.isdigit():
+        return int(chat_id[:40])
+    return chat_id
+
+
 def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
     # An error of the whole line stands for both values, but is reported once.
     for value in dict.fromkeys(v for v in (chat_id, text) if isinstance(v, _Invalid)):
         yield str(BadLine(line, value.problem, value.column))
     if not isinstance(chat_id, _Invalid):
         try:
-            number = chat_id
-            if isinstance(chat_id, str) and chat_id.isascii() and chat_id.isdigit():
-                number = int(chat_id[:40])
-            check_id(CHAT_ID, number)
+            check_id(CHAT_ID, _number(chat_id))
         except InvalidArgumentError:
             yield str(
                 BadLine(line, f"{chat_id!r:.40} is not a chat id; use a number such as 17", CHAT_ID)
@@ -194,6 +208,7 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
 
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    chat_at = text_at = 0
     while True:
         line = rows.line_num + lines_before + 1
         try:
@@ -216,11 +231,12 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
             bad = _Invalid(problem, column)
             yield line, bad, bad
             continue
-        if not any(cell.strip() for cell in row):
+        if not any(map(str.strip, row)):
             continue
         if header is None:
             following = itertools.islice(_lines(text), rows.line_num, None)
             header = _header(row, line, following, delimiter)
+            chat_at, text_at = header.index(CHAT_ID), header.index(TEXT)
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
@@ -244,8 +260,7 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
             )
             yield line, bad, bad
             continue
-        cells = dict(zip(header, row, strict=True))
-        yield line, cells[CHAT_ID].strip(), cells[TEXT]
+        yield line, row[chat_at].strip(), row[text_at]
     if header is None:
         raise BadLine(1, "the file is empty; its first line must be chat_id,text")
 

@@ -122,12 +122,11 @@ def send_many(
     Example: yamarket-chat send-many messages.csv --report report.jsonl
     """
     try:
-        content, kept = _read_input(file)
+        kept = file != "-" and Path(file).is_file()
         ask = (
             file != "-" and sys.stdin is not None and sys.stdin.isatty() and console.err.is_terminal
         )
-        messages = read(content, file, form, encoding, ask=ask, rows_in_text=rows_in_text)
-        del content
+        messages = read(_read_input(file), file, form, encoding, ask=ask, rows_in_text=rows_in_text)
     except BadFile as error:
         raise _exit_for_bad_file(error, file) from None
     except OSError as error:
@@ -264,9 +263,5 @@ def _usage_error(text: str) -> typer.Exit:
     return typer.Exit(2)
 
 
-def _read_input(file: str) -> tuple[bytes, bool]:
-    """Return the content of the input, and whether it can be read once more."""
-    if file == "-":
-        return options.standard_input(), False
-    path = Path(file)
-    return path.read_bytes(), path.is_file()
+def _read_input(file: str) -> bytes:
+    return options.standard_input() if file == "-" else Path(file).read_bytes()
