@@ -15,6 +15,7 @@ from yamarket_chat.bot import Bot, BuyerMessage, cursor, inbox
 from yamarket_chat.bot.business import Business
 from yamarket_chat.bot.slots import Slots
 from yamarket_chat.outbox import Outbox
+from yamarket_chat.outbox.schema import bot_handled
 from yamarket_chat.sandbox import Fault, Sandbox
 
 fewer_looks, shop, small = bots.fewer_looks, bots.shop, bots.small
@@ -551,8 +552,11 @@ async def test_without_compare_and_set_both_reply(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unchecked(
-        connection: Connection, key: Any, was: Any, values: Any, _: Any, replies: Any, __: Any
+        connection: Connection, key: Any, was: Any, values: Any, done: Any, replies: Any, _: Any
     ) -> bool:
+        row = {**key._asdict(), "message_id": done[0], "created_at": done[1]}
+        added = cursor._insert(connection, bot_handled).values(row)
+        connection.execute(added.on_conflict_do_nothing())
         cursor.put(connection, replies, ())
         return cursor.change(connection, key, cursor.read(connection, key), values)
 

@@ -382,7 +382,7 @@ async def test_error_of_a_reply_does_not_run_beside_a_handler_of_its_chat(small:
         nonlocal inside
         inside += 1
         if message.text == "два":
-            await asyncio.sleep(300)
+            await asyncio.sleep(50)
         seen.append(inside)
         inside -= 1
         await message.reply(f"re: {message.text}")
