@@ -48,22 +48,23 @@ class Size:
     load: float
     flood: float
     slowest: float = SLOWEST
+    servers: int = len(SERVERS)
 
 
-SIZES = {"full": Size(60, 20), "quick": Size(10, 5), "tiny": Size(0.3, 0.2, slowest=0.1)}
+SIZES = {"full": Size(60, 20), "quick": Size(10, 5), "tiny": Size(0.3, 0.2, 0.1, servers=1)}
 
 
-def _servers() -> list[str]:
-    return [name for name in SERVERS if importlib.util.find_spec(name)]
+def _servers(size: Size) -> list[str]:
+    return [name for name in SERVERS if importlib.util.find_spec(name)][: size.servers]
 
 
 def steps(size: Size) -> int:
-    return 3 * len(_servers())
+    return 3 * len(_servers(size))
 
 
 def run(size: Size, step: Step) -> Figures:
     rows = []
-    for name in _servers():
+    for name in _servers(size):
         with started(python("-m", "benchmarks.notified", "serve", name, size.slowest)) as process:
             server = _Server(process)
             row: dict[str, Any] = {"server": SERVERS[name]}

@@ -120,7 +120,9 @@ def stop() -> None:
 def serve(connection: socket.socket) -> None:
     """Fork for each request. In the fork, this returns when the code has run."""
     import yamarket_chat.cli.app
-    import yamarket_chat.cli.bulk  # noqa: F401 - it is imported late
+    import yamarket_chat.cli.bulk
+    import yamarket_chat.cli.watcher
+    import yamarket_chat.outbox  # noqa: F401
 
     with suppress(ModuleNotFoundError):
         # typer imports this, and pydantic if it is there, when it parses the first option.

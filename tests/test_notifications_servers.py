@@ -151,6 +151,23 @@ async def test_request_from_elsewhere_is_answered_before_its_body_comes(framewor
 
 
 @pytest.mark.parametrize("framework", ["aiohttp", "alone"])
+async def test_endless_body_is_answered_413_before_its_end(framework: str) -> None:
+    handler = Handler()
+    app = program_of(framework, receiver_of(handler, networks=LOOPBACK))
+    async with serving(app) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.split(":")[-1]))
+        writer.write(
+            b"POST /notification HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(70):
+            writer.write(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 413")
+        writer.close()
+    assert handler.events == []
+
+
+@pytest.mark.parametrize("framework", ["aiohttp", "alone"])
 async def test_body_that_comes_too_slowly_is_given_up(
     framework: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,12 +15,13 @@ from ..errors import ChatError, InvalidArgumentError, NotFoundError
 from ..notifications import MARKET_NETWORKS, ChatEvent, Event, Receiver
 from ..outbox import MessageExpiredError, Outbox, OutboxEntry
 from ..outbox.outbox import SessionOptions
+from ..outbox.points import reach
 from ..outbox.rows import now
 from ..version import __version__
 from . import cursor
-from .business import ErrorHandler, Handler, Settings
 from .cursor import StatementError
 from .runner import Runner
+from .settings import ErrorHandler, Handler, Settings
 from .status import BotStatus
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
@@ -244,8 +245,14 @@ class Bot:
             return
         message_id = getattr(event, "message_id", 0)
         await self._outbox._database.write(
-            cursor.hint, event.business_id, event.chat_id, message_id, now()
+            cursor.hint,
+            event.business_id,
+            event.chat_id,
+            message_id,
+            now(),
+            not isinstance(self._keys, Mapping),
         )
+        reach("told")
         if self._runner is not None:
             self._runner.wake()
 
@@ -276,24 +283,31 @@ class Bot:
             "bot %s, chat %d, message %d: the reply %d is %s: %s",
             self._name, chat_id, message_id, entry.number, entry.state, error,
         )  # fmt: skip
-        if "error" in parts or self._error is None:
+        if "error" in parts[4:] or self._error is None:
             return  # a reply of `error` itself
         business = None if self._runner is None else self._runner.business(entry.business_id)
         if business is None:
             raise ChatError("another process works for this business now")
-        session = business.session()
         try:
-            found = await session.get_message(chat_id, message_id)
+            found = await business.session().get_message(chat_id, message_id)
             chat = await business.chat(chat_id)
         except NotFoundError:
             return  # the chat or the message is gone
-        held = business.message(chat, found, (), f"error:{entry.number}:")
-        await business.tell(held, error)
-        replies, statements = held.end()
-        try:
-            await self._outbox._database.write(cursor.put, replies, statements)
-        except StatementError as failure:
-            logger.error(
-                "bot %s: a statement of Bot.error failed", self._name, exc_info=failure.__cause__
-            )
+
+        async def tell() -> None:
+            held = business.message(chat, found, (), f"error:{entry.number}:", None)
+            try:
+                await business.tell(held, error)
+            finally:
+                replies, statements = held.end()
+            try:
+                await self._outbox._database.write(cursor.told, entry.number, replies, statements)
+            except StatementError as failure:
+                logger.error(
+                    "bot %s: a statement of Bot.error failed",
+                    self._name,
+                    exc_info=failure.__cause__,
+                )
+
+        await business.alone(chat_id, tell)
         self._outbox._wake()

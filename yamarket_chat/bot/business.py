@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -14,15 +15,18 @@ from ..models import Chat, Message
 from ..outbox import Outbox, OutboxDatabaseError
 from ..outbox.lease import Grant
 from ..outbox.pausing import AGAIN, pauses
+from ..outbox.points import reach
 from ..outbox.turns import Session
 from ..system import wall_time
 from . import cursor
+from .agenda import Agenda, Todo
 from .cursor import Cursor, Hint, Key, StatementError
 from .errors import HandlerDiedError, MessageTooOldError
-from .handlers import call
+from .handlers import LINGERS, call
 from .inbox import EARLIER, Found, Start, anchor, micros, new_messages, ordered
 from .message import BuyerMessage
 from .polling import WAITING, Polling
+from .settings import Settings
 from .slots import Slots
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
@@ -48,29 +52,6 @@ LEFT = 0.2
 KNOWN = 1_000
 """How many chats of a business are kept in memory: what their order and their buyer are."""
 
-Handler = Callable[[BuyerMessage], Awaitable[None]]
-ErrorHandler = Callable[[BuyerMessage, Exception], Awaitable[None]]
-
-
-class Settings(msgspec.Struct, frozen=True):
-    """What a bot was told by its program."""
-
-    name: str
-    every: float
-    waiting: bool
-    handler_timeout: float
-    max_age: float | None
-    message: Handler
-    error: ErrorHandler | None
-
-
-class _Todo(msgspec.Struct):
-    """Why a chat is looked at."""
-
-    chat: Chat | None = None  # as it was listed, if it was
-    hint: Hint | None = None
-    looks: int = 0  # that did not find what they should
-
 
 class Business:
     """Works for a business until it is stopped."""
@@ -94,15 +75,16 @@ class Business:
         self._session: Session | None = None
         self._start = Start(0, False)
         self._ready = asyncio.Event()
-        self._stopping = False
-        self._todo: dict[int, _Todo] = {}
-        self._working: dict[int, asyncio.Task[None]] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._pauses: dict[int, float] = {}  # of those at work: when they are looked at again
-        self._not_before: dict[int, float] = {}  # a handler failed: it is called again then
+        self._agenda = Agenda(self._look_in_turn)
+        self._limit = asyncio.Lock()
+        self._reading = 0  # looks that may read, and have not ended
+        self._handling: set[int] = set()  # the chats whose handler is at work
+        self._over = False
         self._errors: dict[tuple[int, int], Exception] = {}  # its last error, by chat and message
         self._suspects: set[int] = set()
         self._chats: dict[int, Chat] = {}
+        self._polling: Polling | None = None
+        self._listed = 0  # pages
         self._task = asyncio.create_task(self._run())
 
     # Beginning and ending
@@ -111,42 +93,46 @@ class Business:
         """Begin nothing new; wait for the handlers at work, and then cancel them."""
         self._begin_no_more()
         try:
-            if working := list(self._working.values()):
+            if working := self._agenda.tasks():
                 await asyncio.wait(working, timeout=grace)
         finally:
             self.over()
-            await asyncio.wait([*self._working.values(), self._task])
+            await asyncio.wait([*self._agenda.tasks(), self._task])
             await self._close_session()
 
     def over(self) -> None:
         """Stop at once: cancel all handlers."""
         self._begin_no_more()
-        for task in self._working.values():
-            task.cancel()
+        if not self._over:  # a second cancellation would end the giving back of tries
+            self._over = True
+            for task in self._agenda.tasks():
+                task.cancel()
 
     def _begin_no_more(self) -> None:
-        self._stopping = True
-        self._task.cancel()
-        for timer in self._timers.values():
-            timer.cancel()
+        if not self._agenda.stopping:
+            self._task.cancel()
+            self._agenda.stop(self._handling)
 
     async def _run(self) -> None:
         pause = FIRST_PAUSE
         while True:
+            listed, failure = self._listed, None
             try:
                 await self._begin()
-                pause = FIRST_PAUSE
                 await self._poll()
             except ChatError as error:
+                failure = error
                 logger.warning(
                     "bot %s, business %d: %s", self._settings.name, self.business_id, error
                 )
-                if pauses(error):
-                    self._ready.clear()
-                    await self._close_session()  # the keys are asked anew
-                    pause = AGAIN
             except Exception:
                 logger.exception("bot %s, business %d", self._settings.name, self.business_id)
+            if self._listed != listed:
+                pause = FIRST_PAUSE
+            if failure is not None and pauses(failure):
+                self._ready.clear()
+                await self._close_session()  # the keys are asked anew
+                pause = AGAIN
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN)
 
@@ -171,30 +157,34 @@ class Business:
             self._now(),
             settings.waiting,
         )
+        reach("begun")
         self._start = Start(began.began_at, began.waiting)
         about = self.business_id, settings.name
         # Before any handler is called: what runs now is not dead.
-        self._suspects = set(await self._database.read(cursor.suspects, *about))
+        suspects = await self._database.read(cursor.suspects, *about)
+        self._suspects = set(suspects) - self._handling
+        unfinished = await self._database.read(cursor.unfinished, *about)
         self._ready.set()
-        for chat_id in await self._database.read(cursor.unfinished, *about):
-            self.look_at(chat_id)
+        for chat_id in unfinished:
+            self._agenda.look_at(chat_id)
 
     async def _poll(self) -> None:
-        assert self._session is not None  # noqa: S101
-        polling = Polling(
-            self._session,
-            self._session.limits.chats,
-            self._settings.every,
-            self._changed,
-            self._swept,
-        )
-        try:
-            await polling.run()
-        finally:
-            await polling.close()
+        session = self.session()
+        if self._polling is None:
+            self._polling = Polling(
+                session,
+                session.limits.chats,
+                self._settings.every,
+                self._changed,
+                self._swept,
+            )
+        await self._polling.run()
 
     async def _close_session(self) -> None:
+        polling, self._polling = self._polling, None
         session, self._session = self._session, None
+        if polling is not None:
+            await polling.close()
         if session is not None:
             await session.close(0.0)
 
@@ -223,6 +213,7 @@ class Business:
 
     async def _changed(self, chats: list[Chat]) -> None:
         """Look at those chats of a page that have changed since they were looked at."""
+        self._listed += 1
         ids = [chat.chat_id for chat in chats]
         known = await self._database.read(cursor.looked, self.business_id, self._settings.name, ids)
         for chat in chats:
@@ -234,91 +225,56 @@ class Business:
                     self._start.waiting and chat.status in WAITING
                 )
             if changed:
-                self.look_at(chat.chat_id, chat=chat)
+                self._remember(chat)
+                self._agenda.look_at(chat.chat_id, chat=chat)
 
     def hinted(self, hint: Hint) -> None:
         """Look at a chat of which the Market told."""
-        todo = self._todo.get(hint.chat_id)
-        if todo is None or todo.hint is None or todo.hint.hinted_at != hint.hinted_at:
-            self.look_at(hint.chat_id, hint=hint)
+        self._agenda.look_at(hint.chat_id, hint=hint)
 
-    def look_at(self, chat_id: int, *, chat: Chat | None = None, hint: Hint | None = None) -> None:
-        """Look at a chat as soon as there is room."""
-        todo = self._todo.setdefault(chat_id, _Todo())
-        todo.chat, todo.hint = chat or todo.chat, hint or todo.hint
-        if chat is not None:
-            self._chats.pop(chat_id, None)
-            self._chats[chat_id] = chat
-            if len(self._chats) > KNOWN:
-                del self._chats[next(iter(self._chats))]
-        if hint is not None:
-            todo.looks = 0
-        self._work_soon(chat_id)
-
-    def _work_soon(self, chat_id: int, after: float = 0.0) -> None:
-        if self._stopping or chat_id in self._working:
-            return  # or it is begun again when that has ended
-        timer = self._timers.pop(chat_id, None)
-        if timer is not None:
-            timer.cancel()
-        at = max(self._not_before.get(chat_id, 0.0), self._loop.time() + after)
-        if at > self._loop.time():
-            self._timers[chat_id] = self._loop.call_at(at, self._begin_work, chat_id)
-        else:
-            self._begin_work(chat_id)
-
-    def _begin_work(self, chat_id: int) -> None:
-        self._timers.pop(chat_id, None)
-        self._not_before.pop(chat_id, None)
-        if self._stopping or chat_id in self._working:
-            return
-        todo = self._todo.pop(chat_id, None) or _Todo()
-        task = self._working[chat_id] = self._loop.create_task(self._work(chat_id, todo))
-
-        def ended(task: asyncio.Task[None]) -> None:
-            del self._working[chat_id]
-            if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error(
-                    "bot %s, chat %d: a defect", self._settings.name, chat_id, exc_info=error
-                )
-            if chat_id in self._todo:
-                self._work_soon(chat_id, self._pauses.pop(chat_id, 0.0))
-
-        task.add_done_callback(ended)
-
-    def _again(self, chat_id: int, todo: _Todo, after: float) -> None:
-        """Look at a chat again, after some seconds. What came meanwhile is looked at at once."""
-        newer = self._todo.setdefault(chat_id, todo)
-        if newer is todo:
-            self._pauses[chat_id] = after
-        else:
-            newer.chat, newer.hint = newer.chat or todo.chat, newer.hint or todo.hint
+    def _remember(self, chat: Chat) -> None:
+        self._chats.pop(chat.chat_id, None)
+        self._chats[chat.chat_id] = chat
+        if len(self._chats) > KNOWN:
+            del self._chats[next(iter(self._chats))]
 
     # A look at a chat
 
-    async def _work(self, chat_id: int, todo: _Todo) -> None:
+    async def _look_in_turn(self, chat_id: int, todo: Todo) -> float | None:
         await self._ready.wait()
-        async with self._slots.slot(alone=chat_id in self._suspects):
+        failure: Exception | None = None
+        pause = None
+        try:
+            # Not within the slot: the handlers of other businesses need it.
+            await self._may_read()
             try:
-                pause = await self._look(chat_id, todo)
-            except NotFoundError:
-                pause = None  # the chat is gone
-                if todo.hint is not None:
-                    await self._database.write(cursor.followed, todo.hint)
-            except SessionClosedError:
-                pause = FIRST_PAUSE
-            except ChatError as error:
-                logger.warning(
-                    "bot %s, chat %d: looked at again in a while: %s",
-                    self._settings.name, chat_id, error,
-                )  # fmt: skip
-                todo.looks += 1
-                pause = _growing(todo)
-        self._suspects.discard(chat_id)
-        if pause is not None:
-            self._again(chat_id, todo, pause)
+                async with self._slots.slot(alone=chat_id in self._suspects):
+                    pause = await self._look(chat_id, todo)
+                    self._suspects.discard(chat_id)
+            finally:
+                self._reading -= 1
+        except NotFoundError:  # the chat is gone
+            with suppress(OutboxDatabaseError):
+                await self._database.write(cursor.followed, _hints(todo))
+        except SessionClosedError:
+            pause = FIRST_PAUSE
+        except ChatError as error:
+            failure = error
+            logger.warning(
+                "bot %s, chat %d: looked at again in a while: %s",
+                self._settings.name, chat_id, error,
+            )  # fmt: skip
+        except Exception as error:
+            failure = error
+            logger.exception("bot %s, chat %d: a defect", self._settings.name, chat_id)
+        if failure is not None:
+            todo.looks += 1
+            passes = isinstance(failure, ChatError) and failure.retry_after is not None
+            pause = _growing(todo, AGAIN if passes else LATE)
+            self._agenda.rest(chat_id, pause)
+        return pause
 
-    async def _look(self, chat_id: int, todo: _Todo) -> float | None:
+    async def _look(self, chat_id: int, todo: Todo) -> float | None:
         """Handle what is new in a chat. Returns in how many seconds to look again, or None."""
         key = Key(self.business_id, self._settings.name, chat_id)
         now = self._now()
@@ -326,15 +282,16 @@ class Business:
         rows = ordered(await self._rows(chat_id, was.anchor))
         begins_at = self._start.begins_at(rows) if was.begins_at is None else was.begins_at
         for found in new_messages(rows, was, begins_at):
+            if self._agenda.stopping:
+                return None
             after = await self._handle(key, was, begins_at, rows, found)
             if after is None:
                 return FIRST_PAUSE
             was = after
-        seen = await self._is_seen(key, was, begins_at, rows, todo, now)
-        if seen:
+        if await self._is_seen(key, was, begins_at, rows, todo, now):
             return None
         todo.looks += 1
-        return _growing(todo)
+        return _growing(todo, AGAIN)
 
     async def _is_seen(
         self,
@@ -342,51 +299,59 @@ class Business:
         was: Cursor,
         begins_at: int,
         rows: list[Message],
-        todo: _Todo,
+        todo: Todo,
         now: int,
     ) -> bool:
         """Return whether the history shows what the chat was looked at for; note it then."""
-        seen = True
-        if (hint := todo.hint) is not None:
-            shown = hint.message_id == 0 or hint.message_id in was.handled
-            shown = shown or any(row.message_id == hint.message_id for row in rows)
-            if shown or now - hint.hinted_at > LATE * 1e6:
-                if not shown:
-                    logger.warning(
-                        "bot %s, chat %d: the Market told of message %d, which the chat's history"
-                        " does not show",
-                        key.bot, key.chat_id, hint.message_id,
-                    )  # fmt: skip
-                await self._database.write(cursor.followed, hint)
-                todo.hint = None
-            else:
-                seen = False
+        shown = was.handled | {row.message_id for row in rows}
+        passed = [
+            hint
+            for hint, seen_at in todo.hints.values()
+            if hint.message_id == 0 or hint.message_id in shown or self._is_late(seen_at)
+        ]
+        for hint in passed:
+            if hint.message_id and hint.message_id not in shown:
+                logger.warning(
+                    "bot %s, chat %d: the Market told of message %d, which the chat's history does"
+                    " not show",
+                    key.bot, key.chat_id, hint.message_id,
+                )  # fmt: skip
+        if passed:
+            await self._database.write(cursor.followed, passed)
+            for hint in passed:
+                del todo.hints[hint.message_id]
         if (chat := todo.chat) is not None:
             changed_at = micros(chat.updated_at)
             newest = micros(rows[-1].created_at) if rows else 0
-            late = now - changed_at > LATE * 1e6
+            late = now - changed_at > LATE * 1e6 or self._is_late(todo.listed_at)
             if late or (newest >= changed_at - WHOLE and now - changed_at > WHOLE):
+                reach("before the look is noted")
                 await self._database.write(
                     cursor.change, key, was, {"looked_at": changed_at, "begins_at": begins_at}
                 )
+                reach("look noted")
                 todo.chat = None
-            else:
-                seen = False
-        return seen
+        return todo.chat is None and not todo.hints
+
+    def _is_late(self, since: float) -> bool:
+        return self._loop.time() - since > LATE
+
+    async def _may_read(self) -> None:
+        """Wait for the limit of histories. Some of it is left to messages of unknown outcome."""
+        async with self._limit:  # one looks at the limit, not all that wait
+            while True:
+                status = self.session().quota_status("history")
+                if status.remaining - self._reading > status.limit * LEFT:
+                    self._reading += 1
+                    return
+                await asyncio.sleep(min(max(status.resets_in, FIRST_PAUSE), AGAIN))
 
     async def _rows(self, chat_id: int, since: int | None) -> list[Message]:
-        session = self._session
-        if session is None:
-            raise SessionClosedError("the bot's session was closed")
-        while True:
-            status = session.quota_status("history")
-            if status.remaining >= status.limit * LEFT:
-                break
-            await asyncio.sleep(min(max(status.resets_in, FIRST_PAUSE), AGAIN))
+        session = self.session()
         try:
             return await _all(session, chat_id, since)
-        except ApiError:
-            if since is None:
+        except ApiError as error:
+            if since is None or error.retry_after is not None or pauses(error):
                 raise
             # Perhaps the message from which it was to be read is gone.
             return await _all(session, chat_id, None)
@@ -394,7 +359,7 @@ class Business:
     async def chat(self, chat_id: int) -> Chat:
         """Return what is known of a chat; ask the Market if that is nothing."""
         if chat_id not in self._chats:
-            self._chats[chat_id] = await self.session().get_chat(chat_id)
+            self._remember(await self.session().get_chat(chat_id))
         return self._chats[chat_id]
 
     def session(self) -> Session:
@@ -420,11 +385,22 @@ class Business:
                 "running": True,
                 "begins_at": begins_at,
             }
-            if not await self._database.write(cursor.change, key, was, begun):
-                return None  # somebody else is at work
-            was = _changed(was, begun)
-            held = self.message(chat, message, found.later, "" if error is None else "error:")
+            held = self.message(
+                chat,
+                message,
+                found.later,
+                "" if error is None else "error:",
+                (key, was.version + 1),
+            )
+            self._handling.add(key.chat_id)
+            reach("before the try")
+            counting = asyncio.ensure_future(self._change(key, was, begun))
             try:
+                counted = await asyncio.shield(counting)
+                if counted is None:
+                    return None  # somebody else is at work
+                was = counted
+                reach("tried")
                 if error is None:
                     failure = await call(
                         self._settings.message, held, within=self._settings.handler_timeout
@@ -433,6 +409,7 @@ class Business:
                     failure = None
                     if tries <= 2 * TRIES:  # or the error handler kills its process as well
                         await self.tell(held, error)
+                reach("handled")
                 if failure is None:
                     try:
                         return await self._commit(key, was, begins_at, rows, message, held)
@@ -440,22 +417,47 @@ class Business:
                         failure = refused.__cause__  # type: ignore[assignment]
             except asyncio.CancelledError:
                 held.end()
-                await asyncio.shield(self._give_back(key, was))
+                await asyncio.shield(self._give_back(key, counting))
                 raise
-            held.end()
+            finally:
+                held.end()
+                self._handling.discard(key.chat_id)
             logger.warning(
                 "bot %s, chat %d, message %d: try %d failed",
                 key.bot, *about, tries, exc_info=failure,
             )  # fmt: skip
-            ended = {"running": False}
-            if not await self._database.write(cursor.change, key, was, ended):
-                return None
-            was = _changed(was, ended)
             if failure is not None:
                 self._errors[about] = failure
-            if tries < TRIES:
-                self._not_before[key.chat_id] = self._loop.time() + PAUSES[tries - 1]
+            after = await self._change(key, was, {"running": False})
+            if after is None:
                 return None
+            was = after
+            if tries < TRIES:
+                self._agenda.rest(key.chat_id, PAUSES[tries - 1])
+                return None
+
+    async def _change(self, key: Key, was: Cursor, values: Mapping[str, Any]) -> Cursor | None:
+        """Change a cursor, again until it is known whether that is done.
+
+        Returns the cursor after it; None if somebody else has changed it.
+        """
+        after, pause, unknown = _changed(was, values), FIRST_PAUSE, False
+        while True:
+            try:
+                if await self._database.write(cursor.change, key, was, values):
+                    return after
+                if not unknown:
+                    return None
+                now = await self._database.read(cursor.read, key)
+            except OutboxDatabaseError as error:
+                logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
+            else:
+                # If the same was done by somebody else, one of the two will not commit.
+                now = msgspec.structs.replace(now, handled=after.handled)
+                return after if now == after else None
+            unknown = True
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, AGAIN)
 
     def _given_up(self, about: tuple[int, int], created_at: int, tries: int) -> Exception | None:
         """Return why the handler of a message is not called, or not any more."""
@@ -467,7 +469,8 @@ class Business:
         if tries <= TRIES:
             return None
         return self._errors.get(about) or HandlerDiedError(
-            f"the handler was called {TRIES} times, and its process died each time"
+            f"the handler was called {TRIES} times: its process died, or an earlier process has the"
+            " errors in its log"
         )
 
     async def tell(self, message: BuyerMessage, error: Exception) -> bool:
@@ -487,16 +490,43 @@ class Business:
         return False
 
     def message(
-        self, chat: Chat, message: Message, later: tuple[Message, ...], kind: str = ""
+        self,
+        chat: Chat,
+        message: Message,
+        later: tuple[Message, ...],
+        kind: str,
+        run: tuple[Key, int] | None,
     ) -> BuyerMessage:
         """Make what a handler gets. `kind` stands in the keys of its replies."""
         keys = f"bot:{self._settings.name}:{chat.chat_id}:{message.message_id}:{kind}"
         return BuyerMessage(
-            self.business_id, chat, message, later, self.session(), self._outbox, keys
+            self.business_id, chat, message, later, self.session(), self._outbox, keys, run
         )
 
-    async def _give_back(self, key: Key, was: Cursor) -> None:
+    async def alone(self, chat_id: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run another handler for a chat, while none is at work in it. Waits for a slot.
+
+        Raises SessionClosedError if this business is left.
+        """
+
+        async def in_slot() -> None:
+            async with self._slots.slot(alone=False):
+                self._handling.add(chat_id)
+                try:
+                    await work()
+                finally:
+                    self._handling.discard(chat_id)
+
+        await self._agenda.alone(chat_id, in_slot)
+
+    async def _give_back(self, key: Key, counting: asyncio.Future[Cursor | None]) -> None:
         """Give a try back: its handler was cancelled, because this business is left."""
+        # Its thread goes on, so it may still be counted.
+        await asyncio.wait({counting}, timeout=LINGERS)
+        counting.cancel()
+        if not counting.done() or counting.exception() or (was := counting.result()) is None:
+            return
+        reach("giving back")
         tries = was.tries - 1
         values = {
             "message_id": was.message_id if tries else None,
@@ -535,6 +565,7 @@ class Business:
             "anchor": anchor(rows, cursor_at) or was.anchor,
         }
         pause = FIRST_PAUSE
+        reach("before the replies")
         while True:
             try:
                 if await self._database.write(
@@ -548,6 +579,7 @@ class Business:
                 # It may be committed all the same: then the version is another one now.
                 logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
             else:
+                reach("replies put")
                 self._errors.pop((key.chat_id, done[0]), None)
                 self._outbox._wake()
                 return after if done[0] in after.handled else None
@@ -555,8 +587,12 @@ class Business:
             pause = min(pause * 2, AGAIN)
 
 
-def _growing(todo: _Todo) -> float:
-    return min(FIRST_PAUSE * 2.0 ** min(todo.looks, 10), AGAIN)
+def _growing(todo: Todo, most: float) -> float:
+    return min(FIRST_PAUSE * 2.0 ** min(todo.looks, 10), most)
+
+
+def _hints(todo: Todo) -> list[Hint]:
+    return [hint for hint, _ in todo.hints.values()]
 
 
 def _changed(was: Cursor, values: Mapping[str, Any]) -> Cursor:

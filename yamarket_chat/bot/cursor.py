@@ -10,13 +10,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 
-from ..outbox import store
+from ..outbox import claims, store
 from ..outbox.rows import Row, moment
-from ..outbox.schema import bot_chats, bot_handled, bot_hints, bots
+from ..outbox.schema import bot_chats, bot_handled, bot_hints, bots, messages
 from .status import BotStatus
 
 HOUR = 3_600_000_000
@@ -234,6 +233,32 @@ def handled(
     return True
 
 
+def put_now(connection: Connection, key: Key, version: int, reply: Row) -> bool:
+    """Put a reply at once, if the cursor is still that of this run. Returns whether it is put."""
+    row = connection.execute(
+        select(_chat.version, _chat.running).where(_is(key)).with_for_update()
+    ).first()
+    if row is None or row.version != version or not row.running:
+        return False
+    store.put_each(connection, [reply])
+    return True
+
+
+def told(
+    connection: Connection,
+    number: int,
+    replies: Sequence[Row],
+    statements: Sequence[tuple[Any, Any]],
+) -> None:
+    """Note that `Bot.error` was told of a reply, and put what it answered: once.
+
+    Raises StatementError.
+    """
+    noted = update(messages).where(messages.c.number == number, messages.c.untold.is_(True))
+    if connection.execute(noted.values(untold=False)).rowcount:
+        put(connection, replies, statements)
+
+
 def put(
     connection: Connection, replies: Sequence[Row], statements: Sequence[tuple[Any, Any]]
 ) -> None:
@@ -243,7 +268,7 @@ def put(
     for statement, parameters in statements:
         try:
             connection.execute(statement, parameters)
-        except SQLAlchemyError as error:
+        except Exception as error:
             if getattr(error, "connection_invalidated", False):
                 raise
             raise StatementError from error
@@ -252,50 +277,45 @@ def put(
 # Hints
 
 
-def hint(connection: Connection, business_id: int, chat_id: int, message_id: int, at: int) -> None:
-    """Note that the Market told of a chat."""
+def hint(
+    connection: Connection, business_id: int, chat_id: int, message_id: int, at: int, serve: bool
+) -> None:
+    """Note that the Market told of a chat.
+
+    With `serve`, the workers learn of the business: nothing may have been sent for it yet.
+    """
     added = _insert(connection, bot_hints).values(
         business_id=business_id, chat_id=chat_id, message_id=message_id, hinted_at=at
     )
     highest = func.greatest if connection.dialect.name == "postgresql" else func.max
     connection.execute(
         added.on_conflict_do_update(
-            index_elements=[_hint.business_id, _hint.chat_id],
-            set_={
-                "message_id": highest(_hint.message_id, added.excluded.message_id),
-                "hinted_at": highest(_hint.hinted_at + 1, added.excluded.hinted_at),
-            },
+            index_elements=[_hint.business_id, _hint.chat_id, _hint.message_id],
+            set_={"hinted_at": highest(_hint.hinted_at + 1, added.excluded.hinted_at)},
         )
     )
+    if serve:
+        claims.add(connection, [business_id])
 
 
-def hints(connection: Connection, after: tuple[int, int]) -> list[Hint]:
-    """Return hints, by business and chat."""
-    business_id, chat_id = after
-    found = connection.execute(
-        select(bot_hints)
-        .where(
-            or_(
-                _hint.business_id > bindparam("business"),
-                and_(_hint.business_id == bindparam("business"), _hint.chat_id > bindparam("chat")),
+def hints(connection: Connection, after: tuple[int, int, int]) -> list[Hint]:
+    """Return hints, by business, chat and message."""
+    order = _hint.business_id, _hint.chat_id, _hint.message_id
+    found = select(bot_hints).where(tuple_(*order) > after).order_by(*order).limit(HINTS)
+    return [Hint(*row) for row in connection.execute(found)]
+
+
+def followed(connection: Connection, hints: Sequence[Hint]) -> None:
+    """Remove hints that were followed, unless the Market told of the same once more."""
+    for hint in hints:
+        connection.execute(
+            delete(bot_hints).where(
+                _hint.business_id == hint.business_id,
+                _hint.chat_id == hint.chat_id,
+                _hint.message_id == hint.message_id,
+                _hint.hinted_at == hint.hinted_at,
             )
         )
-        .order_by(_hint.business_id, _hint.chat_id)
-        .limit(HINTS),
-        {"business": business_id, "chat": chat_id},
-    )
-    return [Hint(*row) for row in found]
-
-
-def followed(connection: Connection, hint: Hint) -> None:
-    """Remove a hint that was followed, unless the Market told of more meanwhile."""
-    connection.execute(
-        delete(bot_hints).where(
-            _hint.business_id == hint.business_id,
-            _hint.chat_id == hint.chat_id,
-            _hint.hinted_at == hint.hinted_at,
-        )
-    )
 
 
 def drop_hints(connection: Connection, before: int) -> None:

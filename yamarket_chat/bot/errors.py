@@ -14,7 +14,7 @@ class HandlerTimeoutError(ChatError, TimeoutError):
 
 
 class HandlerDiedError(ChatError):
-    """The handler never ended: its process died each time that it ran."""
+    """The handler was called five times, and its process died, or another one has its errors."""
 
 
 class MessageTooOldError(ChatError):

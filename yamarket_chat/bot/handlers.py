@@ -40,7 +40,10 @@ async def call(
 
 
 async def _await(function: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-    await function(*arguments)
+    running = function(*arguments)
+    if not isinstance(running, Awaitable):
+        raise TypeError(f"{function!r} is no async function: write `async def`")
+    await running
 
 
 async def _end(task: asyncio.Future[None]) -> None:

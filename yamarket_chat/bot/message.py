@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
-from ..errors import InvalidArgumentError
+from ..errors import ChatError, InvalidArgumentError
 from ..listing import Listing
 from ..models import Chat, File, Message
 from ..outbox import Outbox, OutboxFile, OutboxMessage
@@ -50,6 +50,7 @@ class BuyerMessage:
         session: ChatSession,
         outbox: Outbox,
         keys: str,
+        run: tuple[cursor.Key, int] | None,
     ) -> None:
         self.business_id: int = business_id
         self.chat: Chat = chat
@@ -61,8 +62,9 @@ class BuyerMessage:
         self._session = session
         self._outbox = outbox
         self._keys = keys  # how the keys of the replies begin
+        self._run = run  # the version that the chat's cursor has during this run, if it has one
         self._numbers = {"": 0, "now:": 0}
-        self._replies: list[Row] = []
+        self._replies: dict[int, Row] = {}  # by number: a file may be read while a text is held
         self._statements: list[tuple[Executable, Any]] = []
         self._ended = False
 
@@ -82,15 +84,16 @@ class BuyerMessage:
 
         Raises:
             InvalidArgumentError: The text makes no sense, or the handler has ended.
+            ChatError: With `now`: another process has taken the message over.
             OutboxDatabaseError: With `now`: the database cannot be used.
 
         Example:
             await message.reply("Один момент, проверяю", now=True)
             await message.reply("Ваш заказ уже в пути")
         """
-        key = self._next_key(now)
+        number, key = self._next(now)
         row = prepare(OutboxMessage(self.business_id, self.chat.chat_id, text), key)
-        await self._put(row, now)
+        await self._put(row, None if now else number)
 
     async def reply_file(
         self,
@@ -108,14 +111,16 @@ class BuyerMessage:
 
         Raises:
             InvalidArgumentError: The file makes no sense, or the handler has ended.
+            ChatError: With `now`: another process has taken the message over.
             OutboxDatabaseError: With `now`: the database cannot be used.
 
         Example:
             await message.reply_file("инструкция.pdf")
         """
-        key = self._next_key(now)
+        number, key = self._next(now)
         put = OutboxFile(self.business_id, self.chat.chat_id, file, filename=filename)
-        await self._put(await self._outbox._database.call(prepare, put, key), now)
+        row = await self._outbox._database.call(prepare, put, key)
+        await self._put(row, None if now else number)
 
     def also(self, statement: Executable, parameters: Any = None) -> None:
         """Add a statement of your own to the transaction of the replies.
@@ -179,25 +184,32 @@ class BuyerMessage:
     def end(self) -> tuple[Sequence[Row], Sequence[tuple[Any, Any]]]:
         """Take no more replies; return those that are held, and the user's statements."""
         self._ended = True
-        return self._replies, self._statements
+        return [self._replies[number] for number in sorted(self._replies)], self._statements
 
     def drop(self) -> None:
         """Drop what is held."""
-        self._replies, self._statements = [], []
+        self._replies, self._statements = {}, []
 
-    def _next_key(self, now: bool) -> str:
+    def _next(self, now: bool) -> tuple[int, str]:
         self._check_open()
         kind = "now:" if now else ""
         number = self._numbers[kind] = self._numbers[kind] + 1
-        return f"{self._keys}{kind}{number}"
+        return number, f"{self._keys}{kind}{number}"
 
-    async def _put(self, row: Row, now: bool) -> None:
-        if now:
-            await self._outbox._database.write(cursor.put, [row], [])
-            self._outbox._wake()
-        else:
-            self._check_open()  # it may have been cancelled while a file was read
-            self._replies.append(row)
+    async def _put(self, row: Row, number: int | None) -> None:
+        self._check_open()  # it may have ended while a file was read
+        if number is not None:
+            self._replies[number] = row
+            return
+        database = self._outbox._database
+        if self._run is None:
+            await database.write(cursor.put, [row], [])
+        elif not await database.write(cursor.put_now, *self._run, row):
+            raise ChatError(
+                "this reply is not put: the handler runs anew, perhaps in another process, and only"
+                " the replies of that run are put"
+            )
+        self._outbox._wake()
 
     def _check_open(self) -> None:
         if self._ended:

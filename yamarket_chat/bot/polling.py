@@ -6,6 +6,7 @@ Both together use a fifth of the limit of `chats`. Other programs need the rest.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -14,6 +15,8 @@ from ..limits import Rate
 from ..listing import Page
 from ..models import Chat, ChatStatus
 from ..session import ChatSession
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 WAITING = (ChatStatus.NEW, ChatStatus.WAITING_FOR_PARTNER, ChatStatus.WAITING_FOR_ARBITER)
 """The statuses of chats in which the buyer wrote the last message."""
@@ -26,7 +29,17 @@ SWEPT = 4
 
 
 class Polling:
-    """Lists the chats of a business, again and again."""
+    """Lists the chats of a business, again and again.
+
+    Args:
+        session: Its session.
+        limit: The limit of `chats`.
+        every: Seconds between two looks at the chats that wait. If these are many, it takes longer.
+        found: Called with the chats of each page.
+        swept: Called when all chats were listed: how many, and in how many seconds.
+        looked: Called after each look: in how many seconds after its begin the next one follows.
+        sleep: What waits until the next page is due.
+    """
 
     def __init__(
         self,
@@ -35,11 +48,15 @@ class Polling:
         every: float,
         found: Callable[[list[Chat]], Awaitable[None]],
         swept: Callable[[int, float], Awaitable[None]],
+        looked: Callable[[float], Awaitable[None]] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._session = session
         self._every = every
         self._found = found
         self._swept = swept
+        self._looked = looked
+        self._sleep = sleep
         self._spacing = limit.per / (limit.requests * SHARE)
         self._loop = asyncio.get_running_loop()
         self._sweep: AsyncGenerator[Page[Chat], None] | None = None
@@ -54,7 +71,10 @@ class Polling:
             async for page in self._session.chats(statuses=WAITING).pages():
                 pages += 1
                 await self._found(list(page.items))
-            length = max(self._every, pages * SWEPT / (SWEPT - 1) * self._spacing)
+            least = pages + math.ceil(pages / (SWEPT - 1))
+            length = max(self._every, least * self._spacing)
+            if self._looked is not None:
+                await self._looked(length)
             others = max(1, math.floor(length / self._spacing) - pages)
             pause = length / (others + 1)
             for number in range(others):
@@ -77,12 +97,14 @@ class Polling:
         except StopAsyncIteration:
             self._sweep = None
             await self._swept(self._chats, self._loop.time() - self._began_at)
-        except (ApiError, UnexpectedAnswerError):
+        except (ApiError, UnexpectedAnswerError) as error:
             self._sweep = None  # its page token may have expired: it begins anew
-            raise
+            if self._chats == 0:
+                raise
+            logger.warning("listing all chats begins anew: %s", error)
         else:
             self._chats += len(page.items)
             await self._found(list(page.items))
 
     async def _sleep_until(self, moment: float) -> None:
-        await asyncio.sleep(max(0.0, moment - self._loop.time()))
+        await self._sleep(max(0.0, moment - self._loop.time()))

@@ -15,9 +15,10 @@ from ..outbox.rows import now
 from ..outbox.turns import Session
 from ..outbox.watching import LOOKS
 from . import cursor
-from .business import Business, Settings
+from .business import Business
 from .cursor import HINT_KEPT, HINTS
 from .errors import BotConflictError
+from .settings import Settings
 from .slots import Slots
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
@@ -59,7 +60,8 @@ class Runner:
         """
         await self._check_others()
         self._open_session = open_session
-        self._task = asyncio.create_task(self._follow_hints())
+        if self._task is None:  # it may begin again, if the database was away
+            self._task = asyncio.create_task(self._follow_hints())
 
     def business(self, business_id: int) -> Business | None:
         """Return the work for a business; None if another process does it."""
@@ -114,21 +116,25 @@ class Runner:
             woken = self._woken.is_set()
             self._woken.clear()
             try:
-                before, version = version, await database.data_version()
-                if woken or version is None or version != before:
+                newest = await database.data_version()
+                if woken or newest is None or newest != version:
                     await self._look()
+                version = newest
                 if loop.time() >= drop_at:
                     await database.write(cursor.drop_hints, now() - HINT_KEPT)
                     drop_at = loop.time() + DROP_EVERY
             except OutboxDatabaseError as error:
                 logger.info("bot %s waits for the outbox's database: %s", self.name, error)
-                wait = AWAY
+                wait, version = AWAY, None
+            except Exception:
+                logger.exception("bot %s: notifications are not followed", self.name)
+                wait, version = AWAY, None
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._woken.wait()
 
     async def _look(self) -> None:
-        after = 0, 0
+        after = 0, 0, 0
         while True:
             found = await self._outbox._database.read(cursor.hints, after)
             for hint in found:
@@ -137,7 +143,7 @@ class Runner:
                     business.hinted(hint)
             if len(found) < HINTS:
                 return
-            after = found[-1].business_id, found[-1].chat_id
+            after = found[-1][:3]
 
     # Other bots
 

@@ -14,22 +14,22 @@ class Slots:
         self._most = most
         self._inside = 0
         self._alone = False
-        self._suspects: list[asyncio.Future[None]] = []
-        self._others: list[asyncio.Future[None]] = []
+        self._suspects: dict[asyncio.Future[None], None] = {}
+        self._others: dict[asyncio.Future[None], None] = {}
 
     @asynccontextmanager
     async def slot(self, *, alone: bool) -> AsyncIterator[None]:
         """Wait until there is room."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         line = self._suspects if alone else self._others
-        line.append(future)
+        line[future] = None
         self._let_in()
         try:
             await future
             yield
         finally:
             if future in line:
-                line.remove(future)
+                del line[future]
             else:
                 self._inside -= 1
                 self._alone = False
@@ -39,13 +39,15 @@ class Slots:
         if self._suspects:
             if self._inside == 0:
                 self._inside, self._alone = 1, True
-                _let(self._suspects.pop(0))
+                _let(self._suspects)
             return
         while self._others and self._inside < self._most and not self._alone:
             self._inside += 1
-            _let(self._others.pop(0))
+            _let(self._others)
 
 
-def _let(future: asyncio.Future[None]) -> None:
+def _let(line: dict[asyncio.Future[None], None]) -> None:
+    future = next(iter(line))
+    del line[future]
     if not future.done():  # its task was cancelled in this moment
         future.set_result(None)

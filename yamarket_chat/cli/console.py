@@ -50,6 +50,7 @@ class _Console(Console):
 
 out: Console = _Console(highlight=False)
 err: Console = _Console(stderr=True, highlight=False)
+_file: Console = _Console(highlight=False, width=MAX_FILE_WIDTH)
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
@@ -156,13 +157,14 @@ def cells(*values: object) -> list[Text]:
 
 def table(content: Table) -> None:
     """Print a table on standard output, at most as wide as the terminal if it is one."""
-    if not out.is_terminal:
-        content.box = None
-        content.padding = (0, 2, 0, 0)
     with writing():
-        out.print(
-            content, width=None if out.is_terminal else MAX_FILE_WIDTH, crop=False, soft_wrap=False
-        )
+        if out.is_terminal:
+            out.print(content, crop=False, soft_wrap=False)
+        elif not out.quiet:
+            content.box = None
+            content.padding = (0, 2, 0, 0)
+            # `out` would never print more columns than it takes a terminal to have.
+            _file.print(content, crop=False, soft_wrap=False)
 
 
 def moment(time: datetime) -> str:

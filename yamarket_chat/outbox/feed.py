@@ -60,7 +60,7 @@ class Feed:
         self,
         database: Database,
         grants: Mapping[int, Grant],
-        couriers: Mapping[int, Courier],
+        couriers: dict[int, Courier],
         begin: Callable[[int], None],
         rest: Callable[[int], None],
     ) -> None:
@@ -123,6 +123,8 @@ class Feed:
             # Thousands may have nothing to send, and are not asked: that cost more than all else.
             if changed and (business_id in self._named or one.hand.rows):
                 more[:] = True, True
+            if not any(more):
+                continue
             room = one.wants()
             wants = room[0] if more[0] else 0, room[1] if more[1] else 0
             if any(wants):
@@ -169,9 +171,10 @@ class Feed:
         await self._strangers.look([(one, each.engine) for one, each in self._couriers.items()])
         later, expiring = await self._database.read(_timed)
         wall = wall_time(self._loop)
-        for one in self._couriers.values():
+        for one in reversed(self._couriers.values()):
             if times := one.times():
                 self._ahead = times[1] / 1e6 - wall
+                break
         soon = (wall + self._ahead + SOON) * 1e6
         due, expired = {}, {}
         for business_id, moment in later.items():

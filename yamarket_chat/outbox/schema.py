@@ -236,10 +236,10 @@ bot_handled: Table = _table(
 )
 
 bot_hints: Table = _table(
-    "bot_hints",  # chats of which a notification told, until somebody has looked
+    "bot_hints",  # messages of which a notification told, until a look has found them
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
     Column("chat_id", BigInteger, primary_key=True, autoincrement=False),
-    Column("message_id", BigInteger, nullable=False),  # the highest that it told of, or 0
+    Column("message_id", BigInteger, primary_key=True, autoincrement=False),  # 0: only of the chat
     Column("hinted_at", BigInteger, nullable=False),
     **_often_changed(100),
 )

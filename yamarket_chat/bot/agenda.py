@@ -1,0 +1,158 @@
+"""Which chats are to be looked at, and when. One look at a chat goes on at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from typing import Any
+
+import msgspec
+
+from ..errors import SessionClosedError
+from ..models import Chat
+from .cursor import Hint
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
+
+
+class Todo(msgspec.Struct):
+    """Why a chat is looked at. Times are the loop's."""
+
+    chat: Chat | None = None  # as it was listed, if it was
+    listed_at: float = 0.0
+    hints: dict[int, tuple[Hint, float]] = {}
+    looks: int = 0  # that did not find what they should
+
+    def knows(self, hint: Hint) -> bool:
+        """Whether this look is for a hint as well."""
+        known = self.hints.get(hint.message_id)
+        return known is not None and known[0].hinted_at == hint.hinted_at
+
+    def is_listed_as(self, chat: Chat | None) -> bool:
+        """Whether this look is for the same change of the chat."""
+        both = self.chat is not None and chat is not None
+        return both and self.chat.updated_at == chat.updated_at  # type: ignore[union-attr]
+
+
+class Agenda:
+    """The chats of a business that are to be looked at.
+
+    Args:
+        look: Looks at a chat. Returns in how many seconds to look again, or None.
+    """
+
+    def __init__(self, look: Callable[[int, Todo], Awaitable[float | None]]) -> None:
+        self._look = look
+        self._loop = asyncio.get_running_loop()
+        self._todo: dict[int, Todo] = {}
+        self._at_work: dict[int, tuple[asyncio.Task[None], Todo]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._not_before: dict[int, float] = {}
+        self.stopping = False
+
+    def look_at(self, chat_id: int, *, chat: Chat | None = None, hint: Hint | None = None) -> None:
+        """Look at a chat as soon as there is room."""
+        if hint is not None and self._knows(chat_id, hint):
+            return
+        todo = self._todo.get(chat_id)
+        if todo is None:
+            todo = self._todo[chat_id] = Todo()
+        now = self._loop.time()
+        if chat is not None and not todo.is_listed_as(chat):
+            todo.chat, todo.listed_at = chat, now
+        if hint is not None:
+            todo.hints[hint.message_id] = hint, now
+            todo.looks = 0
+        self._begin_soon(chat_id, 0.0)
+
+    def rest(self, chat_id: int, seconds: float) -> None:
+        """Look at a chat only after some seconds, whatever comes meanwhile."""
+        self._not_before[chat_id] = self._loop.time() + seconds
+
+    async def alone(self, chat_id: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something else for a chat while nobody looks at it.
+
+        Raises SessionClosedError if it was stopped.
+        """
+        while (looking := self._at_work.get(chat_id)) is not None:
+            await asyncio.wait({looking[0]})
+            await asyncio.sleep(0)  # it is no longer at work one pass after it is done
+        if self.stopping:
+            raise SessionClosedError("another process works for this business now")
+        task = self._loop.create_task(work())
+        self._keep(chat_id, task, Todo())
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()
+        if task.cancelled():
+            raise SessionClosedError("another process works for this business now")
+        task.result()
+
+    def stop(self, handling: Collection[int]) -> None:
+        """Begin nothing new; cancel all looks but those whose handler is at work."""
+        self.stopping = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for chat_id, (task, _) in self._at_work.items():
+            if chat_id not in handling:
+                task.cancel()
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """Return the looks that go on."""
+        return [task for task, _ in self._at_work.values()]
+
+    def _knows(self, chat_id: int, hint: Hint) -> bool:
+        looking, todo = self._at_work.get(chat_id), self._todo.get(chat_id)
+        return (looking is not None and looking[1].knows(hint)) or (
+            todo is not None and todo.knows(hint)
+        )
+
+    def _begin_soon(self, chat_id: int, after: float) -> None:
+        if self.stopping or chat_id in self._at_work:
+            return  # or it is begun again when that has ended
+        timer = self._timers.pop(chat_id, None)
+        if timer is not None:
+            timer.cancel()
+        now = self._loop.time()
+        at = max(self._not_before.get(chat_id, 0.0), now + after)
+        if at > now:
+            self._timers[chat_id] = self._loop.call_at(at, self._begin, chat_id)
+        else:
+            self._begin(chat_id)
+
+    def _begin(self, chat_id: int) -> None:
+        self._timers.pop(chat_id, None)
+        self._not_before.pop(chat_id, None)
+        todo = self._todo.pop(chat_id, None)
+        if self.stopping or chat_id in self._at_work or todo is None:
+            return
+        self._keep(chat_id, self._loop.create_task(self._work(chat_id, todo)), todo)
+
+    def _keep(self, chat_id: int, task: asyncio.Task[None], todo: Todo) -> None:
+        self._at_work[chat_id] = task, todo
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._at_work[chat_id]
+            if chat_id in self._todo and chat_id not in self._timers:
+                self._begin_soon(chat_id, 0.0)
+
+        task.add_done_callback(ended)
+
+    async def _work(self, chat_id: int, todo: Todo) -> None:
+        pause = await self._look(chat_id, todo)
+        if pause is None or self.stopping:
+            return
+        newer = self._todo.setdefault(chat_id, todo)
+        if newer is todo:
+            at = self._loop.time() + pause
+            self._timers[chat_id] = self._loop.call_at(at, self._again, chat_id)
+        else:  # what came meanwhile is looked at at once
+            if newer.chat is None or newer.is_listed_as(todo.chat):
+                newer.chat, newer.listed_at = todo.chat, todo.listed_at
+            newer.hints = {**todo.hints, **newer.hints}
+
+    def _again(self, chat_id: int) -> None:
+        self._timers.pop(chat_id, None)
+        self._begin_soon(chat_id, 0.0)
