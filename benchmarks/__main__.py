@@ -1,4 +1,4 @@
-"""`python -m benchmarks [names] [--quick]`, `… simulate` and `… crash`."""
+"""`python -m benchmarks [names] [--quick]`, `… simulate`, `… crash` and `… bot`."""
 
 from __future__ import annotations
 
@@ -93,4 +93,8 @@ if __name__ == "__main__":
         from .crash.command import main as crash
 
         sys.exit(crash(sys.argv[2:]))
+    if sys.argv[1:2] == ["bot"]:
+        from .bot.command import main as bot
+
+        sys.exit(bot(sys.argv[2:]))
     main()

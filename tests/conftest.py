@@ -113,6 +113,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 # Slow files, or files that depend on the machine more than on the versions of Python and of the
 # dependencies. The rest is the quick part, `pytest -m "not slow"`: under a minute on two cores.
 SLOW = {
+    "test_bot_kills.py": "kills processes, and waits on the real clock",
     "test_benchmarks.py": "starts a process for each measurement",
     "test_cli.py": "starts the command, and waits on the real clock",
     "test_cli_demo.py": "starts processes, and waits on the real clock",

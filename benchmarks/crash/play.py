@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from multiprocessing import get_context
@@ -67,6 +67,9 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 class Crash:
     """A run."""
 
+    _points: Sequence[str] = NAMES
+    _worker = f"{__package__}.worker"
+
     def __init__(
         self,
         size: Size,
@@ -82,14 +85,14 @@ class Crash:
         self._say = say
         self._chance = random.Random(size.seed)
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload([f"{__package__}.worker"])
+        self._context.set_forkserver_preload([self._worker])
         self._workers: list[BaseProcess] = []
         self._names = iter(range(1, 1_000_000))
         self._paused: set[int] = set()
         self._markets: dict[int, Sandbox] = {}
         self._messages: dict[int, Message] = {}
         self._blows: Counter[str] = Counter()
-        self._wanted = self._chance.randint(2, 4)
+        self._wanted = self._how_many()
         self._producing = True
 
     async def play(self) -> Verdict:
@@ -126,12 +129,19 @@ class Crash:
                     await asyncio.sleep(12)  # what the sandboxes carry out late must be there
             finally:
                 await self._stop_all()
-            verdict = judge(list(self._messages.values()), self._stored())
+            verdict = self._judged()
             verdict.figures["seconds"] = round(time.monotonic() - began)
             for market in self._markets.values():
                 verdict.figures["420"] = verdict.figures.get("420", 0) + market.refused
             verdict.figures |= dict(self._blows)
             return verdict
+
+    def _judged(self) -> Verdict:
+        return judge(list(self._messages.values()), self._stored())
+
+    def _how_many(self) -> int:
+        """How many workers are wanted."""
+        return self._chance.randint(2, 4)
 
     def _latency(self) -> float:
         return random.uniform(0.02, 0.4)
@@ -233,7 +243,7 @@ class Crash:
 
     async def _strike(self) -> None:
         """Kill, pause and stop workers, until so many kills have happened."""
-        points = list(NAMES)
+        points = list(self._points)
         kinds, weights = list(self._size.blows), list(self._size.blows.values())
         kills = 0
         async with asyncio.TaskGroup() as group:
@@ -242,7 +252,7 @@ class Crash:
                 await asyncio.sleep(pause * self._size.lease / 3.0 * self._size.pauses)
                 self._fill_up()
                 if self._chance.random() < 0.1:
-                    self._wanted = self._chance.randint(2, 4)
+                    self._wanted = self._how_many()
                 kind = self._chance.choices(kinds, weights)[0]
                 running = self._running()
                 victim = self._chance.choice(running)

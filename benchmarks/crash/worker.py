@@ -38,6 +38,12 @@ class Plan(msgspec.Struct, frozen=True):
 
 def run(plan: Plan) -> None:
     """Deliver until SIGTERM comes."""
+    prepare(plan)
+    asyncio.run(_deliver(plan))
+
+
+def prepare(plan: Plan) -> None:
+    """Log to the file, die at the point, and send to the sandboxes."""
     # What the process says goes to a file of its own.
     log = os.open(plan.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
@@ -49,7 +55,6 @@ def run(plan: Plan) -> None:
     if plan.point is not None:
         points.hook = _Hook(plan.point, plan.action, plan.after)
     _send_to(plan.markets)
-    asyncio.run(_deliver(plan))
 
 
 class _Hook:

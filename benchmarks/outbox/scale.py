@@ -73,9 +73,10 @@ def run(size: Size, step: Step) -> Figures:
         for businesses, workers, rate in size.loads:
             with databases.new("postgresql") as database:
                 loads.append(_load(databases, database, businesses, workers, rate, size.seconds))
+                ended = _bytes(database)
             step(f"scale: {businesses:,} businesses")
         with databases.new("postgresql") as database:
-            rows = _rows(databases, database, size.rows)
+            rows = {**_rows(databases, database, size.rows), "ended": ended}
         step("scale: rows")
         looks = []
         for businesses in size.looks:
@@ -229,22 +230,20 @@ def _rows(databases: play.Databases, database: play.Database, count: int) -> dic
     watch = _Watch(databases, database, [])
     play.fill(QUEUE, database, count, 64)
     used = watch.used()
-    heap = f"SELECT pg_relation_size('{MESSAGES}') / {count}::float"
-    indexes = f"SELECT pg_indexes_size('{MESSAGES}') / {count}::float"
-    waiting = database.execute(heap), database.execute(indexes)
-    with (
-        server_process() as (market, _),
-        play.worker(QUEUE, database, "deliver", market, 64) as worker,
-    ):
-        worker.line()
-        _until(lambda: _open(database) == 0)
-    database.execute(f"VACUUM FULL {MESSAGES}")
     return {
-        "waiting": waiting,
-        "ended": (database.execute(heap), database.execute(indexes)),
+        "waiting": _bytes(database),
         "put_server_us": used["server"] / count * 1e6,
         "put_wal": used["wal"] / count,
     }
+
+
+def _bytes(database: play.Database) -> list[float]:
+    """Return the bytes of a message in the table, and in its indexes."""
+    database.execute(f"VACUUM FULL {MESSAGES}")
+    return [
+        database.execute(f"SELECT {kind}('{MESSAGES}')::float / count(*) FROM {MESSAGES}")
+        for kind in ("pg_relation_size", "pg_indexes_size")
+    ]
 
 
 LOOKS = {"due": "what is due", "new": "new businesses", "survey": "who holds what"}

@@ -77,6 +77,7 @@ class Agenda:
         """
         while (looking := self._at_work.get(chat_id)) is not None:
             await asyncio.wait({looking[0]})
+            await asyncio.sleep(0)  # it is no longer at work one pass after it is done
         if self.stopping:
             raise SessionClosedError("another process works for this business now")
         task = self._loop.create_task(work())

@@ -76,6 +76,8 @@ class Business:
         self._start = Start(0, False)
         self._ready = asyncio.Event()
         self._agenda = Agenda(self._look_in_turn)
+        self._limit = asyncio.Lock()
+        self._reading = 0  # looks that may read, and have not ended
         self._handling: set[int] = set()  # the chats whose handler is at work
         self._over = False
         self._errors: dict[tuple[int, int], Exception] = {}  # its last error, by chat and message
@@ -179,10 +181,7 @@ class Business:
         await self._polling.run()
 
     async def _close_session(self) -> None:
-        polling, self._polling = self._polling, None
-        session, self._session = self._session, None
-        if polling is not None:
-            await polling.close()
+        session, self._session, self._polling = self._session, None, None
         if session is not None:
             await session.close(0.0)
 
@@ -244,13 +243,13 @@ class Business:
         pause = None
         try:
             # Not within the slot: the handlers of other businesses need it.
-            await self._wait_for_the_limit()
-            async with self._slots.slot(alone=chat_id in self._suspects):
-                try:
+            await self._may_read()
+            try:
+                async with self._slots.slot(alone=chat_id in self._suspects):
                     pause = await self._look(chat_id, todo)
-                finally:
-                    self._handling.discard(chat_id)
-                self._suspects.discard(chat_id)
+                    self._suspects.discard(chat_id)
+            finally:
+                self._reading -= 1
         except NotFoundError:  # the chat is gone
             with suppress(OutboxDatabaseError):
                 await self._database.write(cursor.followed, _hints(todo))
@@ -334,13 +333,15 @@ class Business:
     def _is_late(self, since: float) -> bool:
         return self._loop.time() - since > LATE
 
-    async def _wait_for_the_limit(self) -> None:
-        """Leave some of the limit of histories to finding messages of unknown outcome."""
-        while True:
-            status = self.session().quota_status("history")
-            if status.remaining >= status.limit * LEFT:
-                return
-            await asyncio.sleep(min(max(status.resets_in, FIRST_PAUSE), AGAIN))
+    async def _may_read(self) -> None:
+        """Wait for the limit of histories. Some of it is left to messages of unknown outcome."""
+        async with self._limit:  # one looks at the limit, not all that wait
+            while True:
+                status = self.session().quota_status("history")
+                if status.remaining - self._reading > status.limit * LEFT:
+                    self._reading += 1
+                    return
+                await asyncio.sleep(min(max(status.resets_in, FIRST_PAUSE), AGAIN))
 
     async def _rows(self, chat_id: int, since: int | None) -> list[Message]:
         session = self.session()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from yamarket_chat.errors import ChatError, SessionClosedError
 from yamarket_chat.limits import QuotaStatus, Rate
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxEntry, store
 from yamarket_chat.outbox.database import Database
-from yamarket_chat.outbox.delivering import Delivering
+from yamarket_chat.outbox.delivering import GRACE, Delivering
 from yamarket_chat.outbox.pausing import pauses
 
 from . import console, signals
@@ -29,6 +30,8 @@ from .report import Line, Report, first_line, line_of
 from .waiting import NOTICE_AFTER, note_no_response
 
 LEASE = 30.0
+SHORT_GRACE = 5.0
+"""Seconds for what is under way if nothing more can be sent, and probably nothing be written."""
 LOOK = 0.05
 """Seconds between two looks at what has ended."""
 WINDOW = 256
@@ -40,6 +43,14 @@ PATIENCE = 60.0
 wait for its settling meanwhile, or for its next attempt."""
 SETTLED = "15 to 60 s"
 """After how long it is known what became of the messages of a run that was killed."""
+
+
+EXPECTED = (
+    "business %d is paused",
+    "business %d: message %d is",
+    "a worker of the outbox is dead",
+)
+"""How records of the log begin that say what the run says itself, or that are nothing special."""
 
 
 class UsageError(Exception):
@@ -240,7 +251,7 @@ class BulkSender:
                 except Exception as error:  # noqa: BLE001 - raised below
                     failed = error
                 try:
-                    await delivery.end()
+                    await delivery.end(SHORT_GRACE if self._stopped else GRACE)
                 except asyncio.CancelledError:
                     # What is cut off now has nothing to say.
                     console.show_log(logging.CRITICAL)
@@ -380,9 +391,10 @@ class BulkSender:
             chats = ", ".join(map(str, to_check[:MAX_SHOWN])) + (
                 ", ..." if to_check[MAX_SHOWN:] else ""
             )
+            settle = f"yamarket-chat outbox settle --all --database {shlex.quote(str(self._path))}"
             console.note(
                 "Nothing tells whether the unknown messages were delivered, so they are not sent"
-                f" again; check chat {chats}"
+                f" again; check chat {chats}" + (f", then run {settle}" if self._kept else "")
             )
         if self._kept and left + ended["refused"]:
             console.note("To continue, run the same command again")
@@ -397,9 +409,9 @@ class BulkSender:
 
 
 def _is_told_anyway(record: logging.LogRecord) -> bool:
-    """Whether a record of the log says what the run says itself, or expects."""
+    """Whether a record of the log is not to be shown."""
     arguments = record.args if isinstance(record.args, tuple) else ()
-    return record.msg.startswith(("business %d is paused", "a worker of the outbox is dead")) or (
+    return record.msg.startswith(EXPECTED) or (
         record.msg == "business %d: %s"
         and any(isinstance(one, ChatError) and pauses(one) for one in arguments)
     )

@@ -25,6 +25,9 @@ from yamarket_chat.errors import ChatError, DeliveryUnknownError
 MAX_FILE_WIDTH = 1000
 """Maximum width in columns of a table that is not written to a terminal."""
 
+REPEAT_AFTER = 60.0
+"""Seconds after which a warning is printed again that was the last one."""
+
 _OUTPUT_ERRNOS = {
     *(errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF),
     errno.EINVAL,  # a closed pipe on Windows
@@ -62,6 +65,12 @@ def result(text: str) -> None:
     """Print one line on standard output. It is never wrapped, so that programs can read it."""
     with writing():
         out.print(Text(printable(text)), soft_wrap=True)
+
+
+def sentence(text: str) -> None:
+    """Print a text on standard output: wrapped between words on a terminal, one line in a file."""
+    with writing():
+        out.print(Text(printable(text)), soft_wrap=not out.is_terminal)
 
 
 def data(value: Any) -> None:
@@ -186,7 +195,8 @@ def duration(seconds: float) -> str:
 def show_log(level: int, at_most_every: float = 0.0) -> None:
     """Print the SDK's log records of at least this level as lines on standard error.
 
-    Records below WARNING are printed at most once in `at_most_every` seconds.
+    Records below WARNING are printed at most once in `at_most_every` seconds, and the same warning
+    once a minute.
     """
     logger.setLevel(level)
     logger.handlers = [_LogHandler(level, at_most_every)]
@@ -206,11 +216,15 @@ class _LogHandler(logging.Handler):
         super().__init__(level)
         self._interval = at_most_every
         self._last_shown = -math.inf
+        self._last_warning = ("", -math.inf)
 
     def emit(self, record: logging.LogRecord) -> None:
         text = _for_users(record.getMessage())
         if record.levelno >= logging.WARNING:
-            warning(text)
+            said, at = self._last_warning
+            if text != said or record.created >= at + REPEAT_AFTER:
+                self._last_warning = text, record.created
+                warning(text)
         elif record.created >= self._last_shown + self._interval:
             self._last_shown = record.created
             note(text)

@@ -215,7 +215,7 @@ class _Delivery:
         if told and delivering.done():
             if not delivering.cancelled():
                 delivering.result()  # it has failed at its end
-            console.note("Stopped, and handed over to the other workers")
+            console.note("Stopped")
         if not all(task.done() for task in tasks):
             _exit(0 if told else 1)  # a thread still waits for the database
         return 0

@@ -123,6 +123,8 @@ class Feed:
             # Thousands may have nothing to send, and are not asked: that cost more than all else.
             if changed and (business_id in self._named or one.hand.rows):
                 more[:] = True, True
+            if not any(more):
+                continue
             room = one.wants()
             wants = room[0] if more[0] else 0, room[1] if more[1] else 0
             if any(wants):
