@@ -216,11 +216,11 @@ def test_list_says_that_there_are_more(shell: Shell) -> None:
 
 
 WRONG = [
-    (["put", "17", "x", "y"], "pass one TEXT: put it in quotes"),
+    (["put", "17", "x", "y"], "Got unexpected extra argument(s) (y)"),
     (["put", "17"], "pass either TEXT or --file"),
     (["put", "x"], "CHAT_ID is a whole number, not 'x'"),
     (["put"], "the chat is missing: pass CHAT_ID, --order or --return"),
-    (["put", "--order", "5", "17", "x"], "pass one TEXT and no CHAT_ID"),
+    (["put", "--order", "5", "17", "x"], "pass no CHAT_ID with --order or --return"),
     (["put", "--order", "5", "--return", "7", "x"], "pass either --order or --return"),
     (["put", "17", "x", "--file", "label.pdf"], "pass either TEXT or --file"),
     (["put", "17", "--file", "no.pdf"], "the file cannot be read"),

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import time
 from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Callable
@@ -171,11 +172,15 @@ async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> No
         # Simulate that the run was killed while it wrote the last line.
         content = report.read_bytes()
         report.write_bytes(content[:-30])
+        # Also after hours, the lock of the killed run proves that it is dead.
+        for lock in tmp_path.glob("few.csv.outbox-worker-*"):
+            os.utime(lock, (time.time() - 36_000,) * 2)
         resumed = await start_and_end(
             "send-many", file, "--report", str(report), **variables_of(market)
         )
         assert resumed.status == 0, resumed.err
         assert "may have been sent as the last run ended" in resumed.err
+        assert "surely ended" not in resumed.err
         assert_all_arrived(market, messages, report)
     assert sorted(path.name for path in tmp_path.glob("few*")) == ["few.csv", "few.csv.outbox"]
 

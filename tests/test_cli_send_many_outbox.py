@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 import signal
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +15,11 @@ import pytest
 
 from tests.command import environment, fork
 from tests.test_cli import (
+    Finished,
     _interruptible,  # noqa: F401
     end,
+    in_process,  # noqa: F401
     run,
-    shell,
     start,
     texts,
     until,
@@ -31,6 +35,7 @@ from tests.test_cli_send_many import (
     start_impatient,
     write,
 )
+from tests.test_readme import market as served_market  # noqa: F401
 from yamarket_chat.cli.encodings import BadFile
 from yamarket_chat.cli.mailing import BadOutbox, Mailing, compare
 from yamarket_chat.cli.records import read
@@ -298,6 +303,24 @@ async def test_power_cuts_lose_and_double_nothing(tmp_path: Path) -> None:
         assert_all_arrived(market, messages, report)
 
 
+async def test_power_cut_cannot_bring_the_journal_of_a_new_outbox_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would undo the whole file by it. SQLite itself does not sync its removal."""
+    synced: list[list[str]] = []
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            synced.append(sorted(os.listdir(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    async with Outbox(f"sqlite:///{tmp_path}/o") as outbox:
+        await outbox.create()
+    assert ["o"] in synced
+
+
 async def test_death_after_a_wrong_key_leaves_nothing_to_look_up(tmp_path: Path) -> None:
     messages = messages_of(chats=10, each=20)
     file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
@@ -336,21 +359,25 @@ async def test_key_that_is_revoked_ends_the_run(tmp_path: Path) -> None:
         assert market.messages_stored == 50
 
 
-async def test_standard_input_has_an_outbox_if_one_is_named(tmp_path: Path) -> None:
-    file = write(tmp_path / "m.csv", messages_of(chats=2, each=2))
-    async with Sandbox(latency=0) as market:
-        for expected in ("Delivered 4 of 4 messages,", "Delivered 4 of 4 messages (4 of them"):
-            piped = await shell(
-                f"yamarket-chat send-many - --outbox {tmp_path}/o < {file}",
-                **variables_of(market),
-            )
-            assert piped.out.startswith(expected)
-            assert "is killed" not in piped.err
-        assert market.messages_stored == 4
-        piped = await shell(f"yamarket-chat send-many - < {file}", **variables_of(market))
-        assert "If this run is killed, nobody knows" in piped.err
-        assert market.messages_stored == 8
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.csv", "o"]
+def test_standard_input_has_an_outbox_if_one_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    def pipe(*arguments: str) -> Finished:
+        content = file_of(messages_of(chats=2, each=2))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return in_process("send-many", "-", *arguments)
+
+    for expected in ("Delivered 4 of 4 messages,", "Delivered 4 of 4 messages (4 of them"):
+        piped = pipe("--outbox", str(tmp_path / "o"))
+        assert piped.out.startswith(expected)
+        assert "is killed" not in piped.err
+    assert served_market.messages_stored == 4
+    assert "If this run is killed, nobody knows" in pipe().err
+    assert served_market.messages_stored == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
 # Disks
@@ -359,7 +386,7 @@ async def test_standard_input_has_an_outbox_if_one_is_named(tmp_path: Path) -> N
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
 async def test_full_disk_sends_nothing_that_is_not_noted(tmp_path: Path) -> None:
     """Files may not grow beyond a limit, first while the messages are put, then while sending."""
-    messages = messages_of(chats=20, each=30)
+    messages = messages_of(chats=20, each=15)
     file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
     async with Sandbox(latency=0) as market:
         env = environment(**variables_of(market))
@@ -368,12 +395,12 @@ async def test_full_disk_sends_nothing_that_is_not_noted(tmp_path: Path) -> None
         assert "whether it is full" in finished.err
         assert market.messages_stored == 0
         process = await fork(
-            LIMITED, "send-many", file, "--give-up-after", "1", env=env | {"SIZE": "900000"}
+            LIMITED, "send-many", file, "--give-up-after", "1", env=env | {"SIZE": "500000"}
         )
         finished = await end(process)
         assert finished.status == 1
         assert "no more messages are sent" in finished.err
-        assert 0 < market.messages_stored < 600
+        assert 0 < market.messages_stored < 300
         ended = await start_and_end(
             "send-many", file, "--report", str(report), **variables_of(market)
         )
@@ -384,7 +411,7 @@ async def test_full_disk_sends_nothing_that_is_not_noted(tmp_path: Path) -> None
 LIMITED = (
     """
 import os, resource, signal, yamarket_chat.cli.bulk as bulk
-bulk.PATIENCE = 1.0
+bulk.PATIENCE = bulk.SHORT_GRACE = 1.0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["SIZE"]), resource.RLIM_INFINITY))
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import importlib.util
 import re
@@ -13,12 +14,14 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from sqlalchemy import create_engine, text
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine, insert, text
 
 from tests.helpers import http_server, now, texts
 from tests.test_notifications_servers import serving
 from tests.test_recipes import RECIPES, environment
 from yamarket_chat import Message
+from yamarket_chat.bot import Bot, BuyerMessage
+from yamarket_chat.outbox import Outbox
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 
 FROM_THE_MARKET = {"X-Forwarded-For": "5.45.207.1"}
@@ -80,6 +83,39 @@ def test_pictures_of_the_page_exist() -> None:
     assert len(names) == 4
     for name in names:
         assert (RECIPES.parent / name).is_file()
+
+
+async def test_fragments_of_the_page_run(tmp_path: Path) -> None:
+    page = (RECIPES.parent / "bot.md").read_text(encoding="utf-8")
+    also, error, status = re.findall(r"(?<!-->)\n```python\n(.*?)```", page, re.S)
+    scope: dict[str, Any] = {"BuyerMessage": BuyerMessage, "insert": insert, "print": print}
+    scope["seen"] = Table("seen", MetaData(), Column("chat_id", Integer))
+    engine = create_engine(f"sqlite:///{tmp_path / 'bot.db'}")
+    async with Sandbox() as market, Outbox(engine.url) as outbox:
+        await outbox.create()
+        scope["seen"].create(engine)
+        bot = scope["bot"] = Bot(
+            outbox, {market.business_id: market.api_key}, base_url=market.url, max_age=10
+        )
+        exec(error, scope)  # noqa: S102 - our own docs
+
+        @bot.message
+        async def answer(message: BuyerMessage) -> None:
+            scope["message"] = message
+            exec(also, scope)  # noqa: S102 - our own docs
+
+        market.buyer_says(17, "too old")
+        await asyncio.sleep(11)
+        market.buyer_says(18, "new")
+        async with bot.running():
+            await asyncio.sleep(3)
+            code = compile(status, "bot.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            await eval(code, scope)  # noqa: S307 - our own docs
+        assert texts(market, 17)[1:] == ["Вам ответит сотрудник магазина"]
+        assert texts(market, 18) == ["new"]
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT chat_id FROM seen")).all() == [(18,)]
+    engine.dispose()
 
 
 def test_first_bot_has_about_twenty_lines() -> None:

@@ -18,7 +18,7 @@ from yamarket_chat.errors import ChatError, SessionClosedError
 from yamarket_chat.limits import QuotaStatus, Rate
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxEntry, store
 from yamarket_chat.outbox.database import Database
-from yamarket_chat.outbox.delivering import Delivering
+from yamarket_chat.outbox.delivering import GRACE, Delivering
 from yamarket_chat.outbox.pausing import pauses
 
 from . import console, signals
@@ -30,6 +30,8 @@ from .report import Line, Report, first_line, line_of
 from .waiting import NOTICE_AFTER, note_no_response
 
 LEASE = 30.0
+SHORT_GRACE = 5.0
+"""Seconds for what is under way if nothing more can be sent, and probably nothing be written."""
 LOOK = 0.05
 """Seconds between two looks at what has ended."""
 WINDOW = 256
@@ -249,7 +251,7 @@ class BulkSender:
                 except Exception as error:  # noqa: BLE001 - raised below
                     failed = error
                 try:
-                    await delivery.end()
+                    await delivery.end(SHORT_GRACE if self._stopped else GRACE)
                 except asyncio.CancelledError:
                     # What is cut off now has nothing to say.
                     console.show_log(logging.CRITICAL)

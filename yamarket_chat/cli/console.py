@@ -67,6 +67,12 @@ def result(text: str) -> None:
         out.print(Text(printable(text)), soft_wrap=True)
 
 
+def sentence(text: str) -> None:
+    """Print a text on standard output: wrapped between words on a terminal, one line in a file."""
+    with writing():
+        out.print(Text(printable(text)), soft_wrap=not out.is_terminal)
+
+
 def data(value: Any) -> None:
     """Print one line of JSON on standard output, always in UTF-8."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":

@@ -169,7 +169,10 @@ async def _workers(plan: Plan, market: Sandbox) -> AsyncIterator[tuple[Outbox, W
     from .demo_worker import Task
 
     workers = Workers()
-    with tempfile.TemporaryDirectory(prefix="yamarket-demo-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="yamarket-demo-",
+        ignore_cleanup_errors=True,  # Ctrl-C may come again before the workers have ended
+    ) as folder:
         database = f"sqlite:///{Path(folder, 'outbox.db')}"
         task = Task(
             database=database,

@@ -230,7 +230,7 @@ def cancel(
     numbers: Annotated[
         list[int],
         typer.Argument(
-            metavar="NUMBER...", min=1, help="The numbers of the messages.", show_default=False
+            metavar="NUMBER", min=1, help="The numbers of the messages.", show_default=False
         ),
     ],
     *,

@@ -60,7 +60,7 @@ Database = Annotated[
         metavar="URL",
         envvar=VARIABLE,
         help="The database: the path of an SQLite file, sqlite:///outbox.db, or"
-        " postgresql+psycopg://user:password@host/database.",
+        " postgresql://user:password@host/name.",
         show_default=False,
         callback=_check_database,
     ),
@@ -80,7 +80,7 @@ KeyPrefix = Annotated[
 Numbers = Annotated[
     list[int] | None,
     typer.Argument(
-        metavar="[NUMBER]...", min=1, help="The numbers of the messages.", show_default=False
+        metavar="NUMBER", min=1, help="The numbers of the messages.", show_default=False
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do so without a question.")]

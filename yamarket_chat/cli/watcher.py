@@ -54,10 +54,7 @@ class Watcher:
             self._looked,
             self._timer.sleep,
         )
-        try:
-            await polling.run()
-        finally:
-            await polling.close()
+        await polling.run()
 
     async def _looked(self, pause: float) -> None:
         """Begin after the first look: what was there is not new."""
