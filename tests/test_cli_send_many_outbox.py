@@ -426,9 +426,14 @@ async def test_outbox_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         for outbox, told in (
             (tmp_path / "no" / "o", "No such file or directory; pass a file in another folder"),
             (tmp_path / "text", "this is no SQLite file: check the path; or pass another --outbox"),
+            (tmp_path / "o", "the report cannot be opened"),
         ):
-            refused = await run("send-many", file, "--outbox", str(outbox), **variables_of(market))
+            report = str(tmp_path / "none" / "r.jsonl")
+            refused = await run(
+                *("send-many", file, "--outbox", str(outbox), "--report", report),
+                **variables_of(market),
+            )
             assert refused.status == 2
             assert told in refused.err
-            assert refused.err.count("\n") == 1
+            assert refused.err.splitlines()[-1].startswith("Error: ")
         assert market.arrivals == []
