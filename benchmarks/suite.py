@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import cost, decoding, faults, growth, imports, limit, simulation
-from .outbox import backlog, delivery
+from . import cost, decoding, faults, growth, imports, limit, notifications, simulation
+from .outbox import backlog, delivery, scale
 from .report import Benchmark
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -18,4 +18,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "simulation": simulation,
     "outbox": delivery,
     "backlog": backlog,
+    "notifications": notifications,
+    "scale": scale,
 }

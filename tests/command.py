@@ -120,6 +120,8 @@ def stop() -> None:
 def serve(connection: socket.socket) -> None:
     """Fork for each request. In the fork, this returns when the code has run."""
     import yamarket_chat.cli.app
+    import yamarket_chat.cli.bulk
+    import yamarket_chat.cli.watcher
     import yamarket_chat.outbox  # noqa: F401
 
     with suppress(ModuleNotFoundError):

@@ -118,6 +118,8 @@ SLOW = {
     "test_cli.py": "starts the command, and waits on the real clock",
     "test_cli_demo.py": "starts processes, and waits on the real clock",
     "test_cli_docs.py": "starts the command, and waits on the real clock",
+    "test_cli_outbox.py": "runs the command a hundred times",
+    "test_cli_outbox_deliver.py": "starts the command, and waits on the real clock",
     "test_cli_reading.py": "starts the command, and waits on the real clock",
     "test_cli_progress.py": "starts the command, and waits on the real clock",
     "test_cli_notifications.py": "starts the command, and waits on the real clock",

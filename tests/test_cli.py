@@ -91,7 +91,7 @@ def texts(market: Sandbox, chat_id: int) -> list[str | None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -361,7 +361,7 @@ async def test_version_option_prints_the_version() -> None:
 
 COMMANDS = [
     *("demo", "whoami", "chats", "history", "watch", "send", "send-file", "send-many"),
-    *("new-chat", "quota", "sandbox", "notifications"),
+    *("new-chat", "quota", "outbox", "sandbox", "notifications"),
 ]
 
 
@@ -375,7 +375,7 @@ def test_help_has_an_example_and_shows_no_key(
     assert f"Example: yamarket-chat {command}" in finished.out
     assert "ACMA:secret" not in finished.out
     assert ("YAMARKET_API_KEY" in finished.out) is (
-        command not in ("demo", "sandbox", "notifications")
+        command not in ("demo", "outbox", "sandbox", "notifications")
     )
 
 

@@ -266,21 +266,22 @@ def small_kills(monkeypatch: pytest.MonkeyPatch) -> Plan:
     return SMALL
 
 
-class LossyAndDoubling(Lossy, Doubling):
-    """A sandbox whose record lacks a message and has another one twice."""
+class Wrong(Breaking, Lossy, Doubling):
+    """A sandbox that refuses a message, and whose record lacks one and has another one twice."""
 
 
 @pytest.mark.real_time
 async def test_second_scene_fails_if_the_sandbox_recorded_something_else(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo_kills, "Sandbox", LossyAndDoubling)
+    monkeypatch.setattr(demo_kills, "Sandbox", Wrong)
     assert not await demo_kills.run(small_kills(monkeypatch))
     printed = capsys.readouterr()
-    assert "messages missing: 1, the first: 'Update 1 of 3' in chat 102" in printed.err
+    assert re.search(r"not delivered or unknown: 1, the first: \w+: HTTP 400", printed.err)
+    assert "messages missing: 2, the first: " in printed.err
     assert "messages stored more often than sent: 1, the first: 'Update 3 of 3'" in printed.err
-    for name in ("Lost", "Doubled"):
-        assert re.search(rf"{name} +1 message\b", printed.out)
+    assert re.search(r"Lost +2 messages", printed.out)
+    assert re.search(r"Doubled +1 message\b", printed.out)
     assert "Everything arrived" not in printed.out
 
 

@@ -21,6 +21,7 @@ from tests.test_cli import (
     variables_of,
 )
 from tests.test_readme import market  # noqa: F401
+from yamarket_chat.outbox import Outbox
 from yamarket_chat.sandbox import Sandbox
 
 pytestmark = pytest.mark.real_time
@@ -39,6 +40,8 @@ def without_trace_ids(text: str) -> str:
 def runs_until_ctrl_c(arguments: list[str]) -> bool:
     if arguments[0] == "notifications":
         return arguments[1] == "listen"
+    if arguments[0] == "outbox":
+        return arguments[1] == "deliver"
     return arguments[0] in ("watch", "sandbox") and arguments[1:2] != ["say"]
 
 
@@ -83,10 +86,14 @@ def test_commands_in_the_docs_run(
     assert [message.text for message in market.messages(17)].count("Ваш заказ в пути") == 1
 
 
-async def test_documented_long_running_commands_run_until_ctrl_c() -> None:
+async def test_documented_long_running_commands_run_until_ctrl_c(tmp_path: Path) -> None:
+    async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        await outbox.create()
+
     async def try_out(command: str) -> None:
         async with Sandbox() as market:  # noqa: F811
-            process = await start(*arguments_of(command), **variables_of(market))
+            variables = variables_of(market, YAMARKET_OUTBOX=f"{tmp_path}/outbox.db")
+            process = await start(*arguments_of(command), **variables)
             assert process.stderr is not None
             told = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
             assert "Ctrl-C" in told or "repeats the same faults" in told

@@ -160,6 +160,9 @@ def test_wrong_usage_of_notifications_prints_one_line(
         finished = in_process("notifications", *arguments)
         assert finished.status == 2, arguments
         assert told in finished.err
+    finished = in_process("sandbox", "--notify-faults", "0.5")
+    assert finished.status == 2
+    assert finished.err.startswith("Error: --notify-faults needs the address of a receiver")
     finished = in_process("sandbox", "--notify", "localhost:8080")
     assert finished.status == 2
     assert "is no URL of a receiver" in finished.err

@@ -216,11 +216,11 @@ def test_list_says_that_there_are_more(shell: Shell) -> None:
 
 
 WRONG = [
-    (["put", "17", "x", "y"], "pass one TEXT: put it in quotes"),
+    (["put", "17", "x", "y"], "Got unexpected extra argument(s) (y)"),
     (["put", "17"], "pass either TEXT or --file"),
     (["put", "x"], "CHAT_ID is a whole number, not 'x'"),
     (["put"], "the chat is missing: pass CHAT_ID, --order or --return"),
-    (["put", "--order", "5", "17", "x"], "pass one TEXT and no CHAT_ID"),
+    (["put", "--order", "5", "17", "x"], "pass no CHAT_ID with --order or --return"),
     (["put", "--order", "5", "--return", "7", "x"], "pass either --order or --return"),
     (["put", "17", "x", "--file", "label.pdf"], "pass either TEXT or --file"),
     (["put", "17", "--file", "no.pdf"], "the file cannot be read"),
@@ -240,13 +240,15 @@ WRONG = [
     (["show"], "pass either NUMBER or --key"),
     (["cancel"], "Missing argument"),
     (["cancel", "9"], "there is no message 9"),
-    (["settle", "--yes"], "pass either the numbers of messages or --all"),
-    (["settle", "1", "--all"], "pass either the numbers of messages or --all"),
+    (["settle", "--yes"], "pass either the numbers of messages, or --all"),
+    (["settle", "1", "--all"], "pass either the numbers of messages, or --all"),
     (["settle", "--all", "--yes"], "--yes needs --delivered or --not-delivered"),
     (["settle", "--all"], "nobody can be asked: pass --yes"),
     (["settle", "1", "--delivered", "--yes"], "message 1 is waiting, and not unknown"),
     (["settle", "--all", "--delivered", "--json"], "--json asks no questions"),
-    (["retry"], "pass either the numbers of messages or --state"),
+    (["retry"], "pass either the numbers of messages, or --state"),
+    (["retry", "1", "--chat", "17"], "pass either the numbers of messages, or --state"),
+    (["retry", "--chat", "17", "--yes"], "pass --state as well: unknown, refused or expired"),
     (["retry", "--state", "delivered", "--yes"], "--state is one of unknown, refused, expired"),
     (["retry", "1", "--yes"], "message 1 is waiting, and not unknown or refused or expired"),
     (["schema", "--dialect", "mysql"], "--dialect is one of sqlite, postgresql"),
@@ -281,6 +283,22 @@ def test_key_of_another_message_is_a_conflict(shell: Shell) -> None:
     shell("put", "17", "да", "--key", "a")
     assert "the key 'a' belongs to message 1" in shell("put", "17", "нет", "--key", "a", status=1)
     assert len(shell.json("list")) == 1
+
+
+COMMANDS = [
+    *("create", "put", "deliver", "status", "list", "show"),
+    *("cancel", "settle", "retry", "prune", "schema"),
+]
+
+
+def test_help_names_the_commands_and_each_has_an_example(empty: Shell) -> None:
+    empty.patch.setenv("YAMARKET_API_KEY", "ACMA:secret")
+    empty.patch.setenv("YAMARKET_OUTBOX", "postgresql://u:secret@h/d")
+    assert re.findall(r"^│ ([a-z]+) ", empty("--help"), re.M) == COMMANDS
+    for command in COMMANDS:
+        told = empty(command, "--help")
+        assert f"Example: yamarket-chat outbox {command}" in told
+        assert "secret" not in told
 
 
 # The database

@@ -51,8 +51,8 @@ def test_short_mailing_prints_no_progress_lines(capsys: pytest.CaptureFixture[st
 
 PATCHED = """
 import sys
-import yamarket_chat.cli.progress as progress, yamarket_chat.cli.send_many as send_many
-progress.LINE_EVERY = send_many.SHOW_EVERY = 0.05
+import yamarket_chat.cli.progress as progress, yamarket_chat.cli.bulk as bulk
+progress.LINE_EVERY = bulk.SHOW_EVERY = 0.05
 from yamarket_chat.cli import main
 sys.exit(main())
 """
@@ -60,8 +60,8 @@ sys.exit(main())
 
 @pytest.mark.real_time
 async def test_send_many_prints_progress_lines_except_with_json(tmp_path: Path) -> None:
-    file = write(tmp_path / "m.csv", messages_of(chats=20, each=2))
     for options in ((), ("--json",)):
+        file = write(tmp_path / f"m{len(options)}.csv", messages_of(chats=20, each=2))
         async with Sandbox(latency=0.1) as market:
             process = await fork(
                 PATCHED, "send-many", file, *options, env=environment(**variables_of(market))

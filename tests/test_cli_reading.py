@@ -233,8 +233,8 @@ async def test_watch_shows_new_messages_of_buyers(market: Sandbox) -> None:
     process = await start("watch", "--every", "1", **variables_of(market))
     assert process.stderr is not None
     told = (await asyncio.wait_for(process.stderr.readline(), 15)).decode()
-    # Not every 1 s, because watch uses at most a fifth of the rate limit.
-    assert told == "Watching every 4 s, until Ctrl-C\n"
+    # Not every 1 s, because watch uses at most a fifth of the rate limit, half of it for all chats.
+    assert told == "Watching every 7 s, until Ctrl-C\n"
     market.buyer_says(8, "new")
     market.shop_says(9, "ours")
     market.buyer_says(9, "in a chat that is new")

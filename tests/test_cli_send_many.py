@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import time
 from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Callable
@@ -28,17 +29,9 @@ from tests.test_cli import (
     until,
     variables_of,
 )
-from yamarket_chat import (
-    ChatSession,
-    DeliveryUnknownError,
-    OutgoingMessage,
-    QuotaStatus,
-    Rate,
-    Unknown,
-)
+from yamarket_chat import QuotaStatus, Rate
 from yamarket_chat.cli.progress import seconds_to_go
 from yamarket_chat.cli.records import BadFile, Format, Record, read
-from yamarket_chat.cli.report import Report, line_of
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 
 pytestmark = pytest.mark.real_time
@@ -72,7 +65,6 @@ def assert_all_arrived(market: Sandbox, messages: Messages, report: Path) -> Non
     assert all(line["chat_id"] == messages[number - 1][0] for number, line in last.items())
     traces = {arrival.trace_id for arrival in market.arrivals if arrival.status == 200}
     assert {line["trace_id"] for line in last.values()} - {None} <= traces
-    assert not report.with_name(report.name + ".running").exists()
 
 
 SOMETIMES = {
@@ -98,6 +90,7 @@ async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
 
     async def at_one_go() -> None:
         report = tmp_path / "one.jsonl"
+        file = write(tmp_path / "one.csv", messages)
         async with failing() as market:
             sent = await start_and_end(
                 "send-many", file, "--report", str(report), **variables_of(market)
@@ -120,14 +113,14 @@ async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
             stopped = await end_of(process)
             assert stopped.status == 130
             assert "Interrupted; no more messages are sent" in stopped.err
-            assert f"--resume {report}" in stopped.err.replace("\n", " ")
+            assert "To continue, run the same command again" in stopped.err
             delivered = sum(line["status"] == "delivered" for line in lines_of(report))
             assert 200 <= delivered < 500
             assert delivered == market.messages_stored
             assert f"Delivered {delivered} of 500 messages" in stopped.out
             assert f"not sent {500 - delivered}" in stopped.out
             resumed = await start_and_end(
-                "send-many", file, "--resume", str(report), **variables_of(market)
+                "send-many", file, "--report", str(report), **variables_of(market)
             )
             assert resumed.status == 0, resumed.err
             assert f"({delivered} of them earlier)" in resumed.out
@@ -137,7 +130,6 @@ async def test_500_messages_arrive_once_in_order_through_faults_ctrl_c_and_kill(
         at_one_go(),
         interrupted(),
         a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path),
-        what_is_unknown_is_settled_by_resume(tmp_path),
     )
 
 
@@ -169,7 +161,6 @@ async def start_and_end(*arguments: str, **variables: str) -> Finished:
 
 
 async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> None:
-    # No chat gets a text twice. Otherwise --resume could not tell which messages are missing.
     messages = messages_of(chats=8, each=10)
     file, report = write(tmp_path / "few.csv", messages), tmp_path / "report.jsonl"
     async with Sandbox(latency=0.1) as market:
@@ -181,43 +172,17 @@ async def a_killed_run_is_gone_on_with_and_doubles_nothing(tmp_path: Path) -> No
         # Simulate that the run was killed while it wrote the last line.
         content = report.read_bytes()
         report.write_bytes(content[:-30])
-        assert report.with_name("report.jsonl.running").exists()
+        # Also after hours, the lock of the killed run proves that it is dead.
+        for lock in tmp_path.glob("few.csv.outbox-worker-*"):
+            os.utime(lock, (time.time() - 36_000,) * 2)
         resumed = await start_and_end(
-            "send-many", file, "--resume", str(report), **variables_of(market)
-        )
-        stored = [(chat, text) for chat in market.chat_ids for text in texts(market, chat)]
-        assert sorted(stored) == sorted(messages)
-        last = {line["number"]: line["status"] for line in lines_of(report)}
-        assert len(last) == len(messages)
-        # A text that the chat already has may be from an earlier run, so its message stays unknown.
-        unknown = sum(status == "unknown" for status in last.values())
-        assert 1 <= unknown <= 5
-        assert resumed.status == 1
-        assert f"unknown {unknown}" in resumed.out
-
-
-async def what_is_unknown_is_settled_by_resume(tmp_path: Path) -> None:
-    messages = [(1, "stored"), (2, "never stored")]
-    file, report = write(tmp_path / "two.csv", messages), tmp_path / "unknown.jsonl"
-    faults = {2: Fault("reset", when="after"), 3: Fault("reset", when="before")}
-    async with Sandbox(faults=numbered_faults(faults, operation="send_message")) as market:
-        async with ChatSession(market.api_key, market.business_id, base_url=market.url) as session:
-            await session.send_message(3, "so that the Market's clock is known")
-            with Report.create(report) as writing:
-                for record in read(Path(file).read_bytes(), file):
-                    message = OutgoingMessage(record.chat_id, record.text)
-                    with pytest.raises(DeliveryUnknownError) as caught:
-                        await session.send_message(*messages[record.number - 1], on_unknown="raise")
-                    writing.add(line_of(record, Unknown(message, caught.value)))
-        assert {line["status"] for line in lines_of(report)} == {"unknown"}
-        resumed = await start_and_end(
-            "send-many", file, "--resume", str(report), **variables_of(market)
+            "send-many", file, "--report", str(report), **variables_of(market)
         )
         assert resumed.status == 0, resumed.err
-        assert "Looking up 2 messages" in resumed.err
-        assert (texts(market, 1), texts(market, 2)) == (["stored"], ["never stored"])
-        last = {line["number"]: line for line in lines_of(report)}
-        assert (last[1]["confirmed_by"], last[2]["confirmed_by"]) == ("history", "answer")
+        assert "may have been sent as the last run ended" in resumed.err
+        assert "surely ended" not in resumed.err
+        assert_all_arrived(market, messages, report)
+    assert sorted(path.name for path in tmp_path.glob("few*")) == ["few.csv", "few.csv.outbox"]
 
 
 async def test_all_bad_lines_are_listed_and_nothing_is_sent(tmp_path: Path) -> None:
@@ -301,7 +266,7 @@ def test_errors_after_a_malformed_line_are_listed_too() -> None:
 
 
 def test_sep_line_of_excel_sets_the_delimiter() -> None:
-    assert read(b"sep=|\r\nchat_id|text\r\n17|a;b\r\n", "a.csv") == [Record(1, 3, 17, "a;b")]
+    assert list(read(b"sep=|\r\nchat_id|text\r\n17|a;b\r\n", "a.csv")) == [Record(1, 3, 17, "a;b")]
 
 
 @pytest.mark.parametrize(
@@ -335,7 +300,9 @@ async def test_send_many_reads_standard_input_and_prints_json(tmp_path: Path) ->
         assert texts(market, 7) == ["привет"]
 
 
-async def test_refused_messages_are_reported_and_sent_again_by_resume(tmp_path: Path) -> None:
+async def test_refused_messages_are_reported_and_sent_again_by_the_next_run(
+    tmp_path: Path,
+) -> None:
     messages = [(1, "a"), (404, "b"), (1, "c")]
     file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
     async with Sandbox(chats=[1]) as market:
@@ -343,48 +310,62 @@ async def test_refused_messages_are_reported_and_sent_again_by_resume(tmp_path: 
         assert first.status == 1
         assert "Error: line 3, chat 404: refused: send_message: HTTP 404" in first.err
         assert first.out.startswith("Delivered 2 of 3 messages, refused 1, unknown 0, not sent 0")
+        assert "To continue, run the same command again" in first.err
+        assert {line["status"] for line in lines_of(report)} == {"delivered", "refused"}
         again = await run("send-many", file, "--report", str(report), **variables_of(market))
-        assert again.status == 2
-        assert f"{report} exists" in again.err.replace("\n", " ")
+        assert again.status == 1
         market.add_chat(404)
         resumed = await run("send-many", file, "--resume", str(report), **variables_of(market))
         assert resumed.status == 0
         assert texts(market, 1) == ["a", "c"]
         assert texts(market, 404) == ["b"]
-        other = write(tmp_path / "other.csv", [(1, "a"), (404, "changed"), (1, "c")])
-        changed = await run("send-many", other, "--resume", str(report), **variables_of(market))
-        assert changed.status == 2
-        assert "message 2 is different in the file" in changed.err
+        assert [line["status"] for line in lines_of(report)] == ["delivered"] * 3
 
 
-async def test_resume_refuses_a_report_that_another_run_is_writing(tmp_path: Path) -> None:
+async def test_report_of_another_mailing_is_not_overwritten(tmp_path: Path) -> None:
     file, report = write(tmp_path / "m.csv", [(1, "a")]), tmp_path / "r.jsonl"
-    async with Sandbox(latency=3.0) as market:
-        first = await start("send-many", file, "--report", str(report), **variables_of(market))
-        await until(lambda: market.arrivals)
-        second = await run("send-many", file, "--resume", str(report), **variables_of(market))
-        assert second == Finished(
-            2, "", "Error: another run is writing this report; wait until it ends\n"
+    other = write(tmp_path / "other.csv", [(1, "b")])
+    async with Sandbox(latency=0) as market:
+        variables = variables_of(market)
+        assert (await run("send-many", file, "--report", str(report), **variables)).status == 0
+        before = report.read_bytes()
+        refused = await run("send-many", other, "--report", str(report), **variables)
+        assert refused.status == 2
+        assert f"{report} exists already" in refused.err
+        assert (await run("send-many", other, **variables)).status == 0
+        refused = await run("send-many", other, "--report", str(report), **variables)
+        assert refused.status == 2
+        assert f"{report} is the report of other messages" in refused.err
+        refused = await run("send-many", other, "--report", file, **variables)
+        assert refused.status == 2
+        assert f"{file} is not a report" in refused.err
+        missing = str(tmp_path / "no.db")
+        refused = await run(
+            "send-many", other, "--resume", str(report), "--outbox", missing, **variables
         )
-        assert (await end(first)).status == 0
-        assert texts(market, 1) == ["a"]
+        assert refused.status == 2
+        assert f"there is no outbox {missing}" in refused.err
+        assert report.read_bytes() == before
+        assert texts(market, 1) == ["a", "b"]
+        assert not Path(missing).exists()
 
 
-async def test_resume_leaves_an_unclear_message_to_a_person(tmp_path: Path) -> None:
-    file, report = write(tmp_path / "m.csv", [(7, "the same")]), tmp_path / "r.jsonl"
-    report.touch()
-    report.with_name("r.jsonl.running").touch()  # a killed run leaves this file
-    async with Sandbox(latency=0.0) as market:
-        await run("send", "7", "the same", **variables_of(market))
-        for _ in range(2):
-            resumed = await start_and_end(
-                "send-many", file, "--resume", str(report), **variables_of(market)
+async def test_two_runs_of_one_file_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.csv", [(1, "a")])
+    os.symlink(file, tmp_path / "link.csv")
+    async with Sandbox(latency=60.0) as market:
+        first = await start("send-many", file, **variables_of(market))
+        await until(lambda: market.arrivals)
+        for name in (file, str(tmp_path / "link.csv")):
+            second = await run("send-many", name, **variables_of(market))
+            assert second == Finished(
+                2,
+                "",
+                f"Error: another run is sending the messages of {file}.outbox; wait until it"
+                " ends\n",
             )
-            assert resumed.status == 1
-            assert "check chat 7" in resumed.err
-            assert "To continue" not in resumed.err
-    [line, _] = lines_of(report)
-    assert "settle" not in line["error"]
+        first.kill()
+        await first.communicate()
 
 
 async def test_closed_output_pipe_ends_send_many_with_a_complete_report(tmp_path: Path) -> None:

@@ -8,19 +8,22 @@ import inspect
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 import yamarket_chat
-from yamarket_chat import notifications, outbox, sandbox
+from yamarket_chat import bot, notifications, outbox, sandbox
 
-MODULES = (yamarket_chat, notifications, outbox, sandbox)
+MODULES = (yamarket_chat, bot, notifications, outbox, sandbox)
 NO_RECORDS = (
     *(yamarket_chat.ChatSession, outbox.Outbox),
     *(sandbox.Sandbox, sandbox.VirtualLoop, sandbox.World, notifications.Receiver),
+    bot.Bot,
 )
 # Values and aliases.
 NO_NEED = {
@@ -110,6 +113,54 @@ def test_the_example_runs_loops_of_its_own(name: str) -> None:
     world.close()
 
 
+class web_server:
+    """Serves nothing."""
+
+    @staticmethod
+    async def serve() -> None:
+        """Return at once."""
+
+
+CREATED = (
+    b'{"notificationType": "CHAT_CREATED", "businessId": 12345, "chatId": 17,'
+    b' "createdAt": "2026-11-27T09:00:00Z"}'
+)
+
+
+def bot_of(box: outbox.Outbox, market: sandbox.Sandbox) -> bot.Bot:
+    """Return a bot with a handler."""
+    made = bot.Bot(box, {market.business_id: market.api_key})
+
+    @made.message
+    async def answer(message: bot.BuyerMessage) -> None:
+        assert message
+
+    return made
+
+
+@asynccontextmanager
+async def message_of(
+    box: outbox.Outbox, market: sandbox.Sandbox, name: str
+) -> AsyncIterator[bot.BuyerMessage | None]:
+    """Handle a message, for the examples of handlers."""
+    if not name.startswith("BuyerMessage"):
+        yield None
+        return
+    made = bot.Bot(box, {market.business_id: market.api_key}, base_url=market.url)
+    handled: asyncio.Future[bot.BuyerMessage] = asyncio.get_running_loop().create_future()
+    ended = asyncio.Event()
+
+    @made.message
+    async def answer(message: bot.BuyerMessage) -> None:
+        if not handled.done():
+            handled.set_result(message)
+        await ended.wait()
+
+    async with made.running():
+        yield await handled
+        ended.set()
+
+
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - RUNS_LOOPS))
 async def test_docstring_example_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,22 +177,31 @@ async def test_docstring_example_runs(
         sandbox.Sandbox(business_id=12345) as market,
         outbox.Outbox("sqlite:///outbox.db") as box,
     ):
-        if "Outbox" in name or "outbox." in EXAMPLES[name]:
+        if name.startswith("B") or "Outbox" in name or "outbox." in EXAMPLES[name]:
             await box.create()
         market.buyer_says(17, "Где мой заказ?")
         market.buyer_sends_file(17, "чек.jpg", b"photo")
-        async with yamarket_chat.ChatSession(
-            market.api_key, market.business_id, base_url=market.url
-        ) as session:
+        Path("инструкция.pdf").write_bytes(b"%PDF-")
+        async with (
+            yamarket_chat.ChatSession(
+                market.api_key, market.business_id, base_url=market.url
+            ) as session,
+            message_of(box, market, name) as message,
+        ):
             scope |= {
                 "market": market,
                 "session": session,
                 "outbox": box,
                 "receiver": notifications.Receiver(on_event, name="my-shop", version="1.0"),
+                "bot": bot_of(box, market),
+                "web_server": web_server,
+                "body": CREATED,
+                "message": message,
                 "api_key": market.api_key,
                 "business_id": market.business_id,
                 "chat_id": 17,
                 "print": lambda *_: None,
+                "text": sqlalchemy.text,
                 "aiohttp": __import__("aiohttp"),
                 "asyncio": asyncio,
                 "msgspec": __import__("msgspec"),

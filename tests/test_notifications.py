@@ -377,6 +377,7 @@ PROXY = "10.0.0.1"
         ([("Forwarded", f"for={MARKET}"), ("Forwarded", f"for={FOREIGN}")], False),
         ([("Forwarded", f"for={MARKET}, for={FOREIGN}")], False),
         ([("Forwarded", f"for={MARKET};for={FOREIGN}")], False),
+        ([("Forwarded", f"for={FOREIGN};for={MARKET}")], False),
         ([("Forwarded", f"for={MARKET}, for=unknown")], False),
         ([("Forwarded", f"for={MARKET}, for=_hidden")], False),
         ([("Forwarded", f"for={MARKET}, by=10.0.0.2")], False),

@@ -22,6 +22,7 @@ from yamarket_chat.notifications import web as web_module
 pytestmark = pytest.mark.real_time
 
 PAGE = (Path(__file__).parents[1] / "docs" / "notifications.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"(?<!tests -->\n)```python\n(.*?)```", PAGE, re.S)
 PROGRAMS = re.findall(r"<!-- runs in the tests -->\n```python\n(.*?)```", PAGE, re.S)
 FRAMEWORKS = ("aiohttp", "fastapi", "starlette", "litestar", "django", "alone")
 LOOPBACK = ["127.0.0.0/8"]
@@ -48,6 +49,16 @@ def test_docs_have_a_program_for_each_framework() -> None:
     assert len(PROGRAMS) == len(FRAMEWORKS)
     for name, program in zip(FRAMEWORKS[:-1], PROGRAMS, strict=False):
         assert re.search(rf"from {name}[. ]", program)
+
+
+async def test_other_code_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    scope: dict[str, Any] = {"__name__": "my_shop"}
+    for snippet in SNIPPETS:
+        exec(snippet, scope)  # noqa: S102 - our own docs
+    receiver: Receiver = scope["receiver"]
+    headers = {"X-Forwarded-For": MARKET}
+    assert (await receiver.reply(MESSAGE, "10.1.2.3", headers)).status == 200
+    assert capsys.readouterr().out == "look at chat 17\n"
 
 
 @asynccontextmanager
@@ -136,6 +147,23 @@ async def test_request_from_elsewhere_is_answered_before_its_body_comes(framewor
                 assert answer.startswith(b"HTTP/1.1 403")
             assert b'{"error":{"type":' in answer
             writer.close()
+    assert handler.events == []
+
+
+@pytest.mark.parametrize("framework", ["aiohttp", "alone"])
+async def test_endless_body_is_answered_413_before_its_end(framework: str) -> None:
+    handler = Handler()
+    app = program_of(framework, receiver_of(handler, networks=LOOPBACK))
+    async with serving(app) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.split(":")[-1]))
+        writer.write(
+            b"POST /notification HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        for _ in range(70):
+            writer.write(b"3e8\r\n" + b" " * 1000 + b"\r\n")
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.startswith(b"HTTP/1.1 413")
+        writer.close()
     assert handler.events == []
 
 

@@ -31,6 +31,8 @@ from yamarket_chat.outbox import (
     OutboxMessage,
     feed,
 )
+from yamarket_chat.outbox.database import Database
+from yamarket_chat.outbox.hand import Hand
 from yamarket_chat.outbox.schema import messages
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
@@ -503,6 +505,51 @@ async def test_courier_of_a_business_without_messages_costs_nothing(
         await small.outbox.result(await small.put(message("два")), timeout=60)
     assert texts(small.market, 17) == ["раз", "два"]
     assert len(small.market.arrivals) == 4  # the clock was read twice
+
+
+async def test_business_that_has_sent_and_has_nothing_now_is_not_asked_at_each_look(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of them cost more than all else: each was asked and woken five times a second."""
+    asked: list[Hand] = []
+    begin_look = Hand.begin_look
+
+    def noted(self: Hand) -> int:
+        asked.append(self)
+        return begin_look(self)
+
+    monkeypatch.setattr(Hand, "begin_look", noted)
+    async with shop.delivering(), Outbox(shop.outbox._database.url) as other:
+        await shop.outbox.result(await shop.put(message("раз")), timeout=60)
+        await asyncio.sleep(5)
+        asked.clear()
+        for _ in range(5):
+            await other.put(OutboxMessage(BUSINESS + 1, 17, "another business, which changes much"))
+            await asyncio.sleep(2)
+        assert asked == []
+        await other.put(message("два"))
+        await asyncio.sleep(5)
+    assert texts(shop.market, 17) == ["раз", "два"]
+
+
+async def test_looks_that_take_long_are_made_less_often(
+    postgres_url: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, read = 0, Database.read
+
+    async def slowly(self: Database, function: Any, *args: Any) -> Any:
+        nonlocal looks
+        if function is feed._due:
+            looks += 1
+            await asyncio.sleep(3)
+        return await read(self, function, *args)
+
+    monkeypatch.setattr(Database, "read", slowly)
+    async with Sandbox(business_id=BUSINESS) as market, Outbox(postgres_url) as outbox:
+        await outbox.create()
+        async with Shop(outbox, market).delivering():
+            await asyncio.sleep(90)
+    assert 9 <= looks <= 12  # a third of the time, and not three fourths
 
 
 async def test_row_that_somebody_holds_locked_holds_up_nobody_else(

@@ -28,6 +28,7 @@ from yamarket_chat.outbox import (
     earlier,
     marks,
 )
+from yamarket_chat.outbox.overview import overview
 from yamarket_chat.outbox.schema import messages
 from yamarket_chat.outbox.turns import Session
 from yamarket_chat.outbox.watching import LOOKS
@@ -300,3 +301,36 @@ async def test_message_that_is_sent_again_keeps_its_key(outbox: Outbox) -> None:
     await becomes(outbox, number, "refused")
     assert await outbox.retry(number)
     assert await outbox.put(message("да", key="packed-55")) == number
+
+
+# The overview
+
+
+async def test_overview_tells_what_waits_who_delivers_and_what_was_sent(shop: Shop) -> None:
+    outbox = shop.outbox
+    read = outbox._database.read
+    numbers = await outbox.put_many(message(str(n), 17 + n) for n in range(3))
+    numbers = [*numbers, await outbox.put(OutboxFile(BUSINESS, 17, b"%PDF", filename="три.pdf"))]
+    async with shop.delivering():
+        for number in numbers:
+            await outbox.result(number, timeout=60)
+        later = market_time(3600)
+        await outbox.put(message("потом", not_before=later))
+        await outbox.put(OutboxMessage(77, 17, "без ключа"))
+        await outbox.put(OutboxMessage(77, 18, "без ключа"))
+        seen = await read(overview)
+        (worker,) = seen.workers
+        other, mine = seen.businesses
+        assert (seen.waiting, seen.not_due, seen.leaving, seen.requests_counted) == (2, 1, 0, 4)
+        assert (mine.waiting, mine.not_due, mine.oldest) == (0, 1, None)
+        assert (mine.messages_in_the_hour, mine.files_in_the_hour) == (3, 1)
+        assert mine.worker == worker.about
+        assert (other.business_id, other.waiting, other.worker) == (77, 2, None)
+        assert seen.oldest == other.oldest is not None
+        assert (worker.businesses, worker.lease) == (1, 30.0)
+        assert "yamarket-chat" in worker.about
+        await outbox._database.write(marks.pause, BUSINESS, "401")
+        only = await read(overview, BUSINESS)
+        assert [(one.business_id, one.paused) for one in only.businesses] == [(BUSINESS, "401")]
+        assert only.businesses[0].paused_at is not None
+    assert (await read(overview)).workers == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,25 @@ def test_program_answers_the_chats_that_wait_for_the_shop(market: Sandbox) -> No
     assert texts(market, 3) == ["Спасибо", "Пожалуйста"]
     assert len(texts(market, 4)) == 2
     assert texts(market, 5) == []
+
+
+@pytest.mark.real_time
+def test_bot_answers(market: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def until_answered(main: Coroutine[Any, Any, None]) -> None:
+        running = asyncio.create_task(main)
+        async with asyncio.timeout(20):
+            while len(texts(market, 17)) < 2:
+                await asyncio.sleep(0.05)
+        assert not running.done()
+        running.cancel()
+        await asyncio.wait({running})
+
+    run_forever = asyncio.run
+    monkeypatch.setattr(asyncio, "run", lambda main: run_forever(until_answered(main)))
+    monkeypatch.chdir(tmp_path)
+    market.buyer_says(17, "Есть красный?")
+    run("A bot")
+    assert texts(market, 17) == ["Есть красный?", "Спасибо за вопрос: Есть красный?"]
 
 
 @pytest.mark.real_time

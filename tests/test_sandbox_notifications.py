@@ -57,7 +57,8 @@ async def answering(*statuses: int) -> AsyncIterator[tuple[str, list[dict[str, A
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         content = json.loads(await request.read())
         received.append(content | {"at": now()})
-        return web.Response(status=left.pop(0) if len(left) > 1 else left[0])
+        status = left.pop(0) if len(left) > 1 else left[0]
+        return web.Response(status=status, headers={"Location": "/"})
 
     async with http_server(answer) as url:
         yield url, received

@@ -80,6 +80,22 @@ class Postgres:
         self._process = self._thread.submit(popen).result()
         wait_for(self.url, self._process)
 
+    def cpu(self) -> float:
+        """Return the seconds of CPU that the server and all its sessions have used."""
+        assert self._process is not None
+        mine, ticks = str(self._process.pid), 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, _, fields = path.read_text(encoding="utf-8").rpartition(")")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            values = fields.split()
+            pid = name.partition(" ")[0]
+            if mine in (pid, values[1]):
+                # Of the first process also what its ended children have used.
+                ticks += sum(map(int, values[11 : 15 if pid == mine else 13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """End it at once, with all its sessions, as in a crash."""
         assert self._process is not None

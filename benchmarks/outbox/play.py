@@ -106,6 +106,11 @@ class Databases:
                 postgres(own_network=False, settings=SETTINGS)
             )
 
+    def cpu(self) -> float:
+        """Return the seconds of CPU that PostgreSQL has used."""
+        assert self._postgres is not None
+        return self._postgres.cpu()
+
     def __enter__(self) -> Databases:
         return self
 

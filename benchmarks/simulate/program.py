@@ -422,7 +422,7 @@ def is_idle(task: asyncio.Task[Any]) -> bool:
     return task.get_name().startswith("world")
 
 
-STARTS_AFTER = 6.0
+STARTS_AFTER = 12.0
 """Seconds until a program that was killed runs again: docs/delivery.md says why it matters."""
 
 KEY = "ACMA:sandbox:key"

@@ -7,104 +7,67 @@ A buyer's message comes to the group as "#17 Где заказ?". What an operat
 import asyncio
 import os
 import re
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
-from aiogram import BaseMiddleware, Bot, Dispatcher, F
+import aiogram
+from aiogram import Dispatcher, F
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
-from aiogram.exceptions import TelegramAPIError
-from aiogram.types import Message, TelegramObject, Update
-from poll_bot import Inbox
+from aiogram.exceptions import TelegramNetworkError, TelegramRetryAfter, TelegramServerError
+from aiogram.types import Message
 
-from yamarket_chat import ChatError, ChatSession, DeliveryUnknownError
-from yamarket_chat import Message as BuyerMessage
-
-SEEN = Path(os.environ.get("SEEN", "seen.txt"))
-
-
-class Once(BaseMiddleware):
-    """Passes each update on at most once, also after a kill.
-
-    Telegram repeats an update until the next request confirms it. So its id is written down before
-    anything is sent: a kill may lose the message, and never doubles it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen = set(path.read_text().split()[-1000:]) if path.exists() else set[str]()
-        path.write_text("".join(f"{number}\n" for number in self._seen))
-        self.running: set[asyncio.Future[Any]] = set()
-
-    async def __call__(
-        self,
-        handler: Callable[[TelegramObject, dict[str, Any]], Awaitable[Any]],
-        event: TelegramObject,
-        data: dict[str, Any],
-    ) -> Any:
-        number = str(event.update_id) if isinstance(event, Update) else ""
-        if number in self._seen:
-            return None
-        self._seen.add(number)
-        with self._path.open("a") as file:
-            file.write(f"{number}\n")
-        handling = asyncio.ensure_future(handler(event, data))
-        self.running.add(handling)
-        handling.add_done_callback(self.running.discard)
-        return await handling
+from yamarket_chat import ChatError
+from yamarket_chat.bot import Bot, BuyerMessage
+from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage
 
 
 async def main() -> None:
     token, group = os.environ["TELEGRAM_TOKEN"], int(os.environ["TELEGRAM_GROUP"])
     server = TelegramAPIServer.from_base(os.environ.get("TELEGRAM", "https://api.telegram.org"))
+    business_id = int(os.environ["YAMARKET_BUSINESS_ID"])
+    telegram = aiogram.Bot(token, session=AiohttpSession(api=server))
     dispatcher = Dispatcher()
-    once = Once(SEEN)
-    dispatcher.update.outer_middleware(once)
-    stop = asyncio.Event()
+    outbox = Outbox(os.environ["YAMARKET_OUTBOX"])
 
-    async with Bot(token, session=AiohttpSession(api=server)) as bot:
-        # It ends before the bot, which still has to say what became of the last messages.
-        async with ChatSession() as session:
+    async def not_sent(entry: OutboxEntry) -> None:
+        await telegram.send_message(group, f"#{entry.chat_id} Не отправлено: {entry.error}"[:4096])
 
-            async def to_group(chat_id: int, message: BuyerMessage) -> bool:
-                files = ", ".join(file.name for file in message.payload or ())
-                try:
-                    await bot.send_message(group, f"#{chat_id} {message.message or files}"[:4096])
-                except TelegramAPIError:
-                    return False
-                return True
+    bot = Bot(
+        outbox,
+        {business_id: os.environ["YAMARKET_API_KEY"]},
+        handler_timeout=900,  # five times, until `error` is told: longer than Telegram is away
+        on_failure=not_sent,
+    )
 
-            inbox = Inbox(session, to_group)
+    @bot.message
+    async def to_group(message: BuyerMessage) -> None:
+        text = message.text or ", ".join(file.name for file in message.files) or "?"
+        while True:
+            try:
+                await telegram.send_message(group, f"#{message.chat.chat_id} {text}"[:4096])
+                return
+            except TelegramRetryAfter as error:
+                await asyncio.sleep(error.retry_after)
+            except (TelegramNetworkError, TelegramServerError):
+                await asyncio.sleep(10)
 
-            @dispatcher.message(
-                F.chat.id == group, F.text, F.reply_to_message.from_user.id == bot.id
-            )
-            async def to_buyer(message: Message) -> None:
-                original = message.reply_to_message
-                found = re.match(r"#(\d+) ", (original and original.text) or "")
-                if not found or message.text is None:
-                    return
-                chat_id = int(found[1])
-                try:
-                    await session.send_message(chat_id, message.text)
-                except DeliveryUnknownError:
-                    await message.reply(
-                        "Неизвестно, дошло ли: посмотрите в чат, прежде чем повторять"
-                    )
-                except ChatError as error:
-                    await message.reply(f"Не отправлено: {error}")
-                else:
-                    await message.reply("Отправлено")
-                inbox.look_again(chat_id)
+    @dispatcher.message(F.chat.id == group, F.text, F.reply_to_message.from_user.id == telegram.id)
+    async def to_buyer(message: Message) -> None:
+        original = message.reply_to_message
+        found = re.match(r"#(\d+) ", (original and original.text) or "")
+        if not found or message.text is None:
+            return
+        key = f"telegram-{message.message_id}"  # Telegram may repeat the update
+        try:
+            await outbox.put(OutboxMessage(business_id, int(found[1]), message.text, key=key))
+        except ChatError as error:
+            await message.reply(f"Не принято: {error}")
+        else:
+            await message.reply("Принято")
 
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(inbox.run(stop))
-                # It ends with SIGTERM or Ctrl-C, and does not wait for its handlers.
-                await dispatcher.start_polling(bot, close_bot_session=False)
-                stop.set()
-        if once.running:
-            await asyncio.wait(once.running)
+    await outbox.create()
+    async with telegram, bot.running():
+        # It ends with SIGTERM or Ctrl-C. An update is confirmed when its handler has returned.
+        await dispatcher.start_polling(telegram, handle_as_tasks=False, close_bot_session=False)
 
 
 if __name__ == "__main__":

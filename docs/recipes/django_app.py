@@ -59,8 +59,7 @@ def packed(request: HttpRequest, order_id: int) -> JsonResponse:
         order.state = "packed"
         order.save()
         cursor.execute(*outbox.sql(message, connection.vendor, paramstyle="format"))
-        (number,) = cursor.fetchone()
-    return JsonResponse({"message": number})
+    return JsonResponse({"state": order.state})
 
 
 urlpatterns = [path("orders/<int:order_id>/packed", packed)]

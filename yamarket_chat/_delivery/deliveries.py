@@ -147,18 +147,23 @@ class Deliveries:
         if not deliveries:
             del self._chats[delivery.chat_id]
 
+    def in_doubt(self, chat_id: int, wanted: Stored, clock: MarketClock) -> list[Delivery]:
+        """Return the deliveries of unknown outcome that are a stored one."""
+        return [
+            delivery
+            for delivery in self.to_chat(chat_id)
+            if not delivery.surely
+            and (stored := delivery.on(clock)) is not None
+            and stored.content == wanted.content
+            and abs(stored.earliest - wanted.earliest) < SAME
+        ]
+
     def settled(self, chat_id: int, settled: Stored, clock: MarketClock, *, arrived: bool) -> None:
         """Note what settling found of a delivery of unknown outcome."""
-        for delivery in self.to_chat(chat_id):
-            stored = None if delivery.surely else delivery.on(clock)
-            if (
-                stored is not None
-                and stored.content == settled.content
-                and abs(stored.earliest - settled.earliest) < SAME
-            ):
-                self.apart.pop(delivery, None)
-                if not arrived:
-                    self.drop(delivery)
+        for delivery in self.in_doubt(chat_id, settled, clock):
+            self.apart.pop(delivery, None)
+            if not arrived:
+                self.drop(delivery)
 
     def idle(self) -> bool:
         """Whether all deliveries are too old to matter."""

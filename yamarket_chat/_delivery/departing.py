@@ -17,7 +17,6 @@ from .._http.attempt import Attempt
 from .._http.bodies import RequestBody
 from .._http.departures import MarkedForm, MarkedJson
 from .._http.uploads import Upload
-from .._limits.clock import Clock
 from .._limits.tickets import CallGroup
 from ..connections import GIVEN_UP_AFTER
 from ..errors import ChatError, DeliveryUnknownError
@@ -124,7 +123,7 @@ class Departing(Sending):
         ticket = self.scheduler.ticket(operations.HISTORY.name, self._calls.group)
         wait = partial(self.scheduler.pause, ticket)
         read = partial(self._history, pending.chat_id, ask)
-        under_way = partial(self.scheduler.under_way, pending.chat_id)
+        under_way = partial(self.under_way, pending.chat_id)
         try:
             found = await self._settler.settle(pending, read, wait, under_way)
         except DeliveryUnknownError:
@@ -164,10 +163,6 @@ class DepartingEngine(Engine):
         )
         sending.timeout = self.timeout
         return sending
-
-    def market_clock(self) -> Clock | None:
-        """Return the Market's clock; None if it has not answered yet."""
-        return self._shared.clock.now()
 
     def last_delivery(self, chat_id: int) -> Stored | None:
         """Return when the last message to a chat was stored, on the Market's clock."""

@@ -19,6 +19,7 @@ from .._http.download import download
 from .._http.exchange import Exchange
 from .._http.operations import OPERATIONS, Operation
 from .._http.proxies import Proxies
+from .._limits.clock import Clock
 from ..errors import InvalidArgumentError, SessionClosedError
 from ..limits import Limits, QuotaStatus
 from ..listing import Listing
@@ -130,6 +131,10 @@ class Engine:
         raise SessionClosedError(
             f"{file.name!r}: the session was closed: download it again in a new one"
         )
+
+    def market_clock(self) -> Clock | None:
+        """Return the Market's clock; None if it has not answered yet."""
+        return self._shared.clock.now()
 
     async def close(self, grace: float) -> None:
         """End all calls and the connections; see `ChatSession.close`."""

@@ -78,10 +78,7 @@ class Turn(Budget, kw_only=True, eq=False):
 
     def content(self) -> str | Content:
         """Return the content of the message, in the form that is remembered."""
-        carries = self.carries
-        if isinstance(carries, str):
-            return carries
-        return Content(file_name=carries.name, file_size=carries.size)
+        return _content(self.carries)
 
     def __enter__(self) -> Self:
         self.sending.scheduler.join(self.ticket)
@@ -149,7 +146,9 @@ class Sending:
             path=self._message_path if is_text else self._file_path,
             chat_id=chat_id,
             carries=carries,
-            ticket=self.scheduler.ticket(operation.name, group, line=chat_id, reserve=reserve),
+            ticket=self.scheduler.ticket(
+                operation.name, group, line=chat_id, reserve=reserve, carries=carries
+            ),
         )
         return self._send(turn, max_wait, on_unknown)
 
@@ -265,10 +264,18 @@ class Sending:
         wait = partial(self.scheduler.pause, ticket)
         ask = partial(self._calls.ask, max_wait=max_wait)
         read = partial(self._history, pending.chat_id, ask)
-        under_way = partial(self.scheduler.under_way, pending.chat_id)
+        under_way = partial(self.under_way, pending.chat_id)
         if not await self._settler.settle(pending, read, wait, under_way):
             return None
         return Receipt(pending.chat_id, pending.requests, "history", None)
+
+    def under_way(self, chat_id: int) -> Delivery | None:
+        """Return the message to a chat whose request is in progress, as one that may arrive."""
+        ticket = self.scheduler.under_way(chat_id)
+        if ticket is None or ticket.attempt is None or ticket.carries is None:
+            return None
+        content, now = _content(ticket.carries), self._loop.time()
+        return Delivery(chat_id, content, ticket.attempt.began, now, surely=False)
 
     def _history(self, chat_id: int, ask: Ask) -> AsyncIterator[Page[Message]]:
         query = {"chatId": chat_id}
@@ -327,3 +334,9 @@ class Sending:
         self._calls.cut_short()
         for batch in self._batches:
             batch.cut_short()
+
+
+def _content(carries: str | Upload) -> str | Content:
+    if isinstance(carries, str):
+        return carries
+    return Content(file_name=carries.name, file_size=carries.size)

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 import msgspec
 from msgspec.structs import replace
 
-from .._http.attempt import Attempt
 from .._limits.clock import MarketClock
 from ..errors import ChatError, DeliveryUnknownError
 from ..pending import Content, Pending, Stored
@@ -166,12 +165,12 @@ class Settler:
         pending: Pending,
         read: ReadHistory,
         wait: Callable[[float], Awaitable[None]],
-        under_way: Callable[[], Attempt | None],
+        under_way: Callable[[], Delivery | None],
     ) -> bool:
         """Return whether a stored message of unknown outcome, of this process or another, arrived.
 
         If the Market may still carry it out, this awaits `wait(seconds)` and reads once more.
-        `under_way` returns the attempt that is in progress in the chat: it may say the same.
+        `under_way` returns the message to the chat whose request is in progress.
         Raises DeliveryUnknownError if the history cannot be read or is unclear.
         """
         wanted = _wanted(pending)
@@ -188,7 +187,7 @@ class Settler:
         wanted: Stored,
         read: ReadHistory,
         wait: Callable[[float], Awaitable[None]],
-        under_way: Callable[[], Attempt | None],
+        under_way: Callable[[], Delivery | None],
     ) -> tuple[Found, str]:
         def oldest_needed() -> float:
             return _oldest_needed(wanted)
@@ -202,6 +201,9 @@ class Settler:
                 if clock is None or pending.until is None
                 else wanted.latest - (asked + clock.least)
             )
+            # The Market's clock may have been set since; of its own messages this process knows.
+            for delivery in self._deliveries.in_doubt(pending.chat_id, wanted, self._clock):
+                early = max(early, delivery.ended - asked)
             if early > 0:
                 await wait(early)
                 asked = self._loop.time()
@@ -219,10 +221,9 @@ class Settler:
                 item if item.ended < asked - SHOWS_WITHIN else replace(item, surely=False)
                 for item in self._deliveries.to_chat(pending.chat_id, began)
             ]
-            attempt = under_way()
-            if attempt is not None:
-                content = wanted.content
-                known.append(Delivery(pending.chat_id, content, attempt.began, now, surely=False))
+            another = under_way()
+            if another is not None:
+                known.append(another)
             here = [stored for item in known if (stored := item.on(self._clock)) is not None]
             self._skew.learn(rows_of_shop(history.rows), here, asked)
             offset = self._offset_then(pending, now)

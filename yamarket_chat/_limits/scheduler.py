@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from .._http.attempt import NEVER, Attempt
+from .._http.uploads import Upload
 from ..errors import MaxWaitExceededError
 from ..limits import Limits, QuotaStatus, Rate
 from .lines import Lines
@@ -70,10 +71,11 @@ class Scheduler:
         *,
         line: int | None = None,
         reserve: int | None = None,
+        carries: str | Upload | None = None,
     ) -> Ticket:
         """Return a new ticket. If it has a line, the caller must call `join` in the same step."""
         self._numbers += 1
-        return Ticket(self._numbers, operation, group, line, reserve)
+        return Ticket(self._numbers, operation, group, line, reserve, carries)
 
     def join(self, ticket: Ticket) -> None:
         """Put a call at the end of its line, which it leaves by `leave`."""
@@ -423,10 +425,10 @@ class Scheduler:
         """Return how many requests of other programs count at least; None if nobody knows."""
         return self._queues[operation].window.others()
 
-    def under_way(self, line: int) -> Attempt | None:
-        """Return the attempt of a line that is in progress, if there is one."""
+    def under_way(self, line: int) -> Ticket | None:
+        """Return the call of a line whose attempt is in progress, if there is one."""
         first = self._lines.first(line)
-        return None if first is None else first.attempt
+        return None if first is None or first.attempt is None else first
 
     def is_waiting_for_answer(self, group: CallGroup) -> bool:
         """Whether only an answer frees a slot, and this group waits for an answer."""

@@ -8,6 +8,7 @@ import copy
 import msgspec
 
 from .._http.attempt import Attempt
+from .._http.uploads import Upload
 from ..errors import ChatError
 
 
@@ -75,6 +76,7 @@ class Ticket(msgspec.Struct, eq=False):
     group: CallGroup
     line: int | None  # the chat whose calls go one after another
     reserve: int | None  # requests of the window that are left to singles; None for a single
+    carries: str | Upload | None = None  # what a message says: it is told from equal ones
     before: Ticket | None = None  # neighbours in the line
     after: Ticket | None = None
     future: asyncio.Future[None] | None = None  # while it waits

@@ -181,10 +181,7 @@ class Business:
         await self._polling.run()
 
     async def _close_session(self) -> None:
-        polling, self._polling = self._polling, None
-        session, self._session = self._session, None
-        if polling is not None:
-            await polling.close()
+        session, self._session, self._polling = self._session, None, None
         if session is not None:
             await session.close(0.0)
 

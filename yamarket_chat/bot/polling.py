@@ -6,14 +6,16 @@ Both together use a fifth of the limit of `chats`. Other programs need the rest.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 from ..errors import ApiError, UnexpectedAnswerError
 from ..limits import Rate
-from ..listing import Page
 from ..models import Chat, ChatStatus
 from ..session import ChatSession
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 WAITING = (ChatStatus.NEW, ChatStatus.WAITING_FOR_PARTNER, ChatStatus.WAITING_FOR_ARBITER)
 """The statuses of chats in which the buyer wrote the last message."""
@@ -26,7 +28,17 @@ SWEPT = 4
 
 
 class Polling:
-    """Lists the chats of a business, again and again."""
+    """Lists the chats of a business, again and again.
+
+    Args:
+        session: Its session.
+        limit: The limit of `chats`.
+        every: Seconds between two looks at the chats that wait. If these are many, it takes longer.
+        found: Called with the chats of each page.
+        swept: Called when all chats were listed: how many, and in how many seconds.
+        looked: Called after each look: in how many seconds after its begin the next one follows.
+        sleep: What waits until the next page is due.
+    """
 
     def __init__(
         self,
@@ -35,26 +47,38 @@ class Polling:
         every: float,
         found: Callable[[list[Chat]], Awaitable[None]],
         swept: Callable[[int, float], Awaitable[None]],
+        looked: Callable[[float], Awaitable[None]] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._session = session
         self._every = every
         self._found = found
         self._swept = swept
+        self._looked = looked
+        self._sleep = sleep
         self._spacing = limit.per / (limit.requests * SHARE)
         self._loop = asyncio.get_running_loop()
-        self._sweep: AsyncGenerator[Page[Chat], None] | None = None
+        self._token: str | None = None  # of the next page of the sweep; None begins with the first
+        self._tokens: set[str] = set()  # of the pages of this sweep
+        self._complete = False
         self._began_at = 0.0
         self._chats = 0
 
     async def run(self) -> None:
-        """List the chats that wait, each `every` seconds, and all others in between."""
+        """List the chats that wait, each `every` seconds, and all others in between.
+
+        After an error, call it again: the sweep goes on at its page.
+        """
         while True:
             began_at = self._loop.time()
             pages = 0
             async for page in self._session.chats(statuses=WAITING).pages():
                 pages += 1
                 await self._found(list(page.items))
-            length = max(self._every, pages * SWEPT / (SWEPT - 1) * self._spacing)
+            least = pages + math.ceil(pages / (SWEPT - 1))
+            length = max(self._every, least * self._spacing)
+            if self._looked is not None:
+                await self._looked(length)
             others = max(1, math.floor(length / self._spacing) - pages)
             pause = length / (others + 1)
             for number in range(others):
@@ -62,27 +86,36 @@ class Polling:
                 await self._sweep_page()
             await self._sleep_until(began_at + length)
 
-    async def close(self) -> None:
-        """End the sweep."""
-        sweep, self._sweep = self._sweep, None
-        if sweep is not None:
-            await sweep.aclose()
-
     async def _sweep_page(self) -> None:
-        if self._sweep is None:
-            self._sweep = self._session.chats().pages()
-            self._began_at, self._chats = self._loop.time(), 0
+        """List the next page of all chats. After an error, it is the next one again."""
+        if self._token is None:
+            if self._complete:
+                await self._swept(self._chats, self._loop.time() - self._began_at)
+            self._complete = False
+            self._began_at, self._chats, self._tokens = self._loop.time(), 0, set()
+        pages = self._session.chats(page_token=self._token).pages()
         try:
-            page = await anext(self._sweep)
-        except StopAsyncIteration:
-            self._sweep = None
-            await self._swept(self._chats, self._loop.time() - self._began_at)
-        except (ApiError, UnexpectedAnswerError):
-            self._sweep = None  # its page token may have expired: it begins anew
-            raise
+            page = await anext(pages)
+        except (ApiError, UnexpectedAnswerError) as error:
+            if self._token is None:
+                raise
+            self._begin_anew(error)  # its page token may have expired
+            return
+        finally:
+            await pages.aclose()
+        await self._found(list(page.items))
+        self._chats += len(page.items)
+        self._token = page.next_page_token or None
+        if self._token is None:
+            self._complete = True
+        elif self._token in self._tokens:
+            self._begin_anew("the Market gave the same page token twice")
         else:
-            self._chats += len(page.items)
-            await self._found(list(page.items))
+            self._tokens.add(self._token)
+
+    def _begin_anew(self, cause: object) -> None:
+        logger.warning("listing all chats begins anew: %s", cause)
+        self._token = None
 
     async def _sleep_until(self, moment: float) -> None:
-        await asyncio.sleep(max(0.0, moment - self._loop.time()))
+        await self._sleep(max(0.0, moment - self._loop.time()))

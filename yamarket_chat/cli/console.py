@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -24,6 +24,9 @@ from yamarket_chat.errors import ChatError, DeliveryUnknownError
 
 MAX_FILE_WIDTH = 1000
 """Maximum width in columns of a table that is not written to a terminal."""
+
+REPEAT_AFTER = 60.0
+"""Seconds after which a warning is printed again that was the last one."""
 
 _OUTPUT_ERRNOS = {
     *(errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF),
@@ -47,6 +50,7 @@ class _Console(Console):
 
 out: Console = _Console(highlight=False)
 err: Console = _Console(stderr=True, highlight=False)
+_file: Console = _Console(highlight=False, width=MAX_FILE_WIDTH)
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
@@ -61,6 +65,12 @@ def result(text: str) -> None:
     """Print one line on standard output. It is never wrapped, so that programs can read it."""
     with writing():
         out.print(Text(printable(text)), soft_wrap=True)
+
+
+def sentence(text: str) -> None:
+    """Print a text on standard output: wrapped between words on a terminal, one line in a file."""
+    with writing():
+        out.print(Text(printable(text)), soft_wrap=not out.is_terminal)
 
 
 def data(value: Any) -> None:
@@ -153,13 +163,14 @@ def cells(*values: object) -> list[Text]:
 
 def table(content: Table) -> None:
     """Print a table on standard output, at most as wide as the terminal if it is one."""
-    if not out.is_terminal:
-        content.box = None
-        content.padding = (0, 2, 0, 0)
     with writing():
-        out.print(
-            content, width=None if out.is_terminal else MAX_FILE_WIDTH, crop=False, soft_wrap=False
-        )
+        if out.is_terminal:
+            out.print(content, crop=False, soft_wrap=False)
+        elif not out.quiet:
+            content.box = None
+            content.padding = (0, 2, 0, 0)
+            # `out` would never print more columns than it takes a terminal to have.
+            _file.print(content, crop=False, soft_wrap=False)
 
 
 def moment(time: datetime) -> str:
@@ -184,11 +195,18 @@ def duration(seconds: float) -> str:
 def show_log(level: int, at_most_every: float = 0.0) -> None:
     """Print the SDK's log records of at least this level as lines on standard error.
 
-    Records below WARNING are printed at most once in `at_most_every` seconds.
+    Records below WARNING are printed at most once in `at_most_every` seconds, and the same warning
+    once a minute.
     """
     logger.setLevel(level)
     logger.handlers = [_LogHandler(level, at_most_every)]
     logger.propagate = False
+
+
+def hide_from_log(hidden: Callable[[logging.LogRecord], bool]) -> None:
+    """Print no record of which the function returns True."""
+    for handler in logger.handlers:
+        handler.addFilter(lambda record: not hidden(record))
 
 
 class _LogHandler(logging.Handler):
@@ -198,11 +216,15 @@ class _LogHandler(logging.Handler):
         super().__init__(level)
         self._interval = at_most_every
         self._last_shown = -math.inf
+        self._last_warning = ("", -math.inf)
 
     def emit(self, record: logging.LogRecord) -> None:
         text = _for_users(record.getMessage())
         if record.levelno >= logging.WARNING:
-            warning(text)
+            said, at = self._last_warning
+            if text != said or record.created >= at + REPEAT_AFTER:
+                self._last_warning = text, record.created
+                warning(text)
         elif record.created >= self._last_shown + self._interval:
             self._last_shown = record.created
             note(text)

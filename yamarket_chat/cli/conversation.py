@@ -25,12 +25,13 @@ def show(message: Message, chat_id: int | None = None) -> None:
     head.append(console.moment(message.created_at), style="dim")
     console.out.print(head, soft_wrap=True)
     for line in (message.message or "").splitlines():
-        _print_indented(line)
+        print_indented(line)
     for file in message.payload or ():
-        _print_indented(f"[{file.name}, {file.size:,} bytes]")
+        print_indented(f"[{file.name}, {file.size:,} bytes]")
 
 
-def _print_indented(line: str) -> None:
+def print_indented(line: str) -> None:
+    """Print a line of a text, wrapped between words on a terminal."""
     text = Text(console.printable(line))
     if console.out.is_terminal:
         console.out.print(Padding(text, (0, 0, 0, 2), expand=False))

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from yamarket_chat.errors import ChatError
 from yamarket_chat.limits import Rate
 from yamarket_chat.sandbox import Sandbox
 
@@ -122,6 +123,7 @@ class Seen(msgspec.Struct):
 
     pauses: list[float] = []  # from a kill until the next message arrived
     settled: Counter[str] = msgspec.field(default_factory=Counter)  # how the doubts ended
+    failed: list[str] = []  # why messages were refused, or are unknown
 
 
 async def run(plan: Plan) -> bool:
@@ -143,6 +145,10 @@ async def run(plan: Plan) -> bool:
             problems.append(str(failed))
         record = collect(plan, market)
     console.out.print(_report(plan, record, seen))
+    if seen.failed:
+        problems.append(
+            f"not delivered or unknown: {len(seen.failed)}, the first: {seen.failed[0]}"
+        )
     problems += differences(plan, record)
     for problem in problems:
         console.failure(problem)
@@ -163,7 +169,10 @@ async def _workers(plan: Plan, market: Sandbox) -> AsyncIterator[tuple[Outbox, W
     from .demo_worker import Task
 
     workers = Workers()
-    with tempfile.TemporaryDirectory(prefix="yamarket-demo-") as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="yamarket-demo-",
+        ignore_cleanup_errors=True,  # Ctrl-C may come again before the workers have ended
+    ) as folder:
         database = f"sqlite:///{Path(folder, 'outbox.db')}"
         task = Task(
             database=database,
@@ -237,7 +246,11 @@ async def _mail(plan: Plan, market: Sandbox, outbox: Outbox, workers: Workers, s
             f"The chats of these messages wait for {SETTLE_AFTER:g} s. Then their histories tell."
         )
         for number in numbers:
-            receipt = await outbox.result(number)
+            try:
+                receipt = await outbox.result(number)
+            except ChatError as error:
+                seen.failed.append(console.describe(error))
+                continue
             if receipt.confirmed_by == "history":
                 seen.settled["history"] += 1
             elif receipt.requests > 1:

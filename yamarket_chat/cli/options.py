@@ -112,6 +112,11 @@ def _standard_text() -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
+def retry(give_up_after: float) -> Retry:
+    """Return how long calls are retried."""
+    return Retry(give_up_after=give_up_after)
+
+
 def connect(
     api_key: str | None,
     business_id: int | None,
@@ -125,7 +130,7 @@ def connect(
         api_key,
         business_id,
         base_url=base_url,
-        retry=Retry(give_up_after=give_up_after),
+        retry=retry(give_up_after),
         insecure_http=insecure_http,
         **settings,
     )

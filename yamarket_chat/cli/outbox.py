@@ -85,7 +85,8 @@ def schema(
 
 
 outbox: typer.Typer = typer.Typer(
-    help="Keep messages in a database until they are sent: they survive the process.",
+    help="Keep messages in a database until they are sent: they survive the process.\n\n"
+    'Example: yamarket-chat outbox put 17 "Your order is packed"',
     no_args_is_help=True,
     rich_markup_mode="markdown",
     add_completion=False,

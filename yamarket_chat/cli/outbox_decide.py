@@ -155,7 +155,7 @@ def settle(
     Example: yamarket-chat outbox settle --all
     """
     outbox = outbox_options.open_(database)
-    _check_choice(numbers, all_ or bool(chat or key_prefix or business_id), "--all")
+    _check_choice(numbers, bool(all_ or chat or key_prefix or business_id), "--all")
     if yes and delivered is None:
         raise InvalidArgumentError("--yes needs --delivered or --not-delivered")
     _check_terminal(yes, json)
@@ -210,7 +210,9 @@ def retry(
     Example: yamarket-chat outbox retry --state refused --business-id 12345
     """
     outbox = outbox_options.open_(database)
-    _check_choice(numbers, state is not None, "--state")
+    _check_choice(numbers, bool(state or chat or key_prefix or business_id), "--state")
+    if not numbers and state is None:
+        raise InvalidArgumentError("pass --state as well: unknown, refused or expired")
     if state is not None and state not in DECIDABLE:
         raise InvalidArgumentError(f"--state is one of {', '.join(DECIDABLE)}")
     _check_terminal(yes, json)
@@ -228,7 +230,7 @@ def cancel(
     numbers: Annotated[
         list[int],
         typer.Argument(
-            metavar="NUMBER...", min=1, help="The numbers of the messages.", show_default=False
+            metavar="NUMBER", min=1, help="The numbers of the messages.", show_default=False
         ),
     ],
     *,
@@ -249,7 +251,7 @@ def cancel(
 
 def _check_choice(numbers: Sequence[int] | None, filtered: bool, option: str) -> None:
     if bool(numbers) is filtered:
-        raise InvalidArgumentError(f"pass either the numbers of messages or {option}")
+        raise InvalidArgumentError(f"pass either the numbers of messages, or {option}")
 
 
 def _check_terminal(yes: bool, json: bool) -> None:

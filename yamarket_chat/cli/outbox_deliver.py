@@ -199,23 +199,25 @@ class _Delivery:
                 f" progress. {signals.again()} to quit at once"
             )
         delivering.cancel()
+        tasks = {delivering, *beside}
         try:
-            await asyncio.wait(beside)
             last = min(LAST_PART, self._grace / 2)
-            await asyncio.wait({delivering}, timeout=self._grace - last)
+            await asyncio.wait(tasks, timeout=self._grace - last)
             if not delivering.done():
                 console.warning(
                     f"some requests are still in progress after {self._grace:g} s; the next worker"
                     " finds out what became of them"
                 )
                 delivering.cancel()
-                await asyncio.wait({delivering}, timeout=last)
+                await asyncio.wait(tasks, timeout=last)
         except asyncio.CancelledError:
             await self._quit(delivering)
-        if not delivering.done():
+        if told and delivering.done():
+            if not delivering.cancelled():
+                delivering.result()  # it has failed at its end
+            console.note("Stopped")
+        if not all(task.done() for task in tasks):
             _exit(0 if told else 1)  # a thread still waits for the database
-        if told:
-            console.note("Stopped, and handed over to the other workers")
         return 0
 
     async def _quit(self, delivering: asyncio.Task[None]) -> None:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 import typer
+from rich.table import Table
 
 from yamarket_chat.errors import ChatError, InvalidArgumentError
 from yamarket_chat.receipts import Receipt
 
 from . import console, environment, signals
+from .conversation import print_indented
 
 # SQLAlchemy takes a third of a second to import, so the commands import the outbox when they run.
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ Database = Annotated[
         metavar="URL",
         envvar=VARIABLE,
         help="The database: the path of an SQLite file, sqlite:///outbox.db, or"
-        " postgresql+psycopg://user:password@host/database.",
+        " postgresql://user:password@host/name.",
         show_default=False,
         callback=_check_database,
     ),
@@ -78,7 +80,7 @@ KeyPrefix = Annotated[
 Numbers = Annotated[
     list[int] | None,
     typer.Argument(
-        metavar="[NUMBER]...", min=1, help="The numbers of the messages.", show_default=False
+        metavar="NUMBER", min=1, help="The numbers of the messages.", show_default=False
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do so without a question.")]
@@ -228,15 +230,24 @@ def print_details(entry: OutboxEntry) -> None:
         ("Proof", _proof(entry.receipt)),
         ("Error", entry.error and console.describe(entry.error)),
     ]
-    for name, value in facts:
-        if value is not None:
-            console.result(f"{name + ':':<12}{value}")
     if entry.text is None:
-        console.result(f"{'Content:':<12}{content_of(entry)}")
-    else:
+        facts.append(("Content", content_of(entry)))
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True, width=11)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        if value is None:
+            continue
+        if console.out.is_terminal:
+            grid.add_row(*console.cells(f"{name}:", value))
+        else:
+            console.result(f"{name + ':':<12}{value}")
+    if grid.rows:
+        console.table(grid)
+    if entry.text is not None:
         console.result("Text:")
         for line in entry.text.splitlines():
-            console.result(f"  {line}")
+            print_indented(line)
 
 
 def _proof(receipt: Receipt | None) -> str | None:

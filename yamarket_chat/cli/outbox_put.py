@@ -35,12 +35,20 @@ def _moment(text: str) -> datetime:
 
 
 def put(
-    words: Annotated[
-        list[str] | None,
+    chat_id: Annotated[
+        str | None,
         typer.Argument(
-            metavar="[CHAT_ID] [TEXT]",
-            help="The id of the chat, but not with --order or --return, and the text, 1 to 4,096"
-            " characters, but not with --file. - reads standard input.",
+            metavar="CHAT_ID",
+            help="The id of the chat; leave it out with --order or --return.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="The text, 1 to 4,096 characters; leave it out with --file. - reads standard"
+            " input.",
             show_default=False,
         ),
     ] = None,
@@ -103,7 +111,8 @@ def put(
             " yamarket-chat whoami shows it"
         )
     message = _message(
-        list(words or []), business_id, order, return_, file, name,
+        [word for word in (chat_id, text) if word is not None],
+        business_id, order, return_, file, name,
         {"key": key, "bulk": bulk, "not_before": not_before, "not_after": not_after},
     )  # fmt: skip
 
@@ -146,8 +155,7 @@ def _message(
     if (file is None) is (not words):
         raise InvalidArgumentError("pass either TEXT or --file")
     if len(words) > 1:
-        what = "" if chat is not None else " and no CHAT_ID"
-        raise InvalidArgumentError(f"pass one TEXT{what}: put it in quotes")
+        raise InvalidArgumentError("pass no CHAT_ID with --order or --return")
     if file is not None:
         return OutboxFile(business_id, chat, file, filename=name, **about)
     if name is not None:

@@ -137,7 +137,7 @@ def _print(seen: Overview) -> None:
     if not seen.workers:
         console.result("Workers: none; run yamarket-chat outbox deliver")
     for worker in seen.workers:
-        console.result(f"Worker: {_describe_worker(worker)}")
+        console.sentence(f"Worker: {_describe_worker(worker)}")
     if seen.businesses:
         table = console.new_table("Business", "Waiting", "Not due", "Sending", "Oldest", "In 1 h")
         for one in seen.businesses:
@@ -157,9 +157,9 @@ def _print(seen: Overview) -> None:
         console.table(table)
     for one in seen.businesses:
         if one.paused is not None:
-            console.result(f"Paused: {describe_pause(one)}")
+            console.sentence(f"Paused: {describe_pause(one)}")
         if one.others_at is not None:
-            console.result(
+            console.sentence(
                 f"Others: somebody else sends for business {one.business_id} as well, as a worker"
                 f" said at {console.moment(one.others_at)}"
             )

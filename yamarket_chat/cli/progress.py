@@ -67,8 +67,6 @@ class SendingProgress:
         self._silent = silent or console.err.is_terminal
         self._line_time: float | None = None
         self._line_left = total
-        self._started_messages = 0
-        self._ended_messages = 0
         self._stopped = False
         self._start_time: float | None = None
         self._ended: deque[float] = deque(maxlen=rate.requests)
@@ -93,41 +91,26 @@ class SendingProgress:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def message_started(self) -> None:
-        """Count a message that was passed to the session."""
-        self._started_messages += 1
-
     def stop(self) -> None:
         """Hide the time to go, because no more messages are sent."""
         self._stopped = True
         self._progress.update(self._bar, to_go="")
 
-    def under_way(self, status: QuotaStatus) -> int:
-        """Return how many messages are being sent."""
-        return max(self._started_messages - self._ended_messages - status.waiting, 0)
-
-    def time_without_response(self, now: float) -> float:
-        """Return the seconds since the start, or 0 once a message has ended."""
-        return 0.0 if self._recent or self._start_time is None else now - self._start_time
-
     def message_ended(self, now: float) -> None:
         """Count a message whose outcome is known."""
         self._left -= 1
-        self._ended_messages += 1
         self._ended.append(now)
         self._recent.append(now)
         self._progress.advance(self._bar)
 
-    def show(self, now: float, status: QuotaStatus) -> None:
-        """Update the figures."""
+    def show(self, now: float, status: QuotaStatus, under_way: int = 0) -> None:
+        """Update the figures. `under_way` messages are being sent."""
         if self._start_time is None:
             self._start_time = now
         recent = self._recent
         time = now - (recent[0] if len(recent) == recent.maxlen else self._start_time)
         pace = len(recent) / time if time > 0 else 0.0
-        to_go = seconds_to_go(
-            self._left, status, self._rate, self._ended, now, pace, self.under_way(status)
-        )
+        to_go = seconds_to_go(self._left, status, self._rate, self._ended, now, pace, under_way)
         shown = str(timedelta(seconds=math.ceil(to_go)))
         self._show_line(now, shown, f"quota {status.remaining}/{status.limit}")
         self._progress.update(

@@ -7,7 +7,7 @@ import enum
 import itertools
 import re
 import string
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -54,6 +54,45 @@ class BadLine(Exception):
         super().__init__(f"{place}: {problem}")
 
 
+Parsed = Iterator[tuple[int, object, object]]
+"""Line, chat_id and text of each message."""
+
+
+class Messages:
+    """The messages of a file. Each iteration parses the file anew, so a large one fits in memory.
+
+    Attributes:
+        chats: How many chats they are to.
+    """
+
+    def __init__(self, parse: Callable[[], Parsed]) -> None:
+        """Check all lines. Raises BadFile, which lists the errors of all of them."""
+        self._parse = parse
+        self._length = 0
+        chats: set[int] = set()
+        problems: list[str] = []
+        try:
+            for line, chat_id, text in parse():
+                number = _chat_if_fine(chat_id, text)
+                if number is None:
+                    problems += _problems(line, chat_id, text)
+                else:
+                    self._length += 1
+                    chats.add(number)
+        except BadLine as error:
+            raise BadFile([*problems, str(error)]) from None
+        if problems:
+            raise BadFile(problems)
+        self.chats: int = len(chats)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Record]:
+        for number, (line, chat_id, text) in enumerate(self._parse(), 1):
+            yield Record(number, line, int(str(chat_id)), str(text))
+
+
 def read(
     content: bytes,
     name: str,
@@ -62,34 +101,15 @@ def read(
     *,
     ask: bool = False,
     rows_in_text: bool = False,
-) -> list[Record]:
+) -> Messages:
     """Parse the messages of a file. Raises BadFile, which lists the errors of all lines.
 
     With `ask`, the user chooses the encoding on the terminal if it is uncertain. With
     `rows_in_text`, a text may contain a line that looks like a row of the file.
     """
     text = decode(content, encoding, lambda text: _first_text(_parse(text, name, form)), ask)
-    parsed = _parse(text, name, form, rows_in_text)
-    records: list[Record] = []
-    problems: list[str] = []
-    while True:
-        try:
-            line, chat_id, message = next(parsed)
-        except StopIteration:
-            break
-        except BadLine as error:
-            raise BadFile([*problems, str(error)]) from None
-        errors = list(_problems(line, chat_id, message))
-        problems += errors
-        if not errors:
-            records.append(Record(len(records) + 1, line, int(str(chat_id)), str(message)))
-    if problems:
-        raise BadFile(problems)
-    return records
-
-
-Parsed = Iterator[tuple[int, object, object]]
-"""Line, chat_id and text of each message."""
+    del content  # it is large
+    return Messages(lambda: _parse(text, name, form, rows_in_text))
 
 
 def _parse(text: str, name: str, form: Format | None, rows_in_text: bool = False) -> Parsed:
@@ -132,16 +152,28 @@ class _Invalid(msgspec.Struct, frozen=True):
     column: str | None = None
 
 
+def _chat_if_fine(chat_id: object, text: object) -> int | None:
+    """Return the chat of a message; None if something is wrong with the message."""
+    try:
+        number = check_id(CHAT_ID, _number(chat_id))
+        return None if "\0" in check_text(text) else number
+    except InvalidArgumentError:
+        return None
+
+
+def _number(chat_id: object) -> object:
+    if isinstance(chat_id, str) and chat_id.isascii() and chat_id.isdigit():
+        return int(chat_id[:40])
+    return chat_id
+
+
 def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
     # An error of the whole line stands for both values, but is reported once.
     for value in dict.fromkeys(v for v in (chat_id, text) if isinstance(v, _Invalid)):
         yield str(BadLine(line, value.problem, value.column))
     if not isinstance(chat_id, _Invalid):
         try:
-            number = chat_id
-            if isinstance(chat_id, str) and chat_id.isascii() and chat_id.isdigit():
-                number = int(chat_id[:40])
-            check_id(CHAT_ID, number)
+            check_id(CHAT_ID, _number(chat_id))
         except InvalidArgumentError:
             yield str(
                 BadLine(line, f"{chat_id!r:.40} is not a chat id; use a number such as 17", CHAT_ID)
@@ -151,6 +183,9 @@ def _problems(line: int, chat_id: object, text: object) -> Iterator[str]:
             check_text(text)
         except InvalidArgumentError as error:
             yield str(BadLine(line, str(error), TEXT))
+        else:
+            if "\0" in str(text):
+                yield str(BadLine(line, "the text has a NUL character, which cannot be sent", TEXT))
 
 
 def _csv(text: str, rows_in_text: bool) -> Parsed:
@@ -173,6 +208,7 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
 
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    chat_at = text_at = 0
     while True:
         line = rows.line_num + lines_before + 1
         try:
@@ -195,11 +231,12 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
             bad = _Invalid(problem, column)
             yield line, bad, bad
             continue
-        if not any(cell.strip() for cell in row):
+        if not any(map(str.strip, row)):
             continue
         if header is None:
             following = itertools.islice(_lines(text), rows.line_num, None)
             header = _header(row, line, following, delimiter)
+            chat_at, text_at = header.index(CHAT_ID), header.index(TEXT)
             continue
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
@@ -223,8 +260,7 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
             )
             yield line, bad, bad
             continue
-        cells = dict(zip(header, row, strict=True))
-        yield line, cells[CHAT_ID].strip(), cells[TEXT]
+        yield line, row[chat_at].strip(), row[text_at]
     if header is None:
         raise BadLine(1, "the file is empty; its first line must be chat_id,text")
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.limits import Limits, Rate
 from yamarket_chat.sandbox import (
     NotificationPlan,
@@ -91,6 +92,8 @@ def run(
     """
     if context.invoked_subcommand is not None:
         return
+    if notify_faults and notify is None:
+        raise InvalidArgumentError("--notify-faults needs the address of a receiver: pass --notify")
     seed = random.randrange(1_000_000) if seed is None else seed
     market = Sandbox(
         host=host,

@@ -30,7 +30,7 @@ REPORT_EVERY = 60.0
 
 OnEvent = Callable[[Event], Awaitable[None]]
 
-logger = logging.getLogger("yamarket_chat")
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 
 class Reply(msgspec.Struct, frozen=True):

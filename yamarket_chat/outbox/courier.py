@@ -93,6 +93,8 @@ class Courier:
         self._timeout = 0.0
         self.settle_after: float = 0.0
         self.stopping: bool = False
+        self.paused: str | None = None  # why
+        self.failing: str | None = None  # why it could not begin yet
         self._ready = False
         self._paused = False
         self._trying = False  # it was paused, and one row is tried
@@ -115,6 +117,7 @@ class Courier:
                 break
             except ChatError as error:
                 logger.warning("business %d: %s", self.business_id, error)
+                self.failing = str(error)
                 mends_itself = error.retry_after is not None and not pauses(error)
                 if not (noted or mends_itself or isinstance(error, OutboxDatabaseError)):
                     noted = await self._note_pause(str(error))
@@ -133,6 +136,7 @@ class Courier:
         self._hold(known.leaving, held)
         if noted or known.paused:
             await self._note_pause(None)
+        self.failing = None
         self._ready = True
         self._take(known.leaving, first=True)
         self._wake()
@@ -207,6 +211,16 @@ class Courier:
         self._turns.fail_waiting(closed_error())
 
     # What is in hand
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is ready for messages."""
+        return self._ready
+
+    @property
+    def under_way(self) -> int:
+        """How many of its messages are being sent, or settled."""
+        return len(self._turns.under_way)
 
     def times(self) -> tuple[int, int] | None:
         """Return what the Market's clock shows at least and at most, in microseconds."""
@@ -495,6 +509,7 @@ class Courier:
         await self._note_pause(None)
 
     async def _note_pause(self, why: str | None) -> bool:
+        self.paused = why
         try:
             await self._database.write(marks.pause, self.business_id, why)
         except OutboxDatabaseError:

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
@@ -188,6 +189,9 @@ class Database:
                 self._connect_sqlite("rwc").close()
             except sqlite3.Error as error:
                 raise translated(error, self.url) from error
+            # SQLite has removed the journal of a new file, but a power cut could bring it back, and
+            # then it would undo all that was ever put.
+            _sync_folder(self.url.database or "")
         self._transact(False, schema.create, (), True)
 
     def _connect_sqlite(self, mode: str = "rw") -> sqlite3.Connection:
@@ -286,6 +290,16 @@ def _write_ahead(connection: sqlite3.Connection) -> str:
         else:
             return str(journal)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _sync_folder(path: str) -> None:
+    """Make sure that the names in the folder of a file survive a power cut."""
+    with suppress(OSError):  # Windows opens no folders
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _close(

@@ -149,6 +149,10 @@ class Delivering:
         """Look for new messages at once."""
         self._feed.wake()
 
+    def courier(self, business_id: int) -> Courier | None:
+        """Return who sends for a business in this process; None if nobody does now."""
+        return self._couriers.get(business_id)
+
     def _wake_telling(self) -> None:
         if self._telling is not None:
             self._telling.wake()

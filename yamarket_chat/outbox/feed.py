@@ -34,6 +34,10 @@ the Market's clock first."""
 IDLE = 600.0
 """Seconds after which a courier ends that has nothing to send. Its session costs memory."""
 
+REST = 2.0
+"""How many times as long as a look the pause after it is at least: a database with many businesses
+is not to be busy with looks alone."""
+
 TIMES = 1.0
 """Seconds between two looks for what has become due, or has expired."""
 
@@ -56,7 +60,7 @@ class Feed:
         self,
         database: Database,
         grants: Mapping[int, Grant],
-        couriers: Mapping[int, Courier],
+        couriers: dict[int, Courier],
         begin: Callable[[int], None],
         rest: Callable[[int], None],
     ) -> None:
@@ -69,6 +73,7 @@ class Feed:
         self._woken = asyncio.Event()
         self._version: int | None = None
         self._read_for: set[int] = set()  # the grants at the last look
+        self._named: set[int] = set()  # the businesses that had something then
         self._times_at = 0.0
         self._ahead = 0.0  # how many seconds the Market's clock was ahead of this machine's
         self._strangers = Strangers(database)
@@ -82,10 +87,12 @@ class Feed:
         """Look again and again."""
         pause = LOOKS[self._database.dialect]
         while True:
+            began = self._loop.time()
             try:
                 await self._look()
                 self._away = False
-                wait = pause
+                # The more businesses have something, the longer a look takes.
+                wait = max(pause, REST * (self._loop.time() - began))
             except OutboxDatabaseError as error:
                 if not self._away:
                     logger.warning("the outbox cannot be read: %s", error)
@@ -111,10 +118,13 @@ class Feed:
         changed = woken or version is None or version != self._version
         changed = changed or self._read_for != self._grants.keys()
         asking: dict[Courier, tuple[int, int]] = {}
-        for one in self._couriers.values():
+        for business_id, one in self._couriers.items():
             more = one.hand.more
-            if changed:
+            # Thousands may have nothing to send, and are not asked: that cost more than all else.
+            if changed and (business_id in self._named or one.hand.rows):
                 more[:] = True, True
+            if not any(more):
+                continue
             room = one.wants()
             wants = room[0] if more[0] else 0, room[1] if more[1] else 0
             if any(wants):
@@ -140,9 +150,14 @@ class Feed:
                 one.hand.more[0] |= not read or 0 < singles <= len(rows) - bulk
                 one.hand.more[1] |= not read or 0 < others <= bulk
                 one.take(rows, looks[one])
+        before, self._named = self._named, set(some)
         for business_id in some:
-            if business_id in self._grants and business_id not in self._couriers:
-                self._begin(business_id)
+            courier = self._couriers.get(business_id)
+            if courier is None:
+                if business_id in self._grants:
+                    self._begin(business_id)
+            elif business_id not in before and courier not in asking:
+                self.wake()  # it was not asked
 
     async def _pass_time(self) -> None:
         """Let messages be due, or expire, by the Market's clock, and idle couriers end."""
@@ -156,9 +171,10 @@ class Feed:
         await self._strangers.look([(one, each.engine) for one, each in self._couriers.items()])
         later, expiring = await self._database.read(_timed)
         wall = wall_time(self._loop)
-        for one in self._couriers.values():
+        for one in reversed(self._couriers.values()):
             if times := one.times():
                 self._ahead = times[1] / 1e6 - wall
+                break
         soon = (wall + self._ahead + SOON) * 1e6
         due, expired = {}, {}
         for business_id, moment in later.items():

@@ -15,8 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-OLD = 60.0
-"""Seconds after which the file of a lock that nobody holds is removed."""
+OLD = 7 * 24 * 3600.0
+"""Seconds, since it was made, after which the file of a lock that nobody holds is removed. A worker
+that starts again has to see by the file that the one before is dead, however long that one ran."""
 
 if sys.platform == "win32":
     import msvcrt

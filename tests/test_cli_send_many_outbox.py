@@ -1,0 +1,434 @@
+"""`yamarket-chat send-many` on its outbox: files that were changed, deaths, full disks."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.command import environment, fork
+from tests.test_cli import (
+    Finished,
+    _interruptible,  # noqa: F401
+    end,
+    in_process,  # noqa: F401
+    run,
+    start,
+    texts,
+    until,
+    variables_of,
+)
+from tests.test_cli_send_many import (
+    SOON,
+    Messages,
+    assert_all_arrived,
+    lines_of,
+    messages_of,
+    start_and_end,
+    start_impatient,
+    write,
+)
+from tests.test_readme import market as served_market  # noqa: F401
+from yamarket_chat.cli.encodings import BadFile
+from yamarket_chat.cli.mailing import BadOutbox, Mailing, compare
+from yamarket_chat.cli.records import read
+from yamarket_chat.outbox import Outbox, OutboxMessage
+from yamarket_chat.sandbox import Sandbox
+
+pytestmark = pytest.mark.real_time
+
+
+# A file that was changed between two runs
+
+BUSINESS = 1
+
+
+def file_of(messages: Messages) -> bytes:
+    return "\n".join(["chat_id,text", *(f"{chat},{text}" for chat, text in messages)]).encode()
+
+
+class Shop:
+    """An outbox, and runs that put a file into it and send some of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outbox = Outbox(f"sqlite:///{path}")
+
+    async def run(self, messages: Messages, sent: int = 0, state: str = "delivered") -> Mailing:
+        """Put a file, and let the first messages that wait end in a state."""
+        await self.outbox.create()
+        content = read(file_of(messages), "m.csv")
+        compared = await compare(self.outbox, content, BUSINESS, None)
+        await compared.put(self.outbox, BUSINESS, content)
+        waiting = [one.number async for one in self.outbox.entries(state="waiting")]
+        await self._write(waiting[:sent], state)
+        return compared
+
+    async def _write(self, numbers: list[int], state: str) -> None:
+        def write(connection: object) -> None:
+            for number in numbers:
+                connection.exec_driver_sql(  # type: ignore[attr-defined]
+                    "UPDATE yamarket_outbox_messages SET state = ?, ended_at = ? WHERE number = ?",
+                    (state, None if state == "leaving" else 1, number),
+                )
+
+        await self.outbox._database.write(write)
+
+    async def left(self) -> Messages:
+        """Return what waits, in the order in which it is sent."""
+        return [
+            (one.chat_id or 0, one.text or "") async for one in self.outbox.entries(state="waiting")
+        ]
+
+
+A, B, C = (1, "a"), (2, "b"), (1, "c")
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path / "m.csv.outbox")
+
+
+async def test_unchanged_file_changes_nothing(shop: Shop) -> None:
+    await shop.run([A, B, C], sent=1)
+    again = await shop.run([A, B, C])
+    assert (again.changes, again.left, again.ended) == ([], 2, {0: "delivered"})
+    assert await shop.left() == [B, C]
+
+
+async def test_equal_messages_are_sent_as_often_as_they_are_in_the_file(shop: Shop) -> None:
+    await shop.run([A, A, B, A], sent=1)
+    assert await shop.left() == [A, B, A]
+    again = await shop.run([A, A, B, A, A], sent=2)
+    assert again.changes == ["1 message at the end of the file: new"]
+    assert await shop.left() == [A, A]
+    assert (await shop.run([A, A, B, A, A])).changes == []
+
+
+async def test_new_lines_are_sent_in_the_order_of_their_chat(shop: Shop) -> None:
+    await shop.run([A, B, C], sent=1)
+    again = await shop.run([A, (1, "new"), (3, "new"), B, C, (2, "last")])
+    assert again.changes == [
+        "line 3, chat 1: new",
+        "line 4, chat 3: new",
+        "1 message at the end of the file: new",
+    ]
+    assert await shop.left() == [B, (1, "new"), (3, "new"), C, (2, "last")]
+    assert (await shop.run([A, (1, "new"), (3, "new"), B, C, (2, "last")])).changes == []
+
+
+async def test_removed_line_is_not_sent_and_may_come_back(shop: Shop) -> None:
+    await shop.run([A, B, C], sent=1)
+    again = await shop.run([C])
+    assert again.changes == [
+        "chat 1: removed; the message 'a' was delivered",
+        "chat 2: removed; the message 'b' was not sent",
+    ]
+    assert await shop.left() == [C]
+    assert (await shop.run([A, B, C])).changes == ["line 3, chat 2: new"]
+    assert sorted(await shop.left()) == [C, B]
+
+
+async def test_line_that_was_changed_before_it_was_sent_is_sent_with_its_new_text(
+    shop: Shop,
+) -> None:
+    await shop.run([A, B, C], sent=1)
+    again = await shop.run([A, (2, "better"), C])
+    assert again.changes == ["line 3, chat 2: changed; the message before 'b' was not sent"]
+    assert await shop.left() == [C, (2, "better")]
+
+
+@pytest.mark.parametrize("state", ["delivered", "unknown", "leaving"])
+async def test_line_that_was_changed_after_it_was_sent_is_refused(shop: Shop, state: str) -> None:
+    await shop.run([A, B, C], sent=2, state=state)
+    was = "was delivered" if state == "delivered" else "may have been sent"
+    with pytest.raises(BadFile) as caught:
+        await shop.run([(1, "A"), (2, "B"), C])
+    assert caught.value.problems == [
+        f"line 2, chat 1: the text was changed after the message 'a' {was}",
+        f"line 3, chat 2: the text was changed after the message 'b' {was}",
+    ]
+    assert "add a line for it" in caught.value.hints[0]
+    assert await shop.left() == [C]
+    again = await shop.run([A, (1, "A"), B, (2, "B"), C])
+    assert again.changes == ["line 3, chat 1: new", "line 5, chat 2: new"]
+    assert await shop.left() == [(1, "A"), (2, "B"), C]
+
+
+async def test_refused_line_may_be_changed_and_is_sent_again_otherwise(shop: Shop) -> None:
+    await shop.run([A, B], sent=2, state="refused")
+    again = await shop.run([(1, "better"), B])
+    assert again.changes == ["line 2, chat 1: changed; the message before 'a' was refused"]
+    assert sorted(await shop.left()) == [(1, "better"), B]
+
+
+async def test_moved_lines_are_sent_once_and_in_their_new_order(shop: Shop) -> None:
+    await shop.run([A, B, C, (1, "d")])
+    again = await shop.run([C, (1, "d"), A, B])
+    assert again.changes == ["line 4, chat 1: moved"]
+    assert await shop.left() == [B, C, (1, "d"), A]
+    assert (await shop.run([B, C, (1, "d"), A])).changes == []
+
+
+async def test_death_between_two_steps_of_a_change_loses_and_doubles_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = [A, (1, "new"), B, C, (1, "d")]
+    await shop.run([A, B, C, (1, "d")], sent=1)
+    calls = 0
+
+    def dies_at(name: str, nth: int) -> Callable[..., object]:
+        real = getattr(Outbox, name)
+
+        async def call(*arguments: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == nth:
+                raise KeyError("dead")
+            return await real(*arguments)
+
+        return call
+
+    for name, nth in (("cancel", 1), ("cancel", 2), ("put_many", 1)):
+        with monkeypatch.context() as patch:
+            calls = 0
+            patch.setattr(Outbox, name, dies_at(name, nth))
+            with pytest.raises(KeyError):
+                await shop.run(changed)
+    await shop.run(changed)
+    assert await shop.left() == [B, (1, "new"), C, (1, "d")]
+
+
+async def test_outbox_of_other_messages_is_refused(shop: Shop) -> None:
+    await shop.run([A, B], sent=1)
+    with pytest.raises(BadOutbox, match="none of this file"):
+        await shop.run([(7, "x"), (8, "y")])
+    with pytest.raises(BadOutbox, match="messages are of business 1, not 2"):
+        await compare(shop.outbox, read(file_of([A]), "m.csv"), 2, None)
+    await shop.outbox.put(OutboxMessage(BUSINESS, 1, "x", key="mine"))
+    with pytest.raises(BadOutbox, match="belongs to another program"):
+        await shop.run([A, B])
+
+
+async def test_nothing_is_put_anew_if_another_program_has_just_sent_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shop.run([A, C])
+    monkeypatch.setattr(Outbox, "cancel", _not_cancelled)
+    with pytest.raises(BadOutbox, match="another program sends its messages"):
+        await shop.run([C, A])
+    assert len([one async for one in shop.outbox.entries()]) == 2
+
+
+async def _not_cancelled(self: Outbox, number: int) -> bool:
+    return False
+
+
+async def test_command_shows_what_was_changed_and_refuses_what_was_sent(tmp_path: Path) -> None:
+    file, report = write(tmp_path / "m.csv", [A, B]), tmp_path / "r.jsonl"
+    async with Sandbox(latency=0) as market:
+        variables = variables_of(market)
+        assert (await run("send-many", file, "--report", str(report), **variables)).status == 0
+        again = await run("send-many", file, **variables)
+        assert again.status == 0
+        assert again.out.startswith("Delivered 2 of 2 messages (2 of them earlier)")
+        assert f"delete {file}.outbox or pass another --outbox" in again.err
+        write(tmp_path / "m.csv", [(1, "A"), B])
+        for more in ((), ("--dry-run",)):
+            refused = await run("send-many", file, *more, **variables)
+            assert refused.status == 2
+            assert refused.err.startswith(
+                f"Error: {file}, line 2, chat 1: the text was changed after the message 'a' was"
+                " delivered\n"
+            )
+        write(tmp_path / "m.csv", [B, (3, "new"), A])
+        tried = await run("send-many", file, "--dry-run", **variables)
+        assert tried.out.startswith("1 message to 1 chat;")
+        assert "line 3, chat 3: new" in tried.err
+        sent = await run("send-many", file, "--report", str(report), **variables)
+        assert sent.status == 0
+        assert [(line["number"], line["chat_id"]) for line in lines_of(report)] == [
+            (3, 1),
+            (1, 2),
+            (2, 3),
+        ]
+        other = await run("send-many", file, "--outbox", str(tmp_path / "2"), **variables)
+        assert other.status == 0
+        assert [texts(market, chat) for chat in (1, 2, 3)] == [["a"] * 2, ["b"] * 2, ["new"] * 2]
+
+
+# Deaths
+
+# A copy of a disk has no lock that proves a death, so the next run waits for the lease. Here the
+# processes are really dead, so nothing of them is under way.
+COPIED = (
+    """
+import yamarket_chat.cli.bulk as bulk, yamarket_chat.outbox.lease as lease
+bulk.LEASE = 2.5
+lease.Grant.settle_wait = lambda self, timeout, settle_after: settle_after
+"""
+    + SOON
+)
+
+
+async def test_power_cuts_lose_and_double_nothing(tmp_path: Path) -> None:
+    messages = [(chat, "equal" if n % 3 else f"{n}") for n in range(6) for chat in range(1, 9)]
+    folder = tmp_path / "0"
+    folder.mkdir()
+    file = write(folder / "m.csv", messages)
+    async with Sandbox(latency=0.03) as market:
+        env = environment(**variables_of(market))
+        for number, stored in enumerate((6, 20), 1):
+            process = await fork(COPIED, "send-many", file, env=env)
+            await until(lambda: market.messages_stored >= stored)  # noqa: B023
+            process.send_signal(signal.SIGSTOP)
+            copy = tmp_path / str(number)
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*-shm", "*-worker-*"))
+            process.kill()
+            await process.communicate()
+            folder, file = copy, str(copy / "m.csv")
+        report = folder / "r.jsonl"
+        process = await fork(COPIED, "send-many", file, "--report", str(report), env=env)
+        ended = await end(process)
+        assert "may have been sent as the last run ended" in ended.err
+        assert "until the last run has surely ended" in ended.err
+        assert ended.status == 0, ended.err
+        assert_all_arrived(market, messages, report)
+
+
+async def test_power_cut_cannot_bring_the_journal_of_a_new_outbox_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would undo the whole file by it. SQLite itself does not sync its removal."""
+    synced: list[list[str]] = []
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        fsync(file)
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            synced.append(sorted(os.listdir(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    async with Outbox(f"sqlite:///{tmp_path}/o") as outbox:
+        await outbox.create()
+    assert ["o"] in synced
+
+
+async def test_death_after_a_wrong_key_leaves_nothing_to_look_up(tmp_path: Path) -> None:
+    messages = messages_of(chats=10, each=20)
+    file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
+    async with Sandbox(latency=0.05) as market:
+        variables = variables_of(market)
+        refused = await run("send-many", file, **variables | {"YAMARKET_API_KEY": "ACMA:no"})
+        assert refused.status == 1
+        assert "check the Api-Key" in refused.err
+        assert refused.err.count("HTTP 401") == 1
+        assert refused.out == ("Delivered 0 of 200 messages, refused 0, unknown 0, not sent 200\n")
+        process = await start_impatient("send-many", file, **variables)
+        await until(lambda: market.messages_stored >= 20)
+        process.kill()
+        await process.communicate()
+        market.latency = 0
+        reads = len(market.arrivals)
+        ended = await start_and_end("send-many", file, "--report", str(report), **variables)
+        assert ended.status == 0
+        assert_all_arrived(market, messages, report)
+        read = {one.chat_id for one in market.arrivals[reads:] if one.operation == "history"}
+        assert len(read) <= 6
+
+
+async def test_key_that_is_revoked_ends_the_run(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.csv", messages_of(chats=5, each=10))
+    async with Sandbox(latency=0.05) as market:
+        process = await start("send-many", file, **variables_of(market))
+        await until(lambda: market.messages_stored >= 10)
+        key, market.api_key = market.api_key, "ACMA:another:key"
+        stopped = await end(process)
+        assert stopped.status == 1
+        assert stopped.err.count("HTTP 401") == 1
+        market.api_key, market.latency = key, 0
+        ended = await run("send-many", file, **variables_of(market))
+        assert ended.out.startswith("Delivered 50 of 50 messages")
+        assert market.messages_stored == 50
+
+
+def test_standard_input_has_an_outbox_if_one_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    def pipe(*arguments: str) -> Finished:
+        content = file_of(messages_of(chats=2, each=2))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        return in_process("send-many", "-", *arguments)
+
+    for expected in ("Delivered 4 of 4 messages,", "Delivered 4 of 4 messages (4 of them"):
+        piped = pipe("--outbox", str(tmp_path / "o"))
+        assert piped.out.startswith(expected)
+        assert "is killed" not in piped.err
+    assert served_market.messages_stored == 4
+    assert "If this run is killed, nobody knows" in pipe().err
+    assert served_market.messages_stored == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["o"]
+
+
+# Disks
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
+async def test_full_disk_sends_nothing_that_is_not_noted(tmp_path: Path) -> None:
+    """Files may not grow beyond a limit, first while the messages are put, then while sending."""
+    messages = messages_of(chats=20, each=15)
+    file, report = write(tmp_path / "m.csv", messages), tmp_path / "r.jsonl"
+    async with Sandbox(latency=0) as market:
+        env = environment(**variables_of(market))
+        finished = await end(await fork(LIMITED, "send-many", file, env=env | {"SIZE": "100000"}))
+        assert finished.status == 1
+        assert "whether it is full" in finished.err
+        assert market.messages_stored == 0
+        process = await fork(
+            LIMITED, "send-many", file, "--give-up-after", "1", env=env | {"SIZE": "500000"}
+        )
+        finished = await end(process)
+        assert finished.status == 1
+        assert "no more messages are sent" in finished.err
+        assert 0 < market.messages_stored < 300
+        ended = await start_and_end(
+            "send-many", file, "--report", str(report), **variables_of(market)
+        )
+        assert ended.status == 0
+        assert_all_arrived(market, messages, report)
+
+
+LIMITED = (
+    """
+import os, resource, signal, yamarket_chat.cli.bulk as bulk
+bulk.PATIENCE = bulk.SHORT_GRACE = 1.0
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["SIZE"]), resource.RLIM_INFINITY))
+"""
+    + SOON
+)
+
+
+async def test_outbox_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.csv", [A])
+    (tmp_path / "text").write_text("no database, but a text that is long enough")
+    async with Sandbox(latency=0) as market:
+        for outbox, told in (
+            (tmp_path / "no" / "o", "No such file or directory; pass a file in another folder"),
+            (tmp_path / "text", "this is no SQLite file: check the path; or pass another --outbox"),
+        ):
+            refused = await run("send-many", file, "--outbox", str(outbox), **variables_of(market))
+            assert refused.status == 2
+            assert told in refused.err
+            assert refused.err.count("\n") == 1
+        assert market.arrivals == []
