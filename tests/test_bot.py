@@ -196,6 +196,23 @@ async def test_a_message_that_a_person_has_answered_is_found_by_the_sweep(small:
     assert status.found_within is not None
 
 
+async def test_what_comes_while_a_handler_runs_is_found_soon(small: Shop) -> None:
+    """It stands before the reply, so the chat does not wait for the shop."""
+    bot = small.bot(every=3600.0, limits=Limits(chats=Rate(10, per=3600)))
+
+    @bot.message
+    async def answer(message: BuyerMessage) -> None:
+        await asyncio.sleep(10)
+        await message.reply(f"re: {message.text}")
+
+    async with bot.running():
+        await asyncio.sleep(60)
+        await bot.hear(told_of(small.says("раз")))
+        await asyncio.sleep(5)
+        small.says("два")
+        await small.answered("раз", "два", within=60)
+
+
 async def test_what_others_write_is_no_message(small: Shop) -> None:
     async with small.running():
         await asyncio.sleep(60)

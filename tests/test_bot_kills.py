@@ -12,21 +12,34 @@ from msgspec.structs import replace
 from benchmarks.bot.judge import judge
 from benchmarks.bot.play import SIZE, BotCrash
 
-# Without faults, so that nothing is carried out late.
+# Without faults, so that nothing is carried out late. The points are the benchmark's.
 ROUND = replace(
-    SIZE, kills=4, lease=1.5, businesses=1, chats=5, rate=6.0, most=60, faults=0.0, timeout=2.0
+    SIZE,
+    kills=3,
+    businesses=1,
+    chats=5,
+    rate=6.0,
+    faults=0.0,
+    timeout=2.0,
+    blows={"kill one": 2, "kill all": 1, "stop": 1},
 )
 
 
 @pytest.mark.real_time
+@pytest.mark.timeout(
+    300
+)  # a process starts slowly on a busy machine, and a dead one must be noticed
 async def test_killed_bots_answer_each_message_once(tmp_path: Path, postgres_url: Any) -> None:
     urls = [f"sqlite:///{tmp_path}/outbox.db", str(postgres_url)]
     crashes = [BotCrash(ROUND, url, tmp_path, None, lambda _: None) for url in urls]
-    for verdict in await asyncio.gather(*(crash.play() for crash in crashes)):
+    crashes[1].killers = 0
+    for killers, verdict in zip(
+        (1, 0), await asyncio.gather(*(crash.play() for crash in crashes)), strict=True
+    ):
         assert verdict.problems == []
         assert verdict.figures["kills"] == ROUND.kills
-        assert verdict.figures["answered"] > 10
-        assert verdict.figures["given up"] == 1
+        assert verdict.figures["answered"] >= BotCrash.least - killers
+        assert verdict.figures["given up"] == killers
         assert verdict.figures["420"] == 0
 
 

@@ -422,7 +422,7 @@ async def test_a_stop_while_an_error_is_told_tells_it_again(small: Shop) -> None
         async with bot.running():
             if stop == 0:
                 small.says("да")
-            await small.until(lambda expected=stop + 1: told == expected)
+            await small.until(lambda: told > stop)  # noqa: B023
             await asyncio.sleep(1)
     assert told == 2
 
@@ -576,7 +576,7 @@ async def test_of_many_chats_little_stays_in_memory(
         for chat_id in range(1, 31):
             await bot.hear(told_of(small.says("да", chat_id), chat_id))
         await small.until(lambda: len(small.seen) == 30)
-        await asyncio.sleep(60)
+        await asyncio.sleep(120)
         runner = bot._runner
         assert runner is not None
         business = runner._businesses[BUSINESS]

@@ -31,6 +31,7 @@ class BotCrash(Crash):
     _worker = f"{__package__}.worker"
     workers: Sequence[int] = (1, 2)
     killers = 1
+    least = 20  # messages of each business, also if all kills have happened
 
     async def play(self) -> Verdict:
         """Play it, and judge what came of it."""
@@ -40,6 +41,7 @@ class BotCrash(Crash):
             self._kept.bind(("127.0.0.1", 0))
             self._unknown = 0
             self._told = random.Random(self._size.seed)
+            self._begun = asyncio.Event()
             return await super().play()
 
     def _how_many(self) -> int:
@@ -66,6 +68,10 @@ class BotCrash(Crash):
         self._workers.append(process)
         return process
 
+    async def _strike(self) -> None:
+        await self._begun.wait()
+        await super()._strike()
+
     async def _produce(self, outbox: Outbox, business_id: int) -> None:
         """Let the buyers of a business write. Some write the same twice."""
         box, chance = self._markets[business_id], random.Random(self._size.seed * 100 + business_id)
@@ -73,8 +79,9 @@ class BotCrash(Crash):
         while not await _has_begun(outbox, business_id):
             self._fill_up()
             await asyncio.sleep(0.2)
+        self._begun.set()
         count = 0
-        while self._producing and count < self._size.most:
+        while (self._producing and count < self._size.most) or count < self.least:
             count += 1
             chat = chance.randint(1, self._size.chats)
             kills = business_id <= self.killers and count == 10
@@ -133,7 +140,7 @@ SIZE = Size(
     seed=1,
     businesses=2,
     chats=8,
-    rate=1.0,
-    most=400,
+    rate=0.7,
+    most=300,  # with their replies: the Market takes 1,000 an hour
     blows=BLOWS,
 )

@@ -23,6 +23,7 @@ class Todo(msgspec.Struct):
     listed_at: float = 0.0
     hints: dict[int, tuple[Hint, float]] = {}
     looks: int = 0  # that did not find what they should
+    once_more: tuple[float, ...] = ()  # the pauses before the looks that follow this one
 
     def knows(self, hint: Hint) -> bool:
         """Whether this look is for a hint as well."""
@@ -152,6 +153,7 @@ class Agenda:
             if newer.chat is None or newer.is_listed_as(todo.chat):
                 newer.chat, newer.listed_at = todo.chat, todo.listed_at
             newer.hints = {**todo.hints, **newer.hints}
+            newer.once_more = newer.once_more or todo.once_more
 
     def _again(self, chat_id: int) -> None:
         self._timers.pop(chat_id, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import ApiError, ChatError, NotFoundError, SessionClosedError
+from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
 from ..outbox import Outbox, OutboxDatabaseError
 from ..outbox.lease import Grant
@@ -26,6 +26,7 @@ from .handlers import LINGERS, call
 from .inbox import EARLIER, Found, Start, anchor, micros, new_messages, ordered
 from .message import BuyerMessage
 from .polling import WAITING, Polling
+from .reading import Reading, read
 from .settings import Settings
 from .slots import Slots
 
@@ -46,8 +47,9 @@ LATE = 600.0
 WHOLE = 2_000_000
 """Microseconds. The Market's times may be whole seconds: a chat may change twice in one."""
 
-LEFT = 0.2
-"""The part of the limit of histories that is left to finding messages of unknown outcome."""
+ONCE_MORE = (1.0, 30.0)
+"""Seconds after which a chat is read again in which a message was handled. What the buyer wrote
+meanwhile stands before the reply, so the chat does not wait for the shop."""
 
 KNOWN = 1_000
 """How many chats of a business are kept in memory: what their order and their buyer are."""
@@ -76,8 +78,7 @@ class Business:
         self._start = Start(0, False)
         self._ready = asyncio.Event()
         self._agenda = Agenda(self._look_in_turn)
-        self._limit = asyncio.Lock()
-        self._reading = 0  # looks that may read, and have not ended
+        self._reading = Reading()
         self._handling: set[int] = set()  # the chats whose handler is at work
         self._over = False
         self._errors: dict[tuple[int, int], Exception] = {}  # its last error, by chat and message
@@ -243,13 +244,12 @@ class Business:
         pause = None
         try:
             # Not within the slot: the handlers of other businesses need it.
-            await self._may_read()
-            try:
-                async with self._slots.slot(alone=chat_id in self._suspects):
-                    pause = await self._look(chat_id, todo)
-                    self._suspects.discard(chat_id)
-            finally:
-                self._reading -= 1
+            async with (
+                self._reading.may_read(self.session),
+                self._slots.slot(alone=chat_id in self._suspects),
+            ):
+                pause = await self._look(chat_id, todo)
+                self._suspects.discard(chat_id)
         except NotFoundError:  # the chat is gone
             with suppress(OutboxDatabaseError):
                 await self._database.write(cursor.followed, _hints(todo))
@@ -276,7 +276,7 @@ class Business:
         key = Key(self.business_id, self._settings.name, chat_id)
         now = self._now()
         was = await self._database.read(cursor.read, key)
-        rows = ordered(await self._rows(chat_id, was.anchor))
+        rows = ordered(await read(self.session(), chat_id, was.anchor))
         begins_at = self._start.begins_at(rows) if was.begins_at is None else was.begins_at
         for found in new_messages(rows, was, begins_at):
             if self._agenda.stopping:
@@ -284,11 +284,15 @@ class Business:
             after = await self._handle(key, was, begins_at, rows, found)
             if after is None:
                 return FIRST_PAUSE
-            was = after
-        if await self._is_seen(key, was, begins_at, rows, todo, now):
+            was, todo.once_more = after, ONCE_MORE
+        if not await self._is_seen(key, was, begins_at, rows, todo, now):
+            todo.looks += 1
+            return _growing(todo, AGAIN)
+        if not todo.once_more:
             return None
-        todo.looks += 1
-        return _growing(todo, AGAIN)
+        pause, *more = todo.once_more
+        todo.once_more = tuple(more)
+        return pause
 
     async def _is_seen(
         self,
@@ -332,26 +336,6 @@ class Business:
 
     def _is_late(self, since: float) -> bool:
         return self._loop.time() - since > LATE
-
-    async def _may_read(self) -> None:
-        """Wait for the limit of histories. Some of it is left to messages of unknown outcome."""
-        async with self._limit:  # one looks at the limit, not all that wait
-            while True:
-                status = self.session().quota_status("history")
-                if status.remaining - self._reading > status.limit * LEFT:
-                    self._reading += 1
-                    return
-                await asyncio.sleep(min(max(status.resets_in, FIRST_PAUSE), AGAIN))
-
-    async def _rows(self, chat_id: int, since: int | None) -> list[Message]:
-        session = self.session()
-        try:
-            return await _all(session, chat_id, since)
-        except ApiError as error:
-            if since is None or error.retry_after is not None or pauses(error):
-                raise
-            # Perhaps the message from which it was to be read is gone.
-            return await _all(session, chat_id, None)
 
     async def chat(self, chat_id: int) -> Chat:
         """Return what is known of a chat; ask the Market if that is nothing."""
@@ -594,7 +578,3 @@ def _hints(todo: Todo) -> list[Hint]:
 
 def _changed(was: Cursor, values: Mapping[str, Any]) -> Cursor:
     return msgspec.structs.replace(was, version=was.version + 1, **values)
-
-
-async def _all(session: Session, chat_id: int, since: int | None) -> list[Message]:
-    return [row async for row in session.history(chat_id, message_id_from=since)]

@@ -32,13 +32,15 @@ class BuyerMessage:
         text: The text. It is empty if there are only files, or a sticker.
         files: The files. `download` fetches them.
         later: The messages that stand behind it in the chat, of whomever: a person of the shop may
-            have answered, or the buyer have written more.
+            have answered, or the buyer have written more. The bot's replies to earlier messages
+            are among them.
 
     Example:
         @bot.message
         async def answer(message: BuyerMessage) -> None:
-            if not any(row.sender == "PARTNER" for row in message.later):
-                await message.reply(f"Вы написали: {message.text}")
+            if any(row.sender == "CUSTOMER" for row in message.later):
+                return  # the last message of the buyer gets the answer
+            await message.reply(f"Вы написали: {message.text}")
     """
 
     def __init__(

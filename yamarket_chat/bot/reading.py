@@ -1,0 +1,52 @@
+"""Reads the histories of chats, within the limit that they have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from ..errors import ApiError
+from ..models import Message
+from ..outbox.pausing import AGAIN, pauses
+from ..session import ChatSession
+
+LEFT = 0.2
+"""The part of the limit of histories that is left to finding messages of unknown outcome."""
+
+LOOK = 1.0
+"""Seconds until the limit is looked at again at the earliest."""
+
+
+class Reading:
+    """Says when a history may be read."""
+
+    def __init__(self) -> None:
+        self._limit = asyncio.Lock()
+        self._reading = 0  # looks that may read, and have not ended
+
+    @asynccontextmanager
+    async def may_read(self, session: Callable[[], ChatSession]) -> AsyncIterator[None]:
+        """Wait for the limit. Some of it is left to messages of unknown outcome."""
+        async with self._limit:  # one looks at the limit, not all that wait
+            while True:
+                status = session().quota_status("history")
+                if status.remaining - self._reading > status.limit * LEFT:
+                    break
+                await asyncio.sleep(min(max(status.resets_in, LOOK), AGAIN))
+            self._reading += 1
+        try:
+            yield
+        finally:
+            self._reading -= 1
+
+
+async def read(session: ChatSession, chat_id: int, since: int | None) -> list[Message]:
+    """Read the history of a chat, from a message on if one is known."""
+    try:
+        return [row async for row in session.history(chat_id, message_id_from=since)]
+    except ApiError as error:
+        if since is None or error.retry_after is not None or pauses(error):
+            raise
+    # Perhaps the message from which it was to be read is gone.
+    return [row async for row in session.history(chat_id)]
