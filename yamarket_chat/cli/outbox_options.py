@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from datetime import datetime
@@ -31,6 +30,7 @@ Result = TypeVar("Result")
 STATES = ("waiting", "leaving", "delivered", "refused", "unknown", "cancelled", "expired")
 
 VARIABLE = environment.OUTBOX
+SCHEMES = ("sqlite", "postgres", "postgresql")
 DAY = 24 * 3600.0
 
 SHOWN = 100
@@ -42,11 +42,8 @@ OTHER_COLUMNS = 56
 
 def _check_database(context: typer.Context, value: str | None) -> str | None:
     source = context.get_parameter_source("database")
-    if (
-        source is not None
-        and source.name == "COMMANDLINE"
-        and re.search(r"//[^/@]*:[^/@]+@", value or "")
-    ):
+    user, at, _ = (value or "").partition("://")[2].rpartition("@")
+    if source is not None and source.name == "COMMANDLINE" and at and ":" in user:
         console.warning(
             f"--database has a password, which is visible in the list of processes; set {VARIABLE}"
             " instead"
@@ -102,7 +99,8 @@ def url_of(database: str | None) -> URL | str:
         raise InvalidArgumentError(
             f"--database is missing; pass it or set {VARIABLE}, such as sqlite:///outbox.db"
         )
-    if "://" in database or re.match(r"(?i)(sqlite|postgres\w*)(\+\w+)?:", database):
+    scheme, colon, _ = database.partition(":")
+    if "://" in database or (colon and scheme.partition("+")[0].lower() in SCHEMES):
         return database
     with installed():
         from sqlalchemy import URL
