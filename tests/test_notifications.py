@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -274,6 +275,22 @@ async def test_closing_lets_handlers_end_and_refuses_new_requests_with_503() -> 
     assert (await begun).status == 200
     assert len(handler.ended) == 1
     await receiver.close()  # nothing left to do
+
+
+async def test_closing_does_not_wait_for_ever() -> None:
+    async def on_event(event: Event) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        await asyncio.sleep(60)
+
+    receiver = Receiver(on_event, name="x", version="1")
+    assert (await receiver.reply(MESSAGE, MARKET)).status == 500
+    began = now()
+    await receiver.close()
+    assert now() - began == pytest.approx(10, abs=0.1)
+    assert len(asyncio.all_tasks()) == 2
+    await asyncio.sleep(1)
+    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_request_that_is_given_up_cancels_its_handler() -> None:
