@@ -278,7 +278,7 @@ async def test_it_says_what_is_paused_and_what_was_refused(shop: Shop) -> None:
 
 
 async def test_worker_that_beats_is_healthy_and_one_that_stands_still_is_not(shop: Shop) -> None:
-    process = await shop.deliver("--lease", "1")
+    process = await shop.deliver("--lease", "1.5")
     await until(shop.workers)
 
     async def health() -> Finished:

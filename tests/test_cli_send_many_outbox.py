@@ -6,9 +6,11 @@ import io
 import os
 import shutil
 import signal
+import sqlite3
 import stat
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -344,6 +346,31 @@ async def test_death_after_a_wrong_key_leaves_nothing_to_look_up(tmp_path: Path)
         assert len(read) <= 6
 
 
+async def test_unclear_message_is_left_to_a_person(tmp_path: Path) -> None:
+    file = write(tmp_path / "m.csv", [(7, "the same"), (8, "other")])
+    async with Sandbox(latency=0) as market:
+        variables = variables_of(market)
+        refused = await run("send-many", file, **variables | {"YAMARKET_API_KEY": "ACMA:no"})
+        assert refused.status == 1
+        with closing(sqlite3.connect(f"{file}.outbox")) as connection, connection:
+            connection.execute(
+                "UPDATE yamarket_outbox_messages SET state = 'unknown', ended_at = 1"
+                " WHERE chat_id = 7"
+            )
+        settle = f"outbox settle --all --database {file}.outbox"
+        for _ in range(2):
+            ended = await run("send-many", file, **variables)
+            assert ended.status == 1
+            assert "unknown 1, not sent 0" in ended.out
+            assert f"check chat 7, then run yamarket-chat {settle}" in ended.err
+            assert "To continue" not in ended.err
+        assert (texts(market, 7), texts(market, 8)) == ([], ["other"])
+        settled = await run(*settle.split(), "--not-delivered", "--yes", **variables)
+        assert settled.status == 0
+        assert (await run("send-many", file, **variables)).status == 0
+        assert texts(market, 7) == ["the same"]
+
+
 async def test_key_that_is_revoked_ends_the_run(tmp_path: Path) -> None:
     file = write(tmp_path / "m.csv", messages_of(chats=5, each=10))
     async with Sandbox(latency=0.05) as market:
@@ -426,9 +453,14 @@ async def test_outbox_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         for outbox, told in (
             (tmp_path / "no" / "o", "No such file or directory; pass a file in another folder"),
             (tmp_path / "text", "this is no SQLite file: check the path; or pass another --outbox"),
+            (tmp_path / "o", "the report cannot be opened"),
         ):
-            refused = await run("send-many", file, "--outbox", str(outbox), **variables_of(market))
+            report = str(tmp_path / "none" / "r.jsonl")
+            refused = await run(
+                *("send-many", file, "--outbox", str(outbox), "--report", report),
+                **variables_of(market),
+            )
             assert refused.status == 2
             assert told in refused.err
-            assert refused.err.count("\n") == 1
+            assert refused.err.splitlines()[-1].startswith("Error: ")
         assert market.arrivals == []

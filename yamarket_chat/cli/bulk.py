@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +144,11 @@ class BulkSender:
         console.hide_from_log(_is_told_anyway)
         async with outbox_of(self._path) as outbox:
             try:
-                await self._prepare(outbox)
-            except asyncio.CancelledError:
-                console.note(f"{signals.interrupted()}; nothing was sent")
-                raise
-            try:
+                try:
+                    await self._prepare(outbox)
+                except asyncio.CancelledError:
+                    console.note(f"{signals.interrupted()}; nothing was sent")
+                    raise
                 if self._report is not None:
                     self._report.place()
                 if self._mailing.left:
@@ -161,11 +161,14 @@ class BulkSender:
 
     async def _prepare(self, outbox: Outbox) -> None:
         """Bring the outbox to what the file says, and begin the report."""
-        with suppress(FileExistsError):
-            # Buyers' texts are nobody else's business.
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
         try:
+            # Buyers' texts are nobody else's business.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
             await outbox.create()
+        except OSError as error:
+            raise UsageError(
+                f"there can be no outbox {self._path}: {error.strerror}; pass another --outbox"
+            ) from None
         except OutboxDatabaseError as error:
             if error.retry_after is not None:
                 raise
@@ -188,7 +191,10 @@ class BulkSender:
             left = estimate(self._messages, mailing.ended, self._rate)
             console.note("Sending " + describe(left, self._rate))
         if path is not None:
-            self._report = Report(path)
+            try:
+                self._report = Report(path)
+            except OSError as error:
+                raise UsageError(f"the report cannot be opened: {error}") from None
         await mailing.put(outbox, self._business_id, self._messages)
         by_number = sorted((number, index) for index, number in enumerate(mailing.numbers))
         self._rest = (both for both in by_number if both[1] not in mailing.ended)
@@ -288,10 +294,7 @@ class BulkSender:
 
     async def _look(self, database: Database) -> bool:
         """Note which of the first messages have ended. Returns whether there were any."""
-        for number, index in self._rest:
-            self._window[number] = index
-            if len(self._window) >= WINDOW:
-                break
+        self._window.update(itertools.islice(self._rest, WINDOW - len(self._window)))
         ended = await database.read(_ended, list(self._window))
         for number, entry in ended:
             index = self._window.pop(number)

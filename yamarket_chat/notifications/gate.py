@@ -127,8 +127,8 @@ def _forwarded_for(lines: Sequence[str]) -> Iterator[str]:
 
 
 _NODE = re.compile(
-    r"""\s*(?P<name>[\w!#$%&'*+.^`|~-]+)=
-    (?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s",;=]*))\s*(?P<end>[;,]|$)""",
+    r"""\s*+(?P<name>[\w!#$%&'*+.^`|~-]++)=
+    (?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<token>[^\s",;=]*+))\s*+(?P<end>[;,]|$)""",
     re.X | re.A,
 )
 
