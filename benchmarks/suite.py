@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from . import cost, decoding, faults, growth, imports, limit, notifications, simulation
+from .bot import latency
 from .outbox import backlog, delivery, scale
 from .report import Benchmark
 
@@ -20,4 +21,5 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "backlog": backlog,
     "notifications": notifications,
     "scale": scale,
+    "reply": latency,
 }

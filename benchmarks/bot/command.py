@@ -1,7 +1,4 @@
-"""`python -m benchmarks bot`: kills bots while buyers write, and counts what went wrong.
-
-`--latency` measures how long a reply takes after a notification instead.
-"""
+"""`python -m benchmarks bot`: kills bots while buyers write, and counts what went wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +18,6 @@ from msgspec.structs import replace
 from benchmarks.crash.judge import Verdict
 from benchmarks.crash.servers import postgres
 
-from .latency import measure
 from .play import SIZE, BotCrash
 
 
@@ -33,7 +29,6 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=1, help="which ones")
     parser.add_argument("--workers", type=int, choices=(1, 2), help="default: now one, now two")
     parser.add_argument("--log", type=Path, help="keep here what the workers say")
-    parser.add_argument("--latency", type=int, metavar="MESSAGES", help="measure instead")
     options = parser.parse_args(arguments)
     logging.disable()  # failures are expected here
     with tempfile.TemporaryDirectory(prefix="yamarket-bot-") as name:
@@ -46,19 +41,13 @@ def main(arguments: Sequence[str]) -> int:
                 result = _run(options, url, folder)
         if options.log is not None:
             shutil.copy(folder / "workers.log", options.log)
-    if result is None:
-        return 0
     print(", ".join(f"{count} {name}" for name, count in result.figures.items()))
     for problem in result.problems[:50]:
         print(problem)
     return int(bool(result.problems))
 
 
-def _run(options: Any, url: str, folder: Path) -> Verdict | None:
-    if options.latency is not None:
-        for line in asyncio.run(measure(url, folder, options.latency)):
-            print(line)
-        return None
+def _run(options: Any, url: str, folder: Path) -> Verdict:
     began = time.monotonic()
 
     def say(text: str) -> None:

@@ -86,7 +86,7 @@ class BotCrash(Crash):
             chat = chance.randint(1, self._size.chats)
             kills = business_id <= self.killers and count == 10
             text = f"{KILLER} {count}" if kills else f"Где заказ {chance.randint(1, 9)}?"
-            for _ in range(2 if chance.random() < 0.2 else 1):
+            for _ in range(2 if chance.random() < 0.2 and not kills else 1):
                 box.buyer_says(chat, text)
             await asyncio.sleep(chance.uniform(0, 2) / self._size.rate)
 
