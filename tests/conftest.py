@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -40,6 +41,11 @@ if sys.platform != "win32":
     LOOPS["uvloop"] = (VirtualUvloop, uvloop.new_event_loop)
 if sys.version_info >= (3, 12):
     LOOPS["eager"] = (_eager(VirtualLoop), _eager(asyncio.new_event_loop))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: some tests wait for processes, and for the real clock."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
