@@ -50,7 +50,7 @@ class Agenda:
         self._at_work: dict[int, tuple[asyncio.Task[None], Todo]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._not_before: dict[int, float] = {}
-        self.stopping = False
+        self.stopping: bool = False
 
     def look_at(self, chat_id: int, *, chat: Chat | None = None, hint: Hint | None = None) -> None:
         """Look at a chat as soon as there is room."""

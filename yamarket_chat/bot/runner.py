@@ -41,7 +41,7 @@ class Runner:
         lease: float,
         serves: Callable[[int], bool],
     ) -> None:
-        self.name = settings.name
+        self.name: str = settings.name
         self._settings = settings
         self._outbox = outbox
         self._lease = lease

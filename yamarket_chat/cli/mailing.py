@@ -111,8 +111,8 @@ class Mailing:
     """
 
     def __init__(self) -> None:
-        self.numbers = array("q")
-        self.lines = array("q")
+        self.numbers: array[int] = array("q")
+        self.lines: array[int] = array("q")
         self.ended: dict[int, str] = {}
         self.again: list[int] = []
         self.dropped: list[int] = []
@@ -121,7 +121,7 @@ class Mailing:
         self.known_until = -1
         self.reported = True
         self.changes: list[str] = []
-        self._copies = array("q")  # by message: how many equal ones came before
+        self._copies: array[int] = array("q")  # by message: how many equal ones came before
 
     @property
     def left(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ LONGEST_REST = 60.0
 """Seconds for which a chat rests at most because of what somebody else has sent to it."""
 
 _encode = msgspec.json.Encoder().encode
-decode_pending = msgspec.json.Decoder(Pending).decode
+decode_pending: Callable[[str], Pending] = msgspec.json.Decoder(Pending).decode
 _decode_stored = msgspec.json.Decoder(Stored).decode
 
 _NOTHING = Content()

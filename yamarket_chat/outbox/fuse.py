@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -46,8 +46,8 @@ class _Fuse:
 
 
 _fuse = _Fuse()
-light = _fuse.light
-put_out = _fuse.put_out
+light: Callable[[], None] = _fuse.light
+put_out: Callable[[], None] = _fuse.put_out
 
 
 @contextmanager
