@@ -155,6 +155,8 @@ class Nature:
         network, steps = self._story.network, self._story.steps
         if network.loss or any(isinstance(e, (Stall, Outage)) for e in self._story.events):
             return False  # it may come much later
+        if any(isinstance(e, Sleep) and e.at <= at <= e.at + e.seconds for e in self._story.events):
+            return False  # it comes as the machine wakes, and that is when it sends
         soon = at + 3 * network.most
         return not self._log.active and not any(at <= step.at <= soon for step in steps)
 
