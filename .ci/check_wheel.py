@@ -16,7 +16,7 @@ from pathlib import Path
 
 PACKAGE = "yamarket-chat"
 DEPENDENCIES = {"aiohttp", "aiolimiter", "msgspec"}
-EXTRAS = ("yamarket_chat.cli", "yamarket_chat.outbox")
+EXTRAS = ("yamarket_chat.cli", "yamarket_chat.outbox", "yamarket_chat.bot")
 
 
 def required(distribution: str) -> set[str]:
