@@ -437,10 +437,13 @@ async def test_full_disk_sends_nothing_that_is_not_noted(tmp_path: Path) -> None
 
 LIMITED = (
     """
-import os, resource, signal, yamarket_chat.cli.bulk as bulk
+import atexit, os, resource, signal, yamarket_chat.cli.bulk as bulk
+unlimited = resource.RLIM_INFINITY
+# What measures coverage writes at the end as well.
+atexit.register(resource.setrlimit, resource.RLIMIT_FSIZE, (unlimited, unlimited))
 bulk.PATIENCE = bulk.SHORT_GRACE = 1.0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["SIZE"]), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["SIZE"]), unlimited))
 """
     + SOON
 )

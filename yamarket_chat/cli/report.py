@@ -75,7 +75,10 @@ def first_line(path: Path) -> Line | None:
         return None
     if (not first.endswith(b"\n") and first.startswith(b'{"number":')) or not first:
         return None  # the run before was killed as it wrote the line
-    return msgspec.json.decode(first, type=Line)
+    try:
+        return msgspec.json.decode(first, type=Line)
+    except msgspec.MsgspecError as error:  # it is no ValueError in old versions
+        raise ValueError(str(error)) from None
 
 
 class Report:
