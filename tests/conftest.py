@@ -132,6 +132,7 @@ SLOW = {
     "test_cli_say.py": "starts the command, and waits on the real clock",
     "test_cli_signals.py": "starts the command, and waits on the real clock",
     "test_cli_send_many.py": "starts the command, and waits on the real clock",
+    "test_cli_send_many_outbox.py": "starts the command, and waits on the real clock",
     "test_memory.py": "a million messages",
     "test_notifications_fuzz.py": "hundreds of requests on the real clock",
     "test_notifications_servers.py": "imports four frameworks, and runs real servers",
