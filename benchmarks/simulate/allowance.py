@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from yamarket_chat.limits import CUT_OFF, Limits, Rate
@@ -151,12 +151,24 @@ def _allowance(story: Story, record: Record) -> float:
 
 
 def _ended(story: Story, record: Record) -> float:
-    """A message that the program ended may have taken its turn in a pace: nothing gives it back."""
-    allowed = 0.0
+    """A message that the program ended may have taken its turn in a pace: nothing gives it back.
+
+    By then each process has taken no more turns than its token bucket has let through.
+    """
+    turns: Counter[tuple[int, int, str]] = Counter()
+    last: dict[tuple[int, int, str], float] = {}
     for message in record.messages:
-        rate = rate_of(story, message.operation)
-        if message.ended_by_program and rate.burst is not None:
-            allowed += rate.per / rate.requests
+        if message.ended_by_program:
+            paced = message.machine, message.life, message.operation
+            turns[paced] += 1
+            ended = math.inf if message.ended is None else message.ended
+            last[paced] = max(last.get(paced, 0.0), ended)
+    allowed = 0.0
+    for paced, ended in last.items():
+        rate = rate_of(story, paced[2])
+        if rate.burst is not None:
+            apart = rate.per / rate.requests
+            allowed += min(turns[paced] * apart, rate.burst * apart + ended)
     return allowed
 
 

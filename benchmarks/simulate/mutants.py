@@ -356,7 +356,11 @@ def bucket_alone(patch: Patch) -> None:
     patch(Window, "_taken", lambda self, now: 0)
 
 
-@_mutant("a token is drawn as a request leaves", "as a call begins to wait")
+@_mutant(
+    "a token is drawn as a request leaves",
+    "as a call begins to wait",
+    aim=("cancels", "burst", "tight"),
+)
 def early_tokens(patch: Patch) -> None:
     original = Scheduler.drop
 
@@ -443,7 +447,11 @@ def unexplained_rows(patch: Patch) -> None:
     patch(settling, "_are_explained", lambda equal, items, wanted: True)
 
 
-@_mutant("what is sent after a message that is settled explains equal rows", "nothing does")
+@_mutant(
+    "what is sent after a message that is settled explains equal rows",
+    "nothing does",
+    story="not-sent-before-an-equal-text",
+)
 def nothing_after(patch: Patch) -> None:
     original = settling.find
 
