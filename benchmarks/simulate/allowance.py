@@ -20,15 +20,18 @@ from .record import Record, Told
 from .story import (
     Access,
     Close,
+    Cut,
     Down,
     Kill,
     MarketClock,
     OthersHold,
     OthersUse,
+    Outage,
     Read,
     Says,
     Send,
     SendMany,
+    Stall,
     Story,
     WallClock,
 )
@@ -188,15 +191,24 @@ def _repeated(story: Story, record: Record) -> float:
         )
         # A request that a connection lost on the way never came to the Market, and counts as well.
         requests += record.looked_up[operation]
-        if (extra := requests - own) <= 0:
-            continue
-        allowed += extra * LONGEST_PAUSE
-        if requests > rate.requests:
-            rounds = math.ceil(extra / rate.requests)
+        extra = max(requests - own, 0)
+        unseen = 0  # of messages that the program ended while the network carried them
+        if _may_lose(story):
+            ended = sum(m.ended_by_program and m.operation == operation for m in record.messages)
+            unseen = min(ended, max(own + ended - requests, 0))
+        if requests + unseen > rate.requests:
+            rounds = math.ceil((extra + unseen) / rate.requests)
             allowed += rounds * (rate.per + CUT_OFF + story.program.timeout)
         elif rate.burst is not None:
             allowed += extra * rate.per / rate.requests
+        allowed += extra * LONGEST_PAUSE
     return allowed
+
+
+def _may_lose(story: Story) -> bool:
+    """Whether what is given up may end on its way to the Market."""
+    losing = (Stall, Cut, Outage, Down)
+    return story.network.most > 0.01 or any(isinstance(e, losing) for e in story.events)
 
 
 def _reads(story: Story, record: Record) -> float:
