@@ -13,7 +13,7 @@ from typing import Literal, Unpack
 from ..arguments import check_seconds, check_type
 from ..errors import ChatError, InvalidArgumentError, NotFoundError
 from ..notifications import MARKET_NETWORKS, ChatEvent, Event, Receiver
-from ..outbox import MessageExpiredError, Outbox, OutboxEntry
+from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
 from ..outbox.outbox import SessionOptions
 from ..outbox.points import reach
 from ..outbox.rows import now
@@ -95,6 +95,7 @@ class Bot:
         from ..outbox.delivering import check_keys, check_options
 
         self._outbox = check_type("outbox", outbox, Outbox)
+        self._database = inside.database(outbox)
         self._keys = check_keys(keys)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidArgumentError("name is 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")
@@ -216,8 +217,14 @@ class Bot:
         )
         self._runner = runner
         try:
-            async with self._outbox._delivering(
-                keys, self._lease, self._reserve, self._failed, self._options, runner
+            async with inside.delivering(
+                self._outbox,
+                keys,
+                lease=self._lease,
+                reserve=self._reserve,
+                on_failure=self._failed,
+                options=self._options,
+                companion=runner,
             ):
                 yield
         finally:
@@ -244,7 +251,7 @@ class Bot:
             logger.info("bot %s: the Market told of business %d", self._name, event.business_id)
             return
         message_id = getattr(event, "message_id", 0)
-        await self._outbox._database.write(
+        await self._database.write(
             cursor.hint,
             event.business_id,
             event.chat_id,
@@ -266,7 +273,7 @@ class Bot:
             for status in await bot.status():
                 print(status.business_id, status.found_within)
         """
-        return await self._outbox._database.read(cursor.status, self._name)
+        return await self._database.read(cursor.status, self._name)
 
     async def _failed(self, entry: OutboxEntry) -> None:
         """Tell `error` of a reply that was refused, is unknown or has expired."""
@@ -301,7 +308,7 @@ class Bot:
             finally:
                 replies, statements = held.end()
             try:
-                await self._outbox._database.write(cursor.told, entry.number, replies, statements)
+                await self._database.write(cursor.told, entry.number, replies, statements)
             except StatementError as failure:
                 logger.error(
                     "bot %s: a statement of Bot.error failed",
@@ -310,4 +317,4 @@ class Bot:
                 )
 
         await business.alone(chat_id, tell)
-        self._outbox._wake()
+        inside.wake(self._outbox)

@@ -12,7 +12,7 @@ import msgspec
 
 from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
-from ..outbox import Outbox, OutboxDatabaseError
+from ..outbox import Outbox, OutboxDatabaseError, inside
 from ..outbox.lease import Grant
 from ..outbox.pausing import AGAIN, pauses
 from ..outbox.points import reach
@@ -70,7 +70,7 @@ class Business:
         self.business_id: int = grant.business_id
         self._settings = settings
         self._outbox = outbox
-        self._database = outbox._database
+        self._database = inside.database(outbox)
         self._open_session = open_session
         self._slots = slots
         self._loop = asyncio.get_running_loop()
@@ -562,7 +562,7 @@ class Business:
             else:
                 reach("replies put")
                 self._errors.pop((key.chat_id, done[0]), None)
-                self._outbox._wake()
+                inside.wake(self._outbox)
                 return after if done[0] in after.handled else None
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN)

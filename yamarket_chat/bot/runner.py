@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
 from ..errors import ChatError
-from ..outbox import Outbox, OutboxDatabaseError
+from ..outbox import Outbox, OutboxDatabaseError, inside
 from ..outbox.claims import OtherBot, other_bots
 from ..outbox.lease import BEATS, Grant
 from ..outbox.rows import now
@@ -44,6 +44,7 @@ class Runner:
         self.name: str = settings.name
         self._settings = settings
         self._outbox = outbox
+        self._database = inside.database(outbox)
         self._lease = lease
         self._serves = serves
         self._slots = Slots(concurrency)
@@ -108,7 +109,7 @@ class Runner:
     # Hints
 
     async def _follow_hints(self) -> None:
-        database, loop = self._outbox._database, asyncio.get_running_loop()
+        database, loop = self._database, asyncio.get_running_loop()
         version: int | None = None
         drop_at = loop.time()
         while True:
@@ -136,7 +137,7 @@ class Runner:
     async def _look(self) -> None:
         after = 0, 0, 0
         while True:
-            found = await self._outbox._database.read(cursor.hints, after)
+            found = await self._database.read(cursor.hints, after)
             for hint in found:
                 business = self._businesses.get(hint.business_id)
                 if business is not None:
@@ -156,7 +157,7 @@ class Runner:
         until = loop.time() + self._lease
         first: dict[str, int] = {}
         while True:
-            others = await self._outbox._database.read(other_bots, self.name)
+            others = await self._database.read(other_bots, self.name)
             others = [other for other in others if self._serves(other.business_id)]
             for other in others:
                 if other.beat > first.setdefault(other.token, other.beat):
