@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
-
-import msgspec
 
 from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
@@ -22,13 +20,14 @@ from . import cursor
 from .agenda import Agenda, Todo
 from .cursor import Cursor, Hint, Key, StatementError
 from .errors import HandlerDiedError, MessageTooOldError
-from .handlers import LINGERS, call
-from .inbox import EARLIER, Found, Start, anchor, micros, new_messages, ordered
+from .handlers import call
+from .inbox import EARLIER, Found, Start, micros, new_messages, ordered
 from .message import BuyerMessage
 from .polling import WAITING, Polling
 from .reading import Reading, read
 from .settings import Settings
 from .slots import Slots
+from .steps import Steps
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
@@ -82,6 +81,7 @@ class Business:
         self._handling: set[int] = set()  # the chats whose handler is at work
         self._over = False
         self._errors: dict[tuple[int, int], Exception] = {}  # its last error, by chat and message
+        self._steps = Steps(self._database)
         self._suspects: set[int] = set()
         self._chats: dict[int, Chat] = {}
         self._polling: Polling | None = None
@@ -375,7 +375,7 @@ class Business:
             )
             self._handling.add(key.chat_id)
             reach("before the try")
-            counting = asyncio.ensure_future(self._change(key, was, begun))
+            counting = asyncio.ensure_future(self._steps.change(key, was, begun))
             try:
                 counted = await asyncio.shield(counting)
                 if counted is None:
@@ -393,12 +393,15 @@ class Business:
                 reach("handled")
                 if failure is None:
                     try:
-                        return await self._commit(key, was, begins_at, rows, message, held)
+                        after = await self._steps.commit(key, was, begins_at, rows, message, held)
+                        self._errors.pop(about, None)
+                        inside.wake(self._outbox)
+                        return after
                     except StatementError as refused:
                         failure = refused.__cause__  # type: ignore[assignment]
             except asyncio.CancelledError:
                 held.end()
-                await asyncio.shield(self._give_back(key, counting))
+                await asyncio.shield(self._steps.give_back(key, counting))
                 raise
             finally:
                 held.end()
@@ -409,36 +412,13 @@ class Business:
             )  # fmt: skip
             if failure is not None:
                 self._errors[about] = failure
-            after = await self._change(key, was, {"running": False})
+            after = await self._steps.change(key, was, {"running": False})
             if after is None:
                 return None
             was = after
             if tries < TRIES:
                 self._agenda.rest(key.chat_id, PAUSES[tries - 1])
                 return None
-
-    async def _change(self, key: Key, was: Cursor, values: Mapping[str, Any]) -> Cursor | None:
-        """Change a cursor, again until it is known whether that is done.
-
-        Returns the cursor after it; None if somebody else has changed it.
-        """
-        after, pause, unknown = _changed(was, values), FIRST_PAUSE, False
-        while True:
-            try:
-                if await self._database.write(cursor.change, key, was, values):
-                    return after
-                if not unknown:
-                    return None
-                now = await self._database.read(cursor.read, key)
-            except OutboxDatabaseError as error:
-                logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
-            else:
-                # If the same was done by somebody else, one of the two will not commit.
-                now = msgspec.structs.replace(now, handled=after.handled)
-                return after if now == after else None
-            unknown = True
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, AGAIN)
 
     def _given_up(self, about: tuple[int, int], created_at: int, tries: int) -> Exception | None:
         """Return why the handler of a message is not called, or not any more."""
@@ -500,73 +480,6 @@ class Business:
 
         await self._agenda.alone(chat_id, in_slot)
 
-    async def _give_back(self, key: Key, counting: asyncio.Future[Cursor | None]) -> None:
-        """Give a try back: its handler was cancelled, because this business is left."""
-        # Its thread goes on, so it may still be counted.
-        await asyncio.wait({counting}, timeout=LINGERS)
-        counting.cancel()
-        if not counting.done() or counting.exception() or (was := counting.result()) is None:
-            return
-        reach("giving back")
-        tries = was.tries - 1
-        values = {
-            "message_id": was.message_id if tries else None,
-            "tries": tries,
-            "running": False,
-        }
-        try:
-            await self._database.write(cursor.change, key, was, values)
-        except OutboxDatabaseError as error:
-            logger.warning(
-                "bot %s, chat %d: a try is not given back: %s", key.bot, key.chat_id, error
-            )
-
-    async def _commit(
-        self,
-        key: Key,
-        was: Cursor,
-        begins_at: int,
-        rows: list[Message],
-        message: Message,
-        held: BuyerMessage,
-    ) -> Cursor | None:
-        """Commit that a message is handled, with its replies; again until it is known.
-
-        Returns the cursor after it; None if somebody else has handled the message.
-        """
-        replies, statements = held.end()
-        done = message.message_id, micros(message.created_at)
-        cursor_at = max(was.cursor_at or 0, done[1])
-        values = {
-            "message_id": None,
-            "tries": 0,
-            "running": False,
-            "begins_at": begins_at,
-            "cursor_at": cursor_at,
-            "anchor": anchor(rows, cursor_at) or was.anchor,
-        }
-        pause = FIRST_PAUSE
-        reach("before the replies")
-        while True:
-            try:
-                if await self._database.write(
-                    cursor.handled, key, was, values, done, replies, statements
-                ):
-                    handled = was.handled | {done[0]}
-                    after = msgspec.structs.replace(_changed(was, values), handled=handled)
-                else:
-                    after = await self._database.read(cursor.read, key)
-            except OutboxDatabaseError as error:
-                # It may be committed all the same: then the version is another one now.
-                logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
-            else:
-                reach("replies put")
-                self._errors.pop((key.chat_id, done[0]), None)
-                inside.wake(self._outbox)
-                return after if done[0] in after.handled else None
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, AGAIN)
-
 
 def _growing(todo: Todo, most: float) -> float:
     return min(FIRST_PAUSE * 2.0 ** min(todo.looks, 10), most)
@@ -574,7 +487,3 @@ def _growing(todo: Todo, most: float) -> float:
 
 def _hints(todo: Todo) -> list[Hint]:
     return [hint for hint, _ in todo.hints.values()]
-
-
-def _changed(was: Cursor, values: Mapping[str, Any]) -> Cursor:
-    return msgspec.structs.replace(was, version=was.version + 1, **values)
