@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, Unpack
 
 from ..arguments import check_seconds, check_type
-from ..errors import ChatError, InvalidArgumentError, NotFoundError
+from ..errors import ChatError, InvalidArgumentError
 from ..notifications import MARKET_NETWORKS, ChatEvent, Event, Receiver
 from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
 from ..outbox.outbox import SessionOptions
@@ -19,7 +19,7 @@ from ..outbox.points import reach
 from ..outbox.rows import now
 from ..version import __version__
 from . import cursor
-from .cursor import StatementError
+from .failures import Failures
 from .runner import Runner
 from .settings import ErrorHandler, Handler, Settings
 from .status import BotStatus
@@ -119,6 +119,7 @@ class Bot:
         self._message: Handler | None = None
         self._error: ErrorHandler | None = None
         self._runner: Runner | None = None
+        self._failures = Failures(name, self._database)
         self.receiver: Receiver = Receiver(
             self.hear,
             name=f"yamarket-chat {name}",
@@ -295,26 +296,5 @@ class Bot:
         business = None if self._runner is None else self._runner.business(entry.business_id)
         if business is None:
             raise ChatError("another process works for this business now")
-        try:
-            found = await business.session().get_message(chat_id, message_id)
-            chat = await business.chat(chat_id)
-        except NotFoundError:
-            return  # the chat or the message is gone
-
-        async def tell() -> None:
-            held = business.message(chat, found, (), f"error:{entry.number}:", None)
-            try:
-                await business.tell(held, error)
-            finally:
-                replies, statements = held.end()
-            try:
-                await self._database.write(cursor.told, entry.number, replies, statements)
-            except StatementError as failure:
-                logger.error(
-                    "bot %s: a statement of Bot.error failed",
-                    self._name,
-                    exc_info=failure.__cause__,
-                )
-
-        await business.alone(chat_id, tell)
+        await self._failures.tell(business, entry.number, chat_id, message_id, error)
         inside.wake(self._outbox)

@@ -27,12 +27,9 @@ from .polling import WAITING, Polling
 from .reading import Reading, read
 from .settings import Settings
 from .slots import Slots
-from .steps import Steps
+from .steps import TRIES, Steps
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
-
-TRIES = 5
-"""How often a handler is called for a message, before `Bot.error` is told."""
 
 PAUSES = (2.0, 10.0, 60.0, 300.0)
 """Seconds after which a handler that failed is called again."""
@@ -360,6 +357,8 @@ class Business:
         while True:
             tries = was.tried(message.message_id) + 1
             error = self._given_up(about, micros(message.created_at), tries)
+            if error is not None:
+                tries = max(tries, TRIES + 1)  # from now on, those of the error handler
             begun = {
                 "message_id": message.message_id,
                 "tries": tries,
@@ -388,8 +387,14 @@ class Business:
                     )
                 else:
                     failure = None
-                    if tries <= 2 * TRIES:  # or the error handler kills its process as well
+                    if tries <= 2 * TRIES:
                         await self.tell(held, error)
+                    else:
+                        logger.error(
+                            "bot %s, chat %d, message %d: given up, because the process died each"
+                            " of %d times as Bot.error was told: %s",
+                            key.bot, *about, TRIES, error,
+                        )  # fmt: skip
                 reach("handled")
                 if failure is None:
                     try:
@@ -464,14 +469,18 @@ class Business:
             self.business_id, chat, message, later, self.session(), self._outbox, keys, run
         )
 
-    async def alone(self, chat_id: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def alone(
+        self, chat_id: int, work: Callable[[], Coroutine[Any, Any, None]], *, suspect: bool
+    ) -> None:
         """Run another handler for a chat, while none is at work in it. Waits for a slot.
+
+        A suspect, whose process has died, runs while no handler is at work in any chat.
 
         Raises SessionClosedError if this business is left.
         """
 
         async def in_slot() -> None:
-            async with self._slots.slot(alone=False):
+            async with self._slots.slot(alone=suspect):
                 self._handling.add(chat_id)
                 try:
                     await work()

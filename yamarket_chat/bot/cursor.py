@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ..outbox import claims, store
 from ..outbox.rows import Row, moment
-from ..outbox.schema import bot_chats, bot_handled, bot_hints, bots, messages
+from ..outbox.schema import bot_chats, bot_handled, bot_hints, bot_tellings, bots, messages
 from .status import BotStatus
 
 HOUR = 3_600_000_000
@@ -244,6 +244,25 @@ def put_now(connection: Connection, key: Key, version: int, reply: Row) -> bool:
     return True
 
 
+def tellings(connection: Connection, number: int) -> int:
+    """Return how often `Bot.error` was told of a reply by processes that died meanwhile."""
+    found = select(bot_tellings.c.tries).where(bot_tellings.c.number == number)
+    return connection.scalar(found) or 0
+
+
+def telling(connection: Connection, number: int, tries: int) -> None:
+    """Note how often `Bot.error` was told of a reply, unless that is done."""
+    if not tries:
+        connection.execute(delete(bot_tellings).where(bot_tellings.c.number == number))
+        return
+    added = _insert(connection, bot_tellings).values(number=number, tries=tries)
+    connection.execute(
+        added.on_conflict_do_update(
+            index_elements=[bot_tellings.c.number], set_={"tries": added.excluded.tries}
+        )
+    )
+
+
 def told(
     connection: Connection,
     number: int,
@@ -257,6 +276,7 @@ def told(
     noted = update(messages).where(messages.c.number == number, messages.c.untold.is_(True))
     if connection.execute(noted.values(untold=False)).rowcount:
         put(connection, replies, statements)
+    telling(connection, number, 0)
 
 
 def put(

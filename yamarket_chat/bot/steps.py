@@ -22,6 +22,10 @@ from .message import BuyerMessage
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
+TRIES = 5
+"""How often a handler is called for a message, before `Bot.error` is told; and how often that is
+tried, if it kills its process."""
+
 FIRST_PAUSE = 1.0
 """Seconds until a step is tried again if the database was away. They double."""
 

@@ -235,6 +235,18 @@ bot_handled: Table = _table(
     **_often_changed(1_000),
 )
 
+bot_tellings: Table = _table(
+    "bot_tellings",  # replies that failed, while `Bot.error` is told of them
+    Column(
+        "number",
+        BigInteger().with_variant(Integer, "sqlite"),
+        ForeignKey(messages.c.number, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("tries", Integer, nullable=False),  # how often that was begun, and its process died
+)
+
 bot_hints: Table = _table(
     "bot_hints",  # messages of which a notification told, until a look has found them
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
