@@ -265,7 +265,7 @@ class Bot:
             self._runner.wake()
 
     async def status(self) -> list[BotStatus]:
-        """Return what is known of the bot, for each business that it has begun with.
+        """Return what is known of the bot, for each business that it has worked for, or should.
 
         Raises:
             OutboxDatabaseError: The database cannot be used.

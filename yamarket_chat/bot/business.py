@@ -12,7 +12,7 @@ from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
 from ..outbox import Outbox, OutboxDatabaseError, inside
 from ..outbox.lease import Grant
-from ..outbox.pausing import AGAIN, pauses
+from ..outbox.pausing import AGAIN, Reminder, pauses
 from ..outbox.points import reach
 from ..outbox.turns import Session
 from ..system import wall_time
@@ -83,6 +83,8 @@ class Business:
         self._chats: dict[int, Chat] = {}
         self._polling: Polling | None = None
         self._listed = 0  # pages
+        self._reminder = Reminder()
+        self._paused = False
         self._task = asyncio.create_task(self._run())
 
     # Beginning and ending
@@ -120,9 +122,7 @@ class Business:
                 await self._poll()
             except ChatError as error:
                 failure = error
-                logger.warning(
-                    "bot %s, business %d: %s", self._settings.name, self.business_id, error
-                )
+                await self._failed(error)
             except Exception:
                 logger.exception("bot %s, business %d", self._settings.name, self.business_id)
             if self._listed != listed:
@@ -133,6 +133,19 @@ class Business:
                 pause = AGAIN
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN)
+
+    async def _failed(self, error: ChatError) -> None:
+        """Log it, and note it if somebody has to mend it."""
+        lasts = pauses(error) or error.retry_after is None
+        if not lasts or self._reminder.is_due(self._loop.time()):
+            logger.warning("bot %s, business %d: %s", self._settings.name, self.business_id, error)
+        if lasts and not isinstance(error, (OutboxDatabaseError, SessionClosedError)):
+            with suppress(OutboxDatabaseError):
+                await self._note_pause(str(error))
+
+    async def _note_pause(self, why: str | None) -> None:
+        self._paused = why is not None
+        await self._database.write(cursor.pause, self.business_id, self._settings.name, why)
 
     async def _begin(self) -> None:
         if self._ready.is_set():
@@ -156,6 +169,7 @@ class Business:
             settings.waiting,
         )
         reach("begun")
+        self._paused |= began.paused is not None
         self._start = Start(began.began_at, began.waiting)
         about = self.business_id, settings.name
         # Before any handler is called: what runs now is not dead.
@@ -209,6 +223,10 @@ class Business:
     async def _changed(self, chats: list[Chat]) -> None:
         """Look at those chats of a page that have changed since they were looked at."""
         self._listed += 1
+        if self._reminder.end() or self._paused:
+            about = self._settings.name, self.business_id
+            logger.info("bot %s, business %d is no longer paused", *about)
+            await self._note_pause(None)
         ids = [chat.chat_id for chat in chats]
         known = await self._database.read(cursor.looked, self.business_id, self._settings.name, ids)
         for chat in chats:

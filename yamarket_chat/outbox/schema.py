@@ -202,10 +202,12 @@ bots: Table = _table(
     "bots",
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
     Column("bot", Text, primary_key=True),  # its name
-    Column("began_at", BigInteger, nullable=False),  # by the Market's clock
-    Column("waiting", Boolean, nullable=False),  # it began with the chats that waited
+    Column("began_at", BigInteger),  # by the Market's clock; null if it could not begin yet
+    Column("waiting", Boolean),  # it began with the chats that waited
     Column("chats", BigInteger),  # how many there are, by the last sweep
     Column("sweep", Double),  # how many seconds that took
+    Column("paused", Text),  # why it cannot work
+    Column("paused_at", BigInteger),  # since when
 )
 
 bot_chats: Table = _table(
