@@ -114,6 +114,78 @@ async def test_it_is_not_told_of_a_message_for_ever(
     assert "chat 17" in said.getMessage()
 
 
+def _chat(small: Shop) -> Any:
+    """What the sandbox stores of a chat."""
+    return small.market._state.chat(17)
+
+
+@pytest.mark.parametrize("gone", ["message", "chat"])
+async def test_a_message_that_is_deleted_after_a_try_is_forgotten(small: Shop, gone: str) -> None:
+    bot = small.bot()
+    calls: list[str] = []
+
+    @bot.message
+    async def answer(message: BuyerMessage) -> None:
+        calls.append(message.text)
+        if message.text == "weg":
+            raise ValueError
+
+    async with bot.running():
+        small.says("bleibt")
+        small.says("weg")
+        await small.until(lambda: "weg" in calls)
+        await asyncio.sleep(1)
+        assert (await bot.status())[0].trying == 1
+        if gone == "message":
+            _chat(small).messages.pop()
+        else:
+            small.market.faults = lambda request: (
+                Fault("status", status=404) if request.chat_id == 17 else None
+            )
+        await asyncio.sleep(600)
+        assert (await bot.status())[0].trying == 0
+        assert calls.count("weg") == 1
+        before = small.market.requests("history")
+    # And no later start looks at the chat again.
+    async with small.running(every=600.0):
+        await asyncio.sleep(60)
+        if gone == "message":  # the list still shows the chat, in this test
+            assert small.market.requests("history") == before
+        small.market.faults = None
+        small.says("neu")
+        await small.until(lambda: "re: neu" in small.answers(), within=1500)
+
+
+async def test_a_message_that_a_history_does_not_show_for_a_while_keeps_its_tries(
+    small: Shop,
+) -> None:
+    bot = small.bot()
+    calls: list[str] = []
+
+    @bot.message
+    async def answer(message: BuyerMessage) -> None:
+        calls.append(message.text)
+        if len(calls) < 3:
+            raise ValueError
+        await message.reply("endlich")
+
+    async with bot.running():
+        small.says("da")
+        await small.until(lambda: len(calls) == 2)
+        state: Any = small.market._state
+        chat, show = _chat(small), state.message
+        hidden = chat.messages.copy()
+        chat.messages.clear()
+        state.message = lambda _, number: hidden[0] if number == hidden[0].message_id else None
+        await asyncio.sleep(60)
+        row = await small.cursor()
+        assert (row.message_id, row.tries) == (hidden[0].message_id, 2)
+        state.message = show
+        chat.messages[:0] = hidden
+        await small.until(lambda: small.answers())
+    assert small.answers() == ["endlich"]
+
+
 async def test_a_stop_while_it_is_told_does_not_count(deaths: Deaths) -> None:
     """It is told at least once, however often the bot is stopped meanwhile."""
     small = deaths.small

@@ -266,8 +266,11 @@ class Business:
                 pause = await self._look(chat_id, todo)
                 self._suspects.discard(chat_id)
         except NotFoundError:  # the chat is gone
+            self._suspects.discard(chat_id)
             with suppress(OutboxDatabaseError):
                 await self._database.write(cursor.followed, _hints(todo))
+                key = self._key(chat_id)
+                await self._forget(key, await self._database.read(cursor.read, key))
         except SessionClosedError:
             pause = FIRST_PAUSE
         except ChatError as error:
@@ -288,7 +291,7 @@ class Business:
 
     async def _look(self, chat_id: int, todo: Todo) -> float | None:
         """Handle what is new in a chat. Returns in how many seconds to look again, or None."""
-        key = Key(self.business_id, self._settings.name, chat_id)
+        key = self._key(chat_id)
         now = self._now()
         was = await self._database.read(cursor.read, key)
         rows = ordered(await read(self.session(), chat_id, was.anchor))
@@ -300,6 +303,11 @@ class Business:
             if after is None:
                 return FIRST_PAUSE
             was, todo.once_more = after, ONCE_MORE
+        if was.message_id is not None and await self._is_gone(key, was.message_id, rows):
+            after = await self._forget(key, was)
+            if after is None:
+                return FIRST_PAUSE
+            was = after
         if not await self._is_seen(key, was, begins_at, rows, todo, now):
             todo.looks += 1
             return _growing(todo, AGAIN)
@@ -308,6 +316,31 @@ class Business:
         pause, *more = todo.once_more
         todo.once_more = tuple(more)
         return pause
+
+    def _key(self, chat_id: int) -> Key:
+        return Key(self.business_id, self._settings.name, chat_id)
+
+    async def _is_gone(self, key: Key, message_id: int, rows: list[Message]) -> bool:
+        """Whether a message that was tried, and is not new any more, was deleted by the Market."""
+        if any(row.message_id == message_id for row in rows):
+            return True  # it is older now than what may be new
+        try:
+            await self.session().get_message(key.chat_id, message_id)
+        except NotFoundError:
+            return True
+        return False  # a history may show it later
+
+    async def _forget(self, key: Key, was: Cursor) -> Cursor | None:
+        """Forget the tries of a message that is gone. Returns the cursor after it, as `change`."""
+        if was.message_id is None:
+            return was
+        logger.info(
+            "bot %s, chat %d: message %d is gone, after %d tries",
+            key.bot, key.chat_id, was.message_id, was.tries,
+        )  # fmt: skip
+        self._errors.pop((key.chat_id, was.message_id), None)
+        forgotten = {"message_id": None, "tries": 0, "running": False}
+        return await self._steps.change(key, was, forgotten)
 
     async def _is_seen(
         self,
