@@ -53,7 +53,8 @@ class Bot:
         concurrency: How many chats are worked in at the same time. Messages of one chat are handled
             one after the other.
         handler_timeout: Seconds that a handler may take. It is cancelled then, and counts as
-            failed.
+            failed. If the process stops, or gives the business to another one, a handler gets 30 s,
+            and runs again later.
         max_age: Seconds. A message that is older, by the Market's clock, is not handled: `error` is
             told. None handles all.
         networks: The networks from which notifications are let in, as for `Receiver`.

@@ -26,6 +26,9 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 AWAY = 1.0
 """Seconds until the database is asked again after it could not be used."""
 
+HAND_OVER = 30.0
+"""Seconds that handlers at work get before a business is given to another worker."""
+
 DROP_EVERY = 3600.0
 """Seconds between two removals of hints that nobody follows."""
 
@@ -83,10 +86,14 @@ class Runner:
         self.wake()
 
     async def release(self, grant: Grant) -> None:
-        """Begin nothing new for a business; return when no handler of it is at work."""
+        """Begin nothing new for a business; return when no handler of it is at work.
+
+        A handler that takes longer than `HAND_OVER` is cancelled, and runs again at who goes on:
+        meanwhile nobody begins anything for this business.
+        """
         business = self._businesses.pop(grant.business_id, None)
         if business is not None:
-            await business.stop(self._settings.handler_timeout)
+            await business.stop(HAND_OVER)
 
     def over(self, grants: Sequence[Grant]) -> None:
         """Stop at once: these are lost."""
