@@ -55,6 +55,8 @@ class Mark(msgspec.Struct, eq=False, frozen=True):
     pending: str
     timeout: float
     settle_after: float
+    beat: int  # of the worker
+    arrives_within: float  # seconds after it
     operation: str
     minute: int
 
@@ -119,6 +121,9 @@ _MARKED: dict[str, Any] = {
     "pending": Text,
     "timeout": Double,
     "settle_after": Double,
+    "worker": Text,
+    "beat": BigInteger,
+    "arrives_within": Double,
 }
 _ENDED: dict[str, Any] = {
     "state": Text,
@@ -237,6 +242,9 @@ def _write_marks(connection: Connection, marked: Sequence[Mark]) -> None:
             "b_pending": one.pending,
             "b_timeout": one.timeout,
             "b_settle_after": one.settle_after,
+            "b_worker": one.token,
+            "b_beat": one.beat,
+            "b_arrives_within": one.arrives_within,
         }
         for one in marked
     ]
@@ -297,7 +305,7 @@ _FED = [
     for name in (
         "number", "business_id", "chat_id", "context", "context_id", "text", "file_name",
         "file_size", "bulk", "not_after", "state", "request", "epoch", "pending", "timeout",
-        "settle_after",
+        "settle_after", "worker", "beat", "arrives_within",
     )
 ]  # fmt: skip
 _DUE = {
