@@ -427,6 +427,8 @@ class Courier:
         reach("before the end")
         number = row.number
         pending, ended_at = earlier.encode_known(known)
+        if ended_at is None and (times := self.times()) is not None:
+            ended_at = times[1]
         end = End(
             number,
             "leaving" if row.leaving else "waiting",

@@ -89,7 +89,14 @@ class Delivering:
         self._couriers: dict[int, Courier] = {}  # of those that have had messages
         self._beginning: dict[Courier, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._feed = Feed(database, self._grants, self._couriers, self._begin, self._rest)
+        self._feed = Feed(
+            database,
+            self._grants,
+            self._couriers,
+            self._begin,
+            self._rest,
+            self._wake_telling,
+        )
         self._telling = (
             None if on_failure is None else Telling(database, self._grants.keys(), on_failure)
         )

@@ -40,6 +40,9 @@ _OPEN = _row.ended_at.is_(None)
 
 _encode = msgspec.json.Encoder().encode
 
+PIECE = 500
+"""How many rows one transaction lets expire at most."""
+
 COUNTED_FOR = 120
 """Minutes for which departures are counted."""
 
@@ -70,7 +73,7 @@ class End(msgspec.Struct, eq=False, frozen=True):
     state: str
     outcome: str | None = None
     pending: str | None = None  # of one that was delivered: when
-    ended_at: int | None = None  # by the Market's clock; None takes the time of this machine
+    ended_at: int | None = None  # by the Market's clock; None: not known, so that of this machine
 
     @property
     def untold(self) -> bool:
@@ -211,6 +214,13 @@ _END_ALL = select(_free.c.number).add_cte(
     .values(_given(_ENDED, _ends))
     .cte("ending")
 )
+
+_EXPIRE = {
+    dialect: update(messages)
+    .where(_one_of(dialect, "numbers"))
+    .values(state="expired", ended_at=bindparam("at", type_=BigInteger), untold=True)
+    for dialect in DIALECTS
+}
 
 GONE = "its row has changed"
 NOT_OURS = "the lease of its business is another worker's"
@@ -417,10 +427,13 @@ def make_due(connection: Connection, business_id: int, moment: int) -> None:
     )
 
 
-def expire(connection: Connection, business_id: int, moment: int) -> None:
-    """End rows that wait and whose `not_after` is over, by the Market's clock."""
-    connection.execute(
-        update(messages)
+def expire(connection: Connection, business_id: int, moment: int) -> list[int]:
+    """End some rows that wait and whose `not_after` is over, by the Market's clock.
+
+    Returns their numbers: at most `PIECE`. Rows that somebody holds locked are left out.
+    """
+    over = (
+        select(_row.number)
         .where(
             _row.business_id == business_id,
             _OPEN,
@@ -428,8 +441,14 @@ def expire(connection: Connection, business_id: int, moment: int) -> None:
             _row.not_after < moment,
             _row.state == "waiting",
         )
-        .values(state="expired", ended_at=now(), untold=True)
+        .order_by(_row.not_after)
+        .limit(PIECE)
+        .with_for_update(skip_locked=True)
     )
+    numbers = list(connection.scalars(over))
+    if numbers:
+        connection.execute(_EXPIRE[connection.dialect.name], {"numbers": numbers, "at": moment})
+    return numbers
 
 
 def content(connection: Connection, number: int) -> bytes | None:
