@@ -86,6 +86,21 @@ async def test_bots_of_one_name_that_start_at_once_share_the_businesses(small: S
         assert [len(one._businesses) for one in runners if one is not None] == [5, 5]
 
 
+async def test_a_bot_that_stops_begins_with_no_other_business(small: Shop) -> None:
+    """It may get one just then: that of a worker which has left."""
+    bot = small.bot()
+    async with bot.running():
+        await small.until(lambda: bot._runner and bot._runner.business(BUSINESS))
+        runner = bot._runner
+        assert runner is not None
+        grant = runner._businesses[BUSINESS].grant
+        await runner.end(0.0)
+        runner.granted(grant)
+        small.says("да")
+        await asyncio.sleep(60)
+        assert small.seen == []
+
+
 async def test_a_bot_that_came_back_too_late_says_so(
     small: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
