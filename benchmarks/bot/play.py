@@ -182,7 +182,10 @@ async def _within(seconds: float, condition: Callable[[], object]) -> bool:
 async def _has_begun(outbox: Outbox, business_id: int) -> bool:
     bot = Bot(outbox, {business_id: API_KEY})
     try:
-        return any(one.business_id == business_id for one in await bot.status())
+        return any(
+            one.business_id == business_id and one.began_at is not None
+            for one in await bot.status()
+        )
     except OutboxDatabaseError:
         return False
 
