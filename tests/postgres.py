@@ -1,7 +1,7 @@
 """A PostgreSQL server for the tests: that of a wheel, or the one that YAMARKET_TEST_POSTGRES names.
 
-It names a running server by its URL, or the folder with the programs of one. The programs do not run
-as root, so root starts them as `nobody`.
+It names a running server by its URL, or the folder with the programs of one. The programs do not
+run as root, so root starts them as `nobody`.
 """
 
 from __future__ import annotations
