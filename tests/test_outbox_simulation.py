@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.simulate.command import by_story
 from benchmarks.simulate.kinds import kind_of
-from benchmarks.simulate.mutants import mutated
+from benchmarks.simulate.mutating import mutated
 from benchmarks.simulate.outbox.generate import generate
 from benchmarks.simulate.outbox.story import from_json
 from benchmarks.simulate.story import to_json

@@ -16,7 +16,8 @@ from yamarket_chat.outbox.hand import Hand
 from yamarket_chat.outbox.lease import Worker
 from yamarket_chat.outbox.schema import messages
 
-from ..mutants import Mutant, Patch, added_to, settle_does_not_wait
+from ..mutants import settle_does_not_wait
+from ..mutating import Mutant, Patch, added_to
 from .seams import Locks
 
 MUTANTS: dict[str, Mutant] = {}
