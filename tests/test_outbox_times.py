@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, select
 
 from tests.helpers import now
 from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage, marks, rows
+from yamarket_chat.outbox.schema import leases
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.system import wall_time
@@ -87,3 +89,24 @@ async def test_ended_at_is_the_markets_time_of_all_that_a_delivery_has_ended(
             if entry.ended_at is not None
         }
     assert ended == {"refused": 0, "delivered": 0, "expired": 0, "cancelled": 3600}
+
+
+async def test_business_is_paused_since_the_first_refusal(tmp_path: Any, market: Sandbox) -> None:
+    """It is tried each minute whether the key is still wrong."""
+    async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        await outbox.create()
+        since = set()
+        async with outbox.delivering({BUSINESS: market.api_key}, base_url=market.url):
+            await outbox.result(await outbox.put(OutboxMessage(BUSINESS, 17, "раз")), timeout=60)
+            market.api_key = "ACMA:new:key"
+            await outbox.put(OutboxMessage(BUSINESS, 17, "два"))
+            await asyncio.sleep(10)
+            for _ in range(3):
+                await asyncio.sleep(60)
+                since.update(await outbox._database.read(_paused_at))
+    assert len(since) == 1
+    assert None not in since
+
+
+def _paused_at(connection: Connection) -> list[int | None]:
+    return list(connection.scalars(select(leases.c.paused_at)))

@@ -509,5 +509,9 @@ def pause(connection: Connection, business_id: int, reason: str | None) -> None:
     connection.execute(
         update(leases)
         .where(leases.c.business_id == business_id)
-        .values(paused=reason, paused_at=None if reason is None else now())
+        .values(
+            paused=reason,
+            # It is noted anew each minute, and was paused before.
+            paused_at=None if reason is None else func.coalesce(leases.c.paused_at, now()),
+        )
     )
