@@ -32,7 +32,7 @@ POINTS = (*BOT_POINTS, *NAMES)
 GIVING_BACK = "giving back"
 
 PATIENCE = 20.0
-"""Seconds for which a handler is waited for that is to be cancelled."""
+"""Seconds in which a process must reach its point."""
 
 FAILURES = 4
 """How often a point that no process reaches in time is preferred to others."""
@@ -42,6 +42,7 @@ class BotCrash(Crash):
     """A run."""
 
     _points = POINTS
+    _patience = PATIENCE
     _run = staticmethod(run)
     workers: Sequence[int] = (1, 2)
     killers = 1  # businesses with a message whose handler kills its process each time
@@ -64,10 +65,10 @@ class BotCrash(Crash):
         return self._chance.choice(self.workers)
 
     def _plan(self, name: str, point: str | None, action: str) -> BotPlan:
-        slow = point == GIVING_BACK
+        slow, first = point == GIVING_BACK, action == "kill" and point in self.missed()
         return BotPlan(
             **self._common(name, point, action),
-            after=1 if slow or point == "begun" else self._chance.choice((1, 1, 2, 5)),
+            after=1 if first or point == "begun" else self._chance.choice((1, 1, 2, 5)),
             port=self._kept.getsockname()[1],
             at_work=str(self._folder / f"{name} is at work") if slow else "",
         )
@@ -194,8 +195,9 @@ SIZE = Size(
     kills=50,
     seed=1,
     businesses=2,
-    chats=8,
-    rate=0.7,
+    chats=24,  # some are quiet for long enough to be noted as looked at
+    rate=0.5,  # until the last kill
+    pauses=0.7,
     most=300,  # with their replies: the Market takes 1,000 an hour
     blows=BLOWS,
 )
