@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from benchmarks.crash.judge import Verdict
-from benchmarks.crash.play import API_KEY, LONGEST_LEFT, Crash, Size
+from benchmarks.crash.play import API_KEY, Crash, Size
 from yamarket_chat.bot import Bot
 from yamarket_chat.bot.points import NAMES as BOT_POINTS
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError
@@ -32,7 +32,10 @@ POINTS = (*BOT_POINTS, *NAMES)
 GIVING_BACK = "giving back"
 
 PATIENCE = 20.0
-"""Seconds for which a handler is waited for that is to be cancelled."""
+"""Seconds in which a process must reach its point."""
+
+PATIENT_LEFT = 900.0
+"""Seconds after the last kill in which all must be answered. Two messages kill 15 processes."""
 
 FAILURES = 4
 """How often a point that no process reaches in time is preferred to others."""
@@ -42,6 +45,7 @@ class BotCrash(Crash):
     """A run."""
 
     _points = POINTS
+    _patience = PATIENCE
     _run = staticmethod(run)
     workers: Sequence[int] = (1, 2)
     killers = 1  # businesses with a message whose handler kills its process each time
@@ -64,10 +68,10 @@ class BotCrash(Crash):
         return self._chance.choice(self.workers)
 
     def _plan(self, name: str, point: str | None, action: str) -> BotPlan:
-        slow = point == GIVING_BACK
+        slow, first = point == GIVING_BACK, action == "kill" and point in self.missed()
         return BotPlan(
             **self._common(name, point, action),
-            after=1 if slow or point == "begun" else self._chance.choice((1, 1, 2, 5)),
+            after=1 if first or point == "begun" else self._chance.choice((1, 1, 2, 5)),
             port=self._kept.getsockname()[1],
             at_work=str(self._folder / f"{name} is at work") if slow else "",
         )
@@ -143,7 +147,7 @@ class BotCrash(Crash):
 
     async def _ends(self, outbox: Outbox) -> None:
         """Wait until all is answered, and nothing is to be sent."""
-        deadline = time.monotonic() + LONGEST_LEFT
+        deadline = time.monotonic() + PATIENT_LEFT
         quiet = 0
         while quiet < 3 and time.monotonic() < deadline:
             self._fill_up()
@@ -194,8 +198,9 @@ SIZE = Size(
     kills=50,
     seed=1,
     businesses=2,
-    chats=8,
-    rate=0.7,
+    chats=24,  # some are quiet for long enough to be noted as looked at
+    rate=0.5,  # until the last kill
+    pauses=0.7,
     most=300,  # with their replies: the Market takes 1,000 an hour
     blows=BLOWS,
 )

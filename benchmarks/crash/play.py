@@ -68,6 +68,7 @@ class Crash:
     """A run."""
 
     _points: Sequence[str] = NAMES
+    _patience = 10.0  # seconds in which a process must reach its point
     _run: Callable[[Any], None] = staticmethod(run)
 
     def __init__(
@@ -298,7 +299,7 @@ class Crash:
         process = self._start(point, action)
         for other in leaving[: max(1, len(leaving) - 1)]:
             other.terminate()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             await asyncio.sleep(0.05)
             if not process.is_alive():
@@ -307,7 +308,7 @@ class Crash:
                 group.create_task(self._pause(process))
                 return True
             # Nobody asks for a business: it hands over when it is stopped.
-            if point == "handing over" and time.monotonic() > deadline - 8:
+            if point == "handing over" and time.monotonic() > deadline - self._patience * 0.8:
                 process.terminate()
         return False
 
