@@ -9,7 +9,7 @@ from .. import story as parts
 from ..outbox import judge as outbox
 from ..outbox.story import AtBusiness, Left
 from ..record import Violation
-from .play import is_expected
+from .play import SLACK, is_expected, is_for_the_bot
 from .record import Also, Buyers, Record, Row, Run
 from .story import Changes, Story, Writes
 
@@ -17,12 +17,6 @@ KINDS = ("unanswered", "mixed", "beside a suspect", "late", *outbox.KINDS)
 
 TRIES = 5
 """How often a handler is called before its message is given up: docs/bot.md says so."""
-
-BEFORE = 30.0
-"""Seconds before the bot began from which messages may be handled: docs/bot.md says so."""
-
-SLACK = 3.0
-"""Seconds by which the Market's clock is known, and shown."""
 
 FAILING = ("raises", "kills", "hangs", "statement")
 """What a handler of errors does of which nothing is committed."""
@@ -114,7 +108,7 @@ def _message(story: Story, record: Record, about: _About) -> Iterator[Violation]
             yield Violation("unanswered", f"{about}")
         if rows["answer"] or rows["error"]:
             yield Violation("mixed", f"not handled, and answered: {about}")
-    if (answers or errors or told) and not _may_be_handled(one, record, story):
+    if (answers or errors or told) and is_for_the_bot(one, record, story) is False:
         yield Violation("untrue", f"not for the bot: {about}")
     at_once = Counter(row.place for row in rows["now"])
     if len(rows["now"]) > step.now or (answers and step.now and not at_once):
@@ -138,13 +132,6 @@ def _answered(about: _About, by: Also, rows: Sequence[Row]) -> Iterator[Violatio
     said = [(row.run, row.place) for row in sorted(rows, key=lambda row: row.number)]
     if said != [(run.number, place) for place in range(1, run.replies + 1)]:
         yield Violation("mixed", f"run {run.number} gave {run.replies} replies: {about}")
-
-
-def _may_be_handled(one: Buyers, record: Record, story: Story) -> bool:
-    began = record.began.get(one.business)
-    if began is not None and one.at >= began - BEFORE - SLACK - abs(story.market.storage_offset):
-        return True
-    return one.waits and story.bot.waiting
 
 
 def _given_up(

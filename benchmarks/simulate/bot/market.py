@@ -22,6 +22,8 @@ class BuyersMarket(Market):
 
     now: Callable[[], float]
     told: Told
+    spoke: Callable[[int], None]
+    """Is called as the shop says something in a chat, by whomever."""
     listed: Callable[[], None]
     """Is called as the chats are listed."""
 
@@ -77,6 +79,10 @@ class BuyersMarket(Market):
         if kind == "CHAT_MESSAGE_SENT" and self.written is not None:
             chat: Any = self.box._state.existing_chat(chat_id)
             self._written(chat.messages[-1])
+        if kind == "CHAT_MESSAGE_SENT":
+            record: Any = self.box._state.existing_chat(chat_id)
+            if record.messages[-1].sender == "PARTNER":
+                self.spoke(chat_id)
         self.told(kind, chat_id, time, message_id)
 
     def _hiding(self, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,6 +36,12 @@ MARKET = "5.45.207.1"
 OLD = 7200.0
 """How many seconds ago old rows were stored."""
 
+BEFORE = 30.0
+"""Seconds before the bot began from which messages may be handled: docs/bot.md says so."""
+
+SLACK = 3.0
+"""Seconds by which the Market's clock is known, and shown."""
+
 STUCK_AFTER = 3600.0
 """Seconds after the last event in which everything must be answered."""
 
@@ -83,20 +89,25 @@ class BotPlay(Play):
         for number, market in enumerate(self.markets):
             market.now = lambda: self.world.now
             market.told = partial(self._tells, number)
+            market.spoke = partial(self._spoke, number)
             market.listed = partial(self._listed, number)
             for chat in market.box.chat_ids:
                 self._note_old(number, market, chat)
             market.open(self.story.bot.others)
+
+    def _spoke(self, number: int, chat: int) -> None:
+        self.record.spoke.setdefault(f"{number}/{chat}", []).append(self.now())
 
     def _listed(self, number: int) -> None:
         self.record.first_look.setdefault(number, self.now())
 
     def _note_old(self, number: int, market: BuyersMarket, chat: int) -> None:
         rows = market.box.messages(chat)
-        last = max((at for at, row in enumerate(rows) if row.sender == "PARTNER"), default=-1)
-        for at, row in enumerate(rows):
+        for place, row in enumerate(rows):
             if row.sender == "CUSTOMER":
-                self._note_buyer(number, None, chat, row, waits=at > last)
+                self._note_buyer(number, None, chat, row, at=-OLD + place)
+            else:
+                self.record.spoke.setdefault(f"{number}/{chat}", []).append(-OLD + place)
 
     def _schedule(self) -> None:
         super()._schedule()
@@ -144,7 +155,7 @@ class BotPlay(Play):
             self.steps[step.business, row.message_id] = number
             deleted = None if step.deleted is None else self.world.now + step.deleted
             market.hide(row.message_id, self.world.now + step.late, deleted)
-            self._note_buyer(step.business, number, step.chat, row)
+            self._note_buyer(step.business, number, step.chat, row, at=self.now())
             self.say(
                 f"chat {step.business}/{step.chat}", f"a buyer writes message {row.message_id}"
             )
@@ -152,9 +163,8 @@ class BotPlay(Play):
         self.market_loop.call_soon(market.writes, step, written)
 
     def _note_buyer(
-        self, business: int, step: int | None, chat: int, row: StoredMessage, *, waits: bool = False
+        self, business: int, step: int | None, chat: int, row: StoredMessage, *, at: float
     ) -> None:
-        at = self.now() if step is not None else -OLD
         one = None if step is None else self.story.writes[step]
         buyers = Buyers(
             step=step,
@@ -165,7 +175,6 @@ class BotPlay(Play):
             created=(row.created_at - EPOCH).total_seconds(),
             shown=at + (0.0 if one is None else one.late),
             deleted=None if one is None or one.deleted is None else at + one.deleted,
-            waits=waits,
         )
         self.buyers[business, row.message_id] = buyers
         self.record.buyers.append(buyers)
@@ -313,17 +322,28 @@ class BotPlay(Play):
 
 def is_expected(one: Buyers, record: Record, story: Story) -> bool:
     """Whether a message must be handled."""
-    if one.deleted is not None:
-        return False
+    return one.deleted is None and is_for_the_bot(one, record, story) is True
+
+
+def is_for_the_bot(one: Buyers, record: Record, story: Story) -> bool | None:
+    """Whether a message is one of those that the bot handles; None if it may be.
+
+    These are the messages since it began, and with "waiting" also those behind the shop's last one.
+    """
     began = record.began.get(one.business)
     looked = record.first_look.get(one.business)
-    if began is None:
-        return one.step is not None or (one.waits and story.bot.waiting)
-    return (
-        one.at > began
-        or (looked is not None and one.at >= looked)
-        or (one.waits and story.bot.waiting)
-    )
+    if began is None or one.at > began or (looked is not None and one.at >= looked):
+        return True
+    chat = f"{one.business}/{one.chat}"
+    slack = SLACK + abs(story.market.storage_offset)
+    since = began - BEFORE
+    if story.bot.waiting and not any(one.at <= at < since for at in record.spoke.get(chat, ())):
+        if one.at > since - slack or any(one.at <= at for at in record.spoke.get(chat, ())):
+            return None
+        changes = (event for event in story.events if isinstance(event, Changes))
+        named = ((event.business, event.chat) for event in changes)
+        return None if (one.business, one.chat) in named else True
+    return None if one.at >= since - slack else False
 
 
 def said_by(content: str) -> tuple[str, int, int, int]:

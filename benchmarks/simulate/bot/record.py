@@ -24,8 +24,6 @@ class Buyers(msgspec.Struct, kw_only=True):
     shown: float
     """From when on the history shows it."""
     deleted: float | None = None
-    waits: bool = False
-    """It stood behind the shop's last message before the story."""
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -89,7 +87,9 @@ class Record(outbox.Record, kw_only=True):
     """By business: when it began, as the bot has stored it."""
     first_look: dict[int, float] = {}
     """By business: when the chats were listed for the first time."""
+    spoke: dict[str, list[float]] = {}
+    """By "business/chat": when the shop said something, the bot or anybody."""
     answered: dict[str, list[float]] = {}
-    """By "business/chat": when somebody else said something for the shop."""
+    """By "business/chat": when a person did."""
     kills: int = 0
     """Processes that died."""
