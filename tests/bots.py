@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, func, select
 
+from tests import shops
+from tests.shops import BUSINESS as BUSINESS
 from yamarket_chat import Limits, Rate
 from yamarket_chat.bot import Bot, BuyerMessage
 from yamarket_chat.notifications import ChatMessageSent
@@ -18,8 +20,6 @@ from yamarket_chat.outbox import Outbox, feed, lease, telling
 from yamarket_chat.outbox.schema import bot_chats, bot_hints
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Sandbox
-
-BUSINESS = 12345
 
 
 @pytest.fixture(autouse=True)
@@ -35,26 +35,22 @@ def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def shop(database_url: Any) -> AsyncIterator[Shop]:
-    async with Sandbox(business_id=BUSINESS) as market, Outbox(database_url) as outbox:
-        await outbox.create()
-        yield Shop(outbox, market)
+    async with Shop.open(database_url) as shop:
+        yield shop
 
 
 @pytest.fixture
 async def small(tmp_path: Any) -> AsyncIterator[Shop]:
     """The same on SQLite alone: for what does not depend on the database."""
-    path = f"sqlite:///{tmp_path}/outbox.db"
-    async with Sandbox(business_id=BUSINESS) as market, Outbox(path) as outbox:
-        await outbox.create()
-        yield Shop(outbox, market)
+    async with Shop.open(f"sqlite:///{tmp_path}/outbox.db") as shop:
+        yield shop
 
 
-class Shop:
-    """An outbox, a Market, and what a bot's handler was called with."""
+class Shop(shops.Shop):
+    """A shop, and what a bot's handler was called with."""
 
     def __init__(self, outbox: Outbox, market: Sandbox) -> None:
-        self.outbox = outbox
-        self.market = market
+        super().__init__(outbox, market)
         self.seen: list[str] = []
         self.told: list[tuple[str, Exception]] = []
 

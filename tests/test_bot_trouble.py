@@ -22,8 +22,8 @@ from yamarket_chat.bot import (
     MessageTooOldError,
     cursor,
 )
-from yamarket_chat.bot.business import TRIES
 from yamarket_chat.bot.slots import Slots
+from yamarket_chat.bot.steps import TRIES
 from yamarket_chat.outbox import OutboxDatabaseError, OutboxEntry, OutboxMessage
 from yamarket_chat.outbox.schema import bot_chats
 from yamarket_chat.sandbox import Fault

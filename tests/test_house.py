@@ -187,3 +187,11 @@ def test_functions_and_files_named_in_contributing_exist() -> None:
     assert names <= known
     for function, file in re.findall(r"`(\w+)` in `(\w+/\w+\.py)`", table):
         assert re.search(rf"def {function}\(", (PACKAGE / file).read_text(encoding="utf-8"))
+
+
+def test_a_wing_reaches_for_no_private_name_of_an_outbox() -> None:
+    """`outbox/inside.py` has what the bot uses of it."""
+    reached = re.compile(r"outbox\._\w+")
+    for folder in APART - {"outbox"}:
+        for path in (PACKAGE / folder).rglob("*.py"):
+            assert reached.findall(path.read_text(encoding="utf-8")) == [], path

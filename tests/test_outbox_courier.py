@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, select, update
 
 from tests.helpers import departures, now, texts
+from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import (
     DeliveryUnknownError,
     ForbiddenError,
@@ -38,30 +38,6 @@ from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.system import wall_time
 
-BUSINESS = 12345
-
-
-def message(text: str, chat_id: int = 17, **options: Any) -> OutboxMessage:
-    return OutboxMessage(BUSINESS, chat_id, text, **options)
-
-
-class Shop:
-    """An outbox and a Market."""
-
-    def __init__(self, outbox: Outbox, market: Sandbox) -> None:
-        self.outbox = outbox
-        self.market = market
-        self.put = outbox.put
-
-    def delivering(self, **options: Any) -> AbstractAsyncContextManager[None]:
-        keys = options.pop("keys", {BUSINESS: self.market.api_key})
-        return self.outbox.delivering(keys, base_url=self.market.url, **options)
-
-    async def got(self, number: int) -> OutboxEntry:
-        entry = await self.outbox.get(number)
-        assert entry is not None
-        return entry
-
 
 @pytest.fixture(autouse=True)
 def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,18 +48,15 @@ def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def shop(database_url: Any) -> AsyncIterator[Shop]:
-    async with Sandbox(business_id=BUSINESS) as market, Outbox(database_url) as outbox:
-        await outbox.create()
-        yield Shop(outbox, market)
+    async with Shop.open(database_url) as shop:
+        yield shop
 
 
 @pytest.fixture
 async def small(tmp_path: Any) -> AsyncIterator[Shop]:
     """The same on SQLite alone: for what does not depend on the database."""
-    path = f"sqlite:///{tmp_path}/outbox.db"
-    async with Sandbox(business_id=BUSINESS) as market, Outbox(path) as outbox:
-        await outbox.create()
-        yield Shop(outbox, market)
+    async with Shop.open(f"sqlite:///{tmp_path}/outbox.db") as shop:
+        yield shop
 
 
 def market_time(seconds: float) -> datetime:

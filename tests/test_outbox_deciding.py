@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Connection, update
 
 from tests.helpers import texts
-from tests.test_outbox_courier import BUSINESS, Shop, market_time, message
+from tests.shops import BUSINESS, Shop, message
+from tests.test_outbox_courier import market_time
 from yamarket_chat import (
     ChatError,
     DeliveryUnknownError,

@@ -19,9 +19,10 @@ import aiohttp
 import pytest
 from sqlalchemy import URL, Connection, create_engine, event
 
-from tests import test_outbox_courier
+from tests import shops
 from tests.helpers import now, texts
-from tests.test_outbox_courier import BUSINESS, forget_what_this_loop_knows, message
+from tests.shops import BUSINESS, message
+from tests.test_outbox_courier import forget_what_this_loop_knows
 from tests.test_outbox_database import losing_commits
 from yamarket_chat import connector
 from yamarket_chat.limits import CUT_OFF
@@ -41,7 +42,7 @@ from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.system import wall_time
 
 
-class Shop(test_outbox_courier.Shop):
+class Shop(shops.Shop):
     """An outbox and a Market, and another program that uses the same database."""
 
     def execute(self, *statements: str) -> None:
@@ -64,9 +65,8 @@ def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def shop(database_url: Any) -> AsyncIterator[Shop]:
-    async with Sandbox(business_id=BUSINESS) as market, Outbox(database_url) as outbox:
-        await outbox.create()
-        yield Shop(outbox, market)
+    async with Shop.open(database_url) as shop:
+        yield shop
 
 
 # A database that is away as the delivery begins

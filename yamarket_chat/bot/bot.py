@@ -11,15 +11,15 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, Unpack
 
 from ..arguments import check_seconds, check_type
-from ..errors import ChatError, InvalidArgumentError, NotFoundError
+from ..errors import ChatError, InvalidArgumentError
 from ..notifications import MARKET_NETWORKS, ChatEvent, Event, Receiver
-from ..outbox import MessageExpiredError, Outbox, OutboxEntry
+from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
 from ..outbox.outbox import SessionOptions
 from ..outbox.points import reach
 from ..outbox.rows import now
 from ..version import __version__
 from . import cursor
-from .cursor import StatementError
+from .failures import Failures
 from .runner import Runner
 from .settings import ErrorHandler, Handler, Settings
 from .status import BotStatus
@@ -53,7 +53,8 @@ class Bot:
         concurrency: How many chats are worked in at the same time. Messages of one chat are handled
             one after the other.
         handler_timeout: Seconds that a handler may take. It is cancelled then, and counts as
-            failed.
+            failed. If the process stops, or gives the business to another one, a handler gets 30 s,
+            and runs again later.
         max_age: Seconds. A message that is older, by the Market's clock, is not handled: `error` is
             told. None handles all.
         networks: The networks from which notifications are let in, as for `Receiver`.
@@ -95,6 +96,7 @@ class Bot:
         from ..outbox.delivering import check_keys, check_options
 
         self._outbox = check_type("outbox", outbox, Outbox)
+        self._database = inside.database(outbox)
         self._keys = check_keys(keys)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidArgumentError("name is 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'")
@@ -118,6 +120,7 @@ class Bot:
         self._message: Handler | None = None
         self._error: ErrorHandler | None = None
         self._runner: Runner | None = None
+        self._failures = Failures(name, self._database)
         self.receiver: Receiver = Receiver(
             self.hear,
             name=f"yamarket-chat {name}",
@@ -216,8 +219,14 @@ class Bot:
         )
         self._runner = runner
         try:
-            async with self._outbox._delivering(
-                keys, self._lease, self._reserve, self._failed, self._options, runner
+            async with inside.delivering(
+                self._outbox,
+                keys,
+                lease=self._lease,
+                reserve=self._reserve,
+                on_failure=self._failed,
+                options=self._options,
+                companion=runner,
             ):
                 yield
         finally:
@@ -244,7 +253,7 @@ class Bot:
             logger.info("bot %s: the Market told of business %d", self._name, event.business_id)
             return
         message_id = getattr(event, "message_id", 0)
-        await self._outbox._database.write(
+        await self._database.write(
             cursor.hint,
             event.business_id,
             event.chat_id,
@@ -257,7 +266,7 @@ class Bot:
             self._runner.wake()
 
     async def status(self) -> list[BotStatus]:
-        """Return what is known of the bot, for each business that it has begun with.
+        """Return what is known of the bot, for each business that it has worked for, or should.
 
         Raises:
             OutboxDatabaseError: The database cannot be used.
@@ -266,7 +275,7 @@ class Bot:
             for status in await bot.status():
                 print(status.business_id, status.found_within)
         """
-        return await self._outbox._database.read(cursor.status, self._name)
+        return await self._database.read(cursor.status, self._name)
 
     async def _failed(self, entry: OutboxEntry) -> None:
         """Tell `error` of a reply that was refused, is unknown or has expired."""
@@ -288,26 +297,5 @@ class Bot:
         business = None if self._runner is None else self._runner.business(entry.business_id)
         if business is None:
             raise ChatError("another process works for this business now")
-        try:
-            found = await business.session().get_message(chat_id, message_id)
-            chat = await business.chat(chat_id)
-        except NotFoundError:
-            return  # the chat or the message is gone
-
-        async def tell() -> None:
-            held = business.message(chat, found, (), f"error:{entry.number}:", None)
-            try:
-                await business.tell(held, error)
-            finally:
-                replies, statements = held.end()
-            try:
-                await self._outbox._database.write(cursor.told, entry.number, replies, statements)
-            except StatementError as failure:
-                logger.error(
-                    "bot %s: a statement of Bot.error failed",
-                    self._name,
-                    exc_info=failure.__cause__,
-                )
-
-        await business.alone(chat_id, tell)
-        self._outbox._wake()
+        await self._failures.tell(business, entry.number, chat_id, message_id, error)
+        inside.wake(self._outbox)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-import msgspec
-
 from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
-from ..outbox import Outbox, OutboxDatabaseError
+from ..outbox import Outbox, OutboxDatabaseError, inside
 from ..outbox.lease import Grant
-from ..outbox.pausing import AGAIN, pauses
+from ..outbox.pausing import AGAIN, Reminder, pauses
 from ..outbox.points import reach
 from ..outbox.turns import Session
 from ..system import wall_time
@@ -22,18 +20,16 @@ from . import cursor
 from .agenda import Agenda, Todo
 from .cursor import Cursor, Hint, Key, StatementError
 from .errors import HandlerDiedError, MessageTooOldError
-from .handlers import LINGERS, call
-from .inbox import EARLIER, Found, Start, anchor, micros, new_messages, ordered
+from .handlers import call
+from .inbox import EARLIER, Found, Start, micros, new_messages, ordered
 from .message import BuyerMessage
 from .polling import WAITING, Polling
 from .reading import Reading, read
 from .settings import Settings
 from .slots import Slots
+from .steps import TRIES, Steps
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
-
-TRIES = 5
-"""How often a handler is called for a message, before `Bot.error` is told."""
 
 PAUSES = (2.0, 10.0, 60.0, 300.0)
 """Seconds after which a handler that failed is called again."""
@@ -70,7 +66,7 @@ class Business:
         self.business_id: int = grant.business_id
         self._settings = settings
         self._outbox = outbox
-        self._database = outbox._database
+        self._database = inside.database(outbox)
         self._open_session = open_session
         self._slots = slots
         self._loop = asyncio.get_running_loop()
@@ -82,10 +78,13 @@ class Business:
         self._handling: set[int] = set()  # the chats whose handler is at work
         self._over = False
         self._errors: dict[tuple[int, int], Exception] = {}  # its last error, by chat and message
+        self._steps = Steps(self._database)
         self._suspects: set[int] = set()
         self._chats: dict[int, Chat] = {}
         self._polling: Polling | None = None
         self._listed = 0  # pages
+        self._reminder = Reminder()
+        self._paused = False
         self._task = asyncio.create_task(self._run())
 
     # Beginning and ending
@@ -123,9 +122,7 @@ class Business:
                 await self._poll()
             except ChatError as error:
                 failure = error
-                logger.warning(
-                    "bot %s, business %d: %s", self._settings.name, self.business_id, error
-                )
+                await self._failed(error)
             except Exception:
                 logger.exception("bot %s, business %d", self._settings.name, self.business_id)
             if self._listed != listed:
@@ -136,6 +133,19 @@ class Business:
                 pause = AGAIN
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN)
+
+    async def _failed(self, error: ChatError) -> None:
+        """Log it, and note it if somebody has to mend it."""
+        lasts = pauses(error) or error.retry_after is None
+        if not lasts or self._reminder.is_due(self._loop.time()):
+            logger.warning("bot %s, business %d: %s", self._settings.name, self.business_id, error)
+        if lasts and not isinstance(error, (OutboxDatabaseError, SessionClosedError)):
+            with suppress(OutboxDatabaseError):
+                await self._note_pause(str(error))
+
+    async def _note_pause(self, why: str | None) -> None:
+        self._paused = why is not None
+        await self._database.write(cursor.pause, self.business_id, self._settings.name, why)
 
     async def _begin(self) -> None:
         if self._ready.is_set():
@@ -159,6 +169,7 @@ class Business:
             settings.waiting,
         )
         reach("begun")
+        self._paused |= began.paused is not None
         self._start = Start(began.began_at, began.waiting)
         about = self.business_id, settings.name
         # Before any handler is called: what runs now is not dead.
@@ -212,6 +223,10 @@ class Business:
     async def _changed(self, chats: list[Chat]) -> None:
         """Look at those chats of a page that have changed since they were looked at."""
         self._listed += 1
+        if self._reminder.end() or self._paused:
+            about = self._settings.name, self.business_id
+            logger.info("bot %s, business %d is no longer paused", *about)
+            await self._note_pause(None)
         ids = [chat.chat_id for chat in chats]
         known = await self._database.read(cursor.looked, self.business_id, self._settings.name, ids)
         for chat in chats:
@@ -251,8 +266,11 @@ class Business:
                 pause = await self._look(chat_id, todo)
                 self._suspects.discard(chat_id)
         except NotFoundError:  # the chat is gone
+            self._suspects.discard(chat_id)
             with suppress(OutboxDatabaseError):
                 await self._database.write(cursor.followed, _hints(todo))
+                key = self._key(chat_id)
+                await self._forget(key, await self._database.read(cursor.read, key))
         except SessionClosedError:
             pause = FIRST_PAUSE
         except ChatError as error:
@@ -273,7 +291,7 @@ class Business:
 
     async def _look(self, chat_id: int, todo: Todo) -> float | None:
         """Handle what is new in a chat. Returns in how many seconds to look again, or None."""
-        key = Key(self.business_id, self._settings.name, chat_id)
+        key = self._key(chat_id)
         now = self._now()
         was = await self._database.read(cursor.read, key)
         rows = ordered(await read(self.session(), chat_id, was.anchor))
@@ -285,6 +303,11 @@ class Business:
             if after is None:
                 return FIRST_PAUSE
             was, todo.once_more = after, ONCE_MORE
+        if was.message_id is not None and await self._is_gone(key, was.message_id, rows):
+            after = await self._forget(key, was)
+            if after is None:
+                return FIRST_PAUSE
+            was = after
         if not await self._is_seen(key, was, begins_at, rows, todo, now):
             todo.looks += 1
             return _growing(todo, AGAIN)
@@ -293,6 +316,31 @@ class Business:
         pause, *more = todo.once_more
         todo.once_more = tuple(more)
         return pause
+
+    def _key(self, chat_id: int) -> Key:
+        return Key(self.business_id, self._settings.name, chat_id)
+
+    async def _is_gone(self, key: Key, message_id: int, rows: list[Message]) -> bool:
+        """Whether a message that was tried, and is not new any more, was deleted by the Market."""
+        if any(row.message_id == message_id for row in rows):
+            return True  # it is older now than what may be new
+        try:
+            await self.session().get_message(key.chat_id, message_id)
+        except NotFoundError:
+            return True
+        return False  # a history may show it later
+
+    async def _forget(self, key: Key, was: Cursor) -> Cursor | None:
+        """Forget the tries of a message that is gone. Returns the cursor after it, as `change`."""
+        if was.message_id is None:
+            return was
+        logger.info(
+            "bot %s, chat %d: message %d is gone, after %d tries",
+            key.bot, key.chat_id, was.message_id, was.tries,
+        )  # fmt: skip
+        self._errors.pop((key.chat_id, was.message_id), None)
+        forgotten = {"message_id": None, "tries": 0, "running": False}
+        return await self._steps.change(key, was, forgotten)
 
     async def _is_seen(
         self,
@@ -360,6 +408,8 @@ class Business:
         while True:
             tries = was.tried(message.message_id) + 1
             error = self._given_up(about, micros(message.created_at), tries)
+            if error is not None:
+                tries = max(tries, TRIES + 1)  # from now on, those of the error handler
             begun = {
                 "message_id": message.message_id,
                 "tries": tries,
@@ -375,7 +425,7 @@ class Business:
             )
             self._handling.add(key.chat_id)
             reach("before the try")
-            counting = asyncio.ensure_future(self._change(key, was, begun))
+            counting = asyncio.ensure_future(self._steps.change(key, was, begun))
             try:
                 counted = await asyncio.shield(counting)
                 if counted is None:
@@ -388,17 +438,26 @@ class Business:
                     )
                 else:
                     failure = None
-                    if tries <= 2 * TRIES:  # or the error handler kills its process as well
+                    if tries <= 2 * TRIES:
                         await self.tell(held, error)
+                    else:
+                        logger.error(
+                            "bot %s, chat %d, message %d: given up, because the process died each"
+                            " of %d times as Bot.error was told: %s",
+                            key.bot, *about, TRIES, error,
+                        )  # fmt: skip
                 reach("handled")
                 if failure is None:
                     try:
-                        return await self._commit(key, was, begins_at, rows, message, held)
+                        after = await self._steps.commit(key, was, begins_at, rows, message, held)
+                        self._errors.pop(about, None)
+                        inside.wake(self._outbox)
+                        return after
                     except StatementError as refused:
                         failure = refused.__cause__  # type: ignore[assignment]
             except asyncio.CancelledError:
                 held.end()
-                await asyncio.shield(self._give_back(key, counting))
+                await asyncio.shield(self._steps.give_back(key, counting))
                 raise
             finally:
                 held.end()
@@ -409,36 +468,13 @@ class Business:
             )  # fmt: skip
             if failure is not None:
                 self._errors[about] = failure
-            after = await self._change(key, was, {"running": False})
+            after = await self._steps.change(key, was, {"running": False})
             if after is None:
                 return None
             was = after
             if tries < TRIES:
                 self._agenda.rest(key.chat_id, PAUSES[tries - 1])
                 return None
-
-    async def _change(self, key: Key, was: Cursor, values: Mapping[str, Any]) -> Cursor | None:
-        """Change a cursor, again until it is known whether that is done.
-
-        Returns the cursor after it; None if somebody else has changed it.
-        """
-        after, pause, unknown = _changed(was, values), FIRST_PAUSE, False
-        while True:
-            try:
-                if await self._database.write(cursor.change, key, was, values):
-                    return after
-                if not unknown:
-                    return None
-                now = await self._database.read(cursor.read, key)
-            except OutboxDatabaseError as error:
-                logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
-            else:
-                # If the same was done by somebody else, one of the two will not commit.
-                now = msgspec.structs.replace(now, handled=after.handled)
-                return after if now == after else None
-            unknown = True
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, AGAIN)
 
     def _given_up(self, about: tuple[int, int], created_at: int, tries: int) -> Exception | None:
         """Return why the handler of a message is not called, or not any more."""
@@ -484,14 +520,18 @@ class Business:
             self.business_id, chat, message, later, self.session(), self._outbox, keys, run
         )
 
-    async def alone(self, chat_id: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def alone(
+        self, chat_id: int, work: Callable[[], Coroutine[Any, Any, None]], *, suspect: bool
+    ) -> None:
         """Run another handler for a chat, while none is at work in it. Waits for a slot.
+
+        A suspect, whose process has died, runs while no handler is at work in any chat.
 
         Raises SessionClosedError if this business is left.
         """
 
         async def in_slot() -> None:
-            async with self._slots.slot(alone=False):
+            async with self._slots.slot(alone=suspect):
                 self._handling.add(chat_id)
                 try:
                     await work()
@@ -500,73 +540,6 @@ class Business:
 
         await self._agenda.alone(chat_id, in_slot)
 
-    async def _give_back(self, key: Key, counting: asyncio.Future[Cursor | None]) -> None:
-        """Give a try back: its handler was cancelled, because this business is left."""
-        # Its thread goes on, so it may still be counted.
-        await asyncio.wait({counting}, timeout=LINGERS)
-        counting.cancel()
-        if not counting.done() or counting.exception() or (was := counting.result()) is None:
-            return
-        reach("giving back")
-        tries = was.tries - 1
-        values = {
-            "message_id": was.message_id if tries else None,
-            "tries": tries,
-            "running": False,
-        }
-        try:
-            await self._database.write(cursor.change, key, was, values)
-        except OutboxDatabaseError as error:
-            logger.warning(
-                "bot %s, chat %d: a try is not given back: %s", key.bot, key.chat_id, error
-            )
-
-    async def _commit(
-        self,
-        key: Key,
-        was: Cursor,
-        begins_at: int,
-        rows: list[Message],
-        message: Message,
-        held: BuyerMessage,
-    ) -> Cursor | None:
-        """Commit that a message is handled, with its replies; again until it is known.
-
-        Returns the cursor after it; None if somebody else has handled the message.
-        """
-        replies, statements = held.end()
-        done = message.message_id, micros(message.created_at)
-        cursor_at = max(was.cursor_at or 0, done[1])
-        values = {
-            "message_id": None,
-            "tries": 0,
-            "running": False,
-            "begins_at": begins_at,
-            "cursor_at": cursor_at,
-            "anchor": anchor(rows, cursor_at) or was.anchor,
-        }
-        pause = FIRST_PAUSE
-        reach("before the replies")
-        while True:
-            try:
-                if await self._database.write(
-                    cursor.handled, key, was, values, done, replies, statements
-                ):
-                    handled = was.handled | {done[0]}
-                    after = msgspec.structs.replace(_changed(was, values), handled=handled)
-                else:
-                    after = await self._database.read(cursor.read, key)
-            except OutboxDatabaseError as error:
-                # It may be committed all the same: then the version is another one now.
-                logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
-            else:
-                reach("replies put")
-                self._errors.pop((key.chat_id, done[0]), None)
-                self._outbox._wake()
-                return after if done[0] in after.handled else None
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, AGAIN)
-
 
 def _growing(todo: Todo, most: float) -> float:
     return min(FIRST_PAUSE * 2.0 ** min(todo.looks, 10), most)
@@ -574,7 +547,3 @@ def _growing(todo: Todo, most: float) -> float:
 
 def _hints(todo: Todo) -> list[Hint]:
     return [hint for hint, _ in todo.hints.values()]
-
-
-def _changed(was: Cursor, values: Mapping[str, Any]) -> Cursor:
-    return msgspec.structs.replace(was, version=was.version + 1, **values)

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_, u
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..outbox import claims, store
-from ..outbox.rows import Row, moment
-from ..outbox.schema import bot_chats, bot_handled, bot_hints, bots, messages
+from ..outbox.rows import Row, moment, now
+from ..outbox.schema import bot_chats, bot_handled, bot_hints, bot_tellings, bots, messages
 from .status import BotStatus
 
 HOUR = 3_600_000_000
@@ -92,11 +92,37 @@ def _insert(connection: Connection, table: Any) -> Any:
 # A bot and a business
 
 
-def begin(connection: Connection, business_id: int, bot: str, now: int, waiting: bool) -> Any:
+def begin(connection: Connection, business_id: int, bot: str, at: int, waiting: bool) -> Any:
     """Note when a bot began with a business, unless that is known. Return what is known."""
-    values = {"business_id": business_id, "bot": bot, "began_at": now, "waiting": waiting}
-    connection.execute(_insert(connection, bots).values(values).on_conflict_do_nothing())
+    values = {"business_id": business_id, "bot": bot, "began_at": at, "waiting": waiting}
+    connection.execute(
+        _insert(connection, bots)
+        .values(values)
+        .on_conflict_do_update(
+            index_elements=[_bot.business_id, _bot.bot],
+            set_={"began_at": at, "waiting": waiting},
+            where=_bot.began_at.is_(None),
+        )
+    )
     return connection.execute(select(bots).where(*_of(business_id, bot))).one()
+
+
+def pause(connection: Connection, business_id: int, bot: str, why: str | None) -> None:
+    """Note why a bot cannot work for a business; None if it can again."""
+    if why is None:
+        ended = update(bots).where(*_of(business_id, bot))
+        connection.execute(ended.values(paused=None, paused_at=None))
+        return
+    added = _insert(connection, bots).values(
+        business_id=business_id, bot=bot, paused=why, paused_at=now()
+    )
+    since = func.coalesce(_bot.paused_at, added.excluded.paused_at)
+    connection.execute(
+        added.on_conflict_do_update(
+            index_elements=[_bot.business_id, _bot.bot],
+            set_={"paused": why, "paused_at": since},
+        )
+    )
 
 
 def swept(connection: Connection, business_id: int, bot: str, chats: int, seconds: float) -> None:
@@ -134,13 +160,14 @@ def status(connection: Connection, bot: str) -> list[BotStatus]:
     return [
         BotStatus(
             business_id=row.business_id,
-            began_at=began_at,
+            began_at=moment(row.began_at),
             chats=row.chats,
             found_within=row.sweep,
             trying=counts.get(row.business_id, 0),
+            paused=row.paused,
+            paused_at=moment(row.paused_at),
         )
         for row in rows
-        if (began_at := moment(row.began_at)) is not None
     ]
 
 
@@ -244,6 +271,25 @@ def put_now(connection: Connection, key: Key, version: int, reply: Row) -> bool:
     return True
 
 
+def tellings(connection: Connection, number: int) -> int:
+    """Return how often `Bot.error` was told of a reply by processes that died meanwhile."""
+    found = select(bot_tellings.c.tries).where(bot_tellings.c.number == number)
+    return connection.scalar(found) or 0
+
+
+def telling(connection: Connection, number: int, tries: int) -> None:
+    """Note how often `Bot.error` was told of a reply, unless that is done."""
+    if not tries:
+        connection.execute(delete(bot_tellings).where(bot_tellings.c.number == number))
+        return
+    added = _insert(connection, bot_tellings).values(number=number, tries=tries)
+    connection.execute(
+        added.on_conflict_do_update(
+            index_elements=[bot_tellings.c.number], set_={"tries": added.excluded.tries}
+        )
+    )
+
+
 def told(
     connection: Connection,
     number: int,
@@ -257,6 +303,7 @@ def told(
     noted = update(messages).where(messages.c.number == number, messages.c.untold.is_(True))
     if connection.execute(noted.values(untold=False)).rowcount:
         put(connection, replies, statements)
+    telling(connection, number, 0)
 
 
 def put(

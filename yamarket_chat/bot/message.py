@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, overload
 from ..errors import ChatError, InvalidArgumentError
 from ..listing import Listing
 from ..models import Chat, File, Message
-from ..outbox import Outbox, OutboxFile, OutboxMessage
+from ..outbox import Outbox, OutboxFile, OutboxMessage, inside
 from ..outbox.rows import Row, prepare
 from . import cursor
 
@@ -121,7 +121,7 @@ class BuyerMessage:
         """
         number, key = self._next(now)
         put = OutboxFile(self.business_id, self.chat.chat_id, file, filename=filename)
-        row = await self._outbox._database.call(prepare, put, key)
+        row = await inside.database(self._outbox).call(prepare, put, key)
         await self._put(row, None if now else number)
 
     def also(self, statement: Executable, parameters: Any = None) -> None:
@@ -203,7 +203,7 @@ class BuyerMessage:
         if number is not None:
             self._replies[number] = row
             return
-        database = self._outbox._database
+        database = inside.database(self._outbox)
         if self._run is None:
             await database.write(cursor.put, [row], [])
         elif not await database.write(cursor.put_now, *self._run, row):
@@ -211,7 +211,7 @@ class BuyerMessage:
                 "this reply is not put: the handler runs anew, perhaps in another process, and only"
                 " the replies of that run are put"
             )
-        self._outbox._wake()
+        inside.wake(self._outbox)
 
     def _check_open(self) -> None:
         if self._ended:

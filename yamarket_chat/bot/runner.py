@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 
 from ..errors import ChatError
-from ..outbox import Outbox, OutboxDatabaseError
+from ..outbox import Outbox, OutboxDatabaseError, inside
 from ..outbox.claims import OtherBot, other_bots
 from ..outbox.lease import BEATS, Grant
+from ..outbox.pausing import Reminder
 from ..outbox.rows import now
 from ..outbox.turns import Session
 from ..outbox.watching import LOOKS
@@ -25,6 +26,9 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 AWAY = 1.0
 """Seconds until the database is asked again after it could not be used."""
+
+HAND_OVER = 30.0
+"""Seconds that handlers at work get before a business is given to another worker."""
 
 DROP_EVERY = 3600.0
 """Seconds between two removals of hints that nobody follows."""
@@ -44,21 +48,19 @@ class Runner:
         self.name: str = settings.name
         self._settings = settings
         self._outbox = outbox
+        self._database = inside.database(outbox)
         self._lease = lease
         self._serves = serves
         self._slots = Slots(concurrency)
         self._businesses: dict[int, Business] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
+        self._reminder = Reminder()
         self._task: asyncio.Task[None] | None = None
         self._open_session: Callable[[int], Awaitable[Session]] | None = None
 
     async def begin(self, open_session: Callable[[int], Awaitable[Session]]) -> None:
-        """Be ready.
-
-        Raises BotConflictError if the bot of another name works for one of the businesses.
-        """
-        await self._check_others()
+        """Be ready."""
         self._open_session = open_session
         if self._task is None:  # it may begin again, if the database was away
             self._task = asyncio.create_task(self._follow_hints())
@@ -82,10 +84,14 @@ class Runner:
         self.wake()
 
     async def release(self, grant: Grant) -> None:
-        """Begin nothing new for a business; return when no handler of it is at work."""
+        """Begin nothing new for a business; return when no handler of it is at work.
+
+        A handler that takes longer than `HAND_OVER` is cancelled, and runs again at who goes on:
+        meanwhile nobody begins anything for this business.
+        """
         business = self._businesses.pop(grant.business_id, None)
         if business is not None:
-            await business.stop(self._settings.handler_timeout)
+            await business.stop(HAND_OVER)
 
     def over(self, grants: Sequence[Grant]) -> None:
         """Stop at once: these are lost."""
@@ -108,9 +114,9 @@ class Runner:
     # Hints
 
     async def _follow_hints(self) -> None:
-        database, loop = self._outbox._database, asyncio.get_running_loop()
+        database, loop = self._database, asyncio.get_running_loop()
         version: int | None = None
-        drop_at = loop.time()
+        drop_at, others_at = loop.time(), loop.time() + self._lease
         while True:
             wait = LOOKS[database.dialect]
             woken = self._woken.is_set()
@@ -123,6 +129,9 @@ class Runner:
                 if loop.time() >= drop_at:
                     await database.write(cursor.drop_hints, now() - HINT_KEPT)
                     drop_at = loop.time() + DROP_EVERY
+                if loop.time() >= others_at:
+                    await self._look_at_others()
+                    others_at = loop.time() + self._lease
             except OutboxDatabaseError as error:
                 logger.info("bot %s waits for the outbox's database: %s", self.name, error)
                 wait, version = AWAY, None
@@ -136,7 +145,7 @@ class Runner:
     async def _look(self) -> None:
         after = 0, 0, 0
         while True:
-            found = await self._outbox._database.read(cursor.hints, after)
+            found = await self._database.read(cursor.hints, after)
             for hint in found:
                 business = self._businesses.get(hint.business_id)
                 if business is not None:
@@ -147,23 +156,36 @@ class Runner:
 
     # Other bots
 
-    async def _check_others(self) -> None:
-        """Let no two bots of other names work for a business.
+    async def outlive(self, others: Sequence[OtherBot]) -> Collection[tuple[str, int]]:
+        """Wait until workers with bots of other names are dead: they do not beat for their lease.
 
-        One whose process is dead does not beat: it is no obstacle.
+        Returns their tokens and beats. Raises BotConflictError if one of them lives.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._lease
-        first: dict[str, int] = {}
-        while True:
-            others = await self._outbox._database.read(other_bots, self.name)
-            others = [other for other in others if self._serves(other.business_id)]
+        seen: dict[str, tuple[int, float]] = {}
+        while others:
+            now = loop.time()
             for other in others:
-                if other.beat > first.setdefault(other.token, other.beat):
+                beat, _ = seen.setdefault(other.token, (other.beat, now))
+                if other.beat > beat:
                     raise _conflict(other, self.name)
-            if not others or loop.time() >= until:
-                return
+            if all(now - seen[other.token][1] >= max(self._lease, other.lease) for other in others):
+                break
             await asyncio.sleep(self._lease / BEATS / 2)
+            others = await self._others()
+        return {(other.token, other.beat) for other in others}
+
+    async def _others(self) -> list[OtherBot]:
+        found = await self._database.read(other_bots, self.name)
+        return [other for other in found if self._serves(other.business_id)]
+
+    async def _look_at_others(self) -> None:
+        """Say it if another bot has begun while this process was taken for dead."""
+        for other in await self._others():
+            if self._reminder.is_due(asyncio.get_running_loop().time()):
+                logger.error("this bot waits: %s", _conflict(other, self.name))
+            return
+        self._reminder.end()
 
 
 def _conflict(other: OtherBot, name: str) -> ChatError:

@@ -30,6 +30,9 @@ from .schema import leases, messages, workers
 PIECE = 500
 """How many businesses one statement names at most."""
 
+_JOINING = 0x79616D61626F74
+"""Held in PostgreSQL while a worker with a bot joins: two may do so at the same moment."""
+
 _worker, _lease, _row = workers.c, leases.c, messages.c
 Held = tuple[int, int]  # the business and the epoch
 
@@ -117,18 +120,74 @@ class OtherBot(NamedTuple):
     business_id: int
     token: str
     beat: int
+    lease: float
     bot: str
     about: str
 
 
 def other_bots(connection: Connection, bot: str) -> list[OtherBot]:
-    """Return the businesses that workers with bots of other names hold."""
+    """Return the businesses that workers with bots of other names hold, or ask for."""
+    columns = _worker.token, _worker.beat, _worker.lease, _worker.bot, _worker.about
     found = connection.execute(
-        select(_lease.business_id, _worker.token, _worker.beat, _worker.bot, _worker.about)
-        .join(workers, _worker.token == _lease.worker)
+        select(_lease.business_id, *columns)
+        .join(workers, or_(_worker.token == _lease.worker, _worker.token == _lease.wanted))
         .where(_worker.bot.is_not(None), _worker.bot != bot)
     )
     return [OtherBot(*row) for row in found]
+
+
+def join_with_bot(
+    connection: Connection,
+    token: str,
+    lease: float,
+    lock: str | None,
+    about: str,
+    bot: str,
+    businesses: Collection[int] | None,
+    dead: Collection[tuple[str, int]],
+) -> list[OtherBot]:
+    """Add a worker with a bot, unless the bot of another name has one of its businesses.
+
+    This also takes its businesses, or asks for them. So of two that begin at the same moment, the
+    second one sees what the first one has.
+
+    Args:
+        connection: The connection.
+        token: The worker; what follows is as for `join`.
+        lease: Its lease.
+        lock: Its lock.
+        about: What is said of it.
+        bot: The name of its bot.
+        businesses: The businesses that it serves; None serves all.
+        dead: The tokens and beats of workers that are dead.
+
+    Returns:
+        The other bots. Then nothing is changed.
+    """
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_JOINING})")
+
+    def serves(business_id: int) -> bool:
+        return businesses is None or business_id in businesses
+
+    others = [
+        other
+        for other in other_bots(connection, bot)
+        if serves(other.business_id) and (other.token, other.beat) not in dead
+    ]
+    if others:
+        return others
+    join(connection, token, lease, lock, about, bot)
+    add(connection, new_businesses(connection) if businesses is None else businesses)
+    holder = exists().where(_worker.token == _lease.worker)
+    free = list(filter(serves, connection.scalars(select(_lease.business_id).where(~holder))))
+    for piece in _pieces(free):
+        _move(connection, ~holder & _lease.business_id.in_(piece), token)
+    strange = holder.where(_worker.bot.is_distinct_from(bot))
+    theirs = list(filter(serves, connection.scalars(select(_lease.business_id).where(strange))))
+    for piece in _pieces(theirs):
+        _change(connection, strange & _lease.business_id.in_(piece), wanted=token)
+    return []
 
 
 def held(connection: Connection, token: str) -> list[Held]:

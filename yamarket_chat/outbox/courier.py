@@ -35,7 +35,7 @@ from .lease import Grant, Worker
 from .marks import End
 from .openings import Openings
 from .outcomes import encode_outcome
-from .pausing import AGAIN, pauses
+from .pausing import AGAIN, Reminder, pauses
 from .points import reach
 from .settling import Settling
 from .turns import Session, Turns
@@ -98,6 +98,7 @@ class Courier:
         self._ready = False
         self._paused = False
         self._trying = False  # it was paused, and one row is tried
+        self._reminder = Reminder()
         self._idle_since = self._loop.time()
         self._pumping = False
         self._pumps_at = math.inf  # when a timer pumps
@@ -116,9 +117,10 @@ class Courier:
                 known = await self._read_before()
                 break
             except ChatError as error:
-                logger.warning("business %d: %s", self.business_id, error)
                 self.failing = str(error)
                 mends_itself = error.retry_after is not None and not pauses(error)
+                if mends_itself or self._reminder.is_due(self._loop.time()):
+                    logger.warning("business %d: %s", self.business_id, error)
                 if not (noted or mends_itself or isinstance(error, OutboxDatabaseError)):
                     noted = await self._note_pause(str(error))
             await self._close_session()
@@ -135,7 +137,7 @@ class Courier:
         )
         self._hold(known.leaving, held)
         if noted or known.paused:
-            await self._note_pause(None)
+            await self._go_on()
         self.failing = None
         self._ready = True
         self._take(known.leaving, first=True)
@@ -476,7 +478,8 @@ class Courier:
     def pause(self, why: str) -> None:
         if not self._paused:
             self._paused = True
-            logger.warning("business %d is paused: %s", self.business_id, why)
+            if self._reminder.is_due(self._loop.time()):
+                logger.warning("business %d is paused: %s", self.business_id, why)
             self.in_background(self._resume(why))
 
     async def _resume(self, why: str) -> None:
@@ -505,6 +508,7 @@ class Courier:
             await former.close(0.0)
 
     async def _go_on(self) -> None:
+        self._reminder.end()
         logger.info("business %d is no longer paused", self.business_id)
         await self._note_pause(None)
 

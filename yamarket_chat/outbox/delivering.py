@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
+from .claims import OtherBot
 from .courier import Courier
 from .database import Database
 from .errors import OutboxDatabaseError
@@ -42,7 +43,13 @@ class Companion(Protocol):
     name: str
 
     async def begin(self, open_session: Callable[[int], Awaitable[Session]]) -> None:
-        """Be ready. Raises ChatError if it may not work here."""
+        """Be ready."""
+
+    async def outlive(self, others: Sequence[OtherBot]) -> Collection[tuple[str, int]]:
+        """Wait until these are dead, and return their tokens and beats.
+
+        Raises ChatError if one of them lives.
+        """
 
     def granted(self, grant: Grant) -> None:
         """Begin with a business."""
@@ -83,6 +90,7 @@ class Delivering:
             lease=lease,
             businesses=businesses,
             bot=None if companion is None else companion.name,
+            outlive=None if companion is None else companion.outlive,
         )
         self._writer = Writer(database)
         self._grants: dict[int, Grant] = {}

@@ -12,9 +12,9 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..version import __version__
 from . import claims, points, shares
@@ -24,6 +24,9 @@ from .errors import OutboxDatabaseError
 from .locks import Lock, is_free, remove
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
+
+T = TypeVar("T")
+Outlive = Callable[[Sequence[claims.OtherBot]], Awaitable[Collection[tuple[str, int]]]]
 
 BEATS = 6
 """How often a worker beats within its lease."""
@@ -111,6 +114,8 @@ class Worker:
         businesses: The businesses that it serves, read anew each sixth of the lease; None serves
             all that have messages.
         bot: The name of the bot that works under the leases, if there is one.
+        outlive: Called with the bots of other names that are in the way as it joins. Returns the
+            tokens and beats of those that are dead, or raises.
     """
 
     def __init__(
@@ -121,9 +126,11 @@ class Worker:
         lease: float = 30.0,
         businesses: Collection[int] | None = None,
         bot: str | None = None,
+        outlive: Outlive | None = None,
     ) -> None:
         self.lease = lease
         self._bot = bot
+        self._outlive = outlive
         self.token: str = ""
         self.held: dict[int, Grant] = {}
         self._database = database
@@ -175,7 +182,7 @@ class Worker:
             except OSError as error:
                 logger.warning("the outbox's worker has no lock beside the database: %s", error)
         try:
-            await self._enter()
+            await self._enter(self._outlive)
             self._tasks.append(asyncio.create_task(self._keep_beating()))
             await self._round()
         except BaseException:
@@ -280,17 +287,33 @@ class Worker:
 
     # The leases
 
-    async def _enter(self) -> None:
+    async def _enter(self, outlive: Outlive | None = None) -> None:
         """Join under a new token."""
-        began = Moment.now()
         token = secrets.token_urlsafe(12)
         lock = None if self._lock is None else self._lock.name
         about = f"process {self._pid} on {socket.gethostname()}, yamarket-chat {__version__}"
-        joining = asyncio.ensure_future(
-            self._database.write(claims.join, token, self.lease, lock, about, self._bot)
-        )
+        worker = token, self.lease, lock, about, self._bot
+        dead: Collection[tuple[str, int]] = ()
+        while True:
+            began = Moment.now()
+            if outlive is None:
+                await self._join(token, claims.join, *worker)
+                break
+            businesses = None if self._businesses is None else set(self._businesses)
+            others = await self._join(token, claims.join_with_bot, *worker, businesses, dead)
+            if not others:
+                break
+            dead = await outlive(others)
+        self.token, self._beat, self._unlearnt, self._beaten = token, 0, 0, began
+        self._survey_at = 0.0
+        self._free_before, self._refused = set(), None
+        self._watcher.begin_anew()
+        self._entered = True
+
+    async def _join(self, token: str, function: Callable[..., T], *arguments: Any) -> T:
+        joining = asyncio.ensure_future(self._database.write(function, *arguments))
         try:
-            await asyncio.shield(joining)
+            return await asyncio.shield(joining)
         except asyncio.CancelledError:
             # Its thread goes on, and the row would stay until others take this worker for dead.
             await asyncio.wait({joining}, timeout=self.lease / BEATS)
@@ -298,11 +321,6 @@ class Worker:
                 with suppress(OutboxDatabaseError):
                     await self._database.write(claims.leave, token)
             raise
-        self.token, self._beat, self._unlearnt, self._beaten = token, 0, 0, began
-        self._survey_at = 0.0
-        self._free_before, self._refused = set(), None
-        self._watcher.begin_anew()
-        self._entered = True
 
     async def _keep_leases(self) -> None:
         while True:

@@ -202,10 +202,12 @@ bots: Table = _table(
     "bots",
     Column("business_id", BigInteger, primary_key=True, autoincrement=False),
     Column("bot", Text, primary_key=True),  # its name
-    Column("began_at", BigInteger, nullable=False),  # by the Market's clock
-    Column("waiting", Boolean, nullable=False),  # it began with the chats that waited
+    Column("began_at", BigInteger),  # by the Market's clock; null if it could not begin yet
+    Column("waiting", Boolean),  # it began with the chats that waited
     Column("chats", BigInteger),  # how many there are, by the last sweep
     Column("sweep", Double),  # how many seconds that took
+    Column("paused", Text),  # why it cannot work
+    Column("paused_at", BigInteger),  # since when
 )
 
 bot_chats: Table = _table(
@@ -233,6 +235,18 @@ bot_handled: Table = _table(
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
     Column("created_at", BigInteger, nullable=False),
     **_often_changed(1_000),
+)
+
+bot_tellings: Table = _table(
+    "bot_tellings",  # replies that failed, while `Bot.error` is told of them
+    Column(
+        "number",
+        BigInteger().with_variant(Integer, "sqlite"),
+        ForeignKey(messages.c.number, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("tries", Integer, nullable=False),  # how often that was begun, and its process died
 )
 
 bot_hints: Table = _table(
