@@ -56,6 +56,7 @@ class Runner:
         self._ending: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._reminder = Reminder()
+        self._is_ending = False
         self._task: asyncio.Task[None] | None = None
         self._open_session: Callable[[int], Awaitable[Session]] | None = None
 
@@ -77,6 +78,8 @@ class Runner:
 
     def granted(self, grant: Grant) -> None:
         """Begin with a business."""
+        if self._is_ending:
+            return  # the worker leaves only when all has ended, and nobody would end this
         assert self._open_session is not None  # noqa: S101
         self._businesses[grant.business_id] = Business(
             self._settings, self._outbox, grant, self._open_session, self._slots
@@ -106,6 +109,7 @@ class Runner:
 
     async def end(self, grace: float) -> None:
         """Begin nothing new, and wait for the handlers at work."""
+        self._is_ending = True
         if self._task is not None:
             self._task.cancel()
         businesses, self._businesses = list(self._businesses.values()), {}

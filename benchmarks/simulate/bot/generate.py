@@ -119,7 +119,7 @@ class _Generator(outbox._Generator):
                 limits["history"] = Rate(rng.choice((5, 10)), per=10.0)
                 limits["get_chat"] = Rate(5, per=10.0)
         rng = self._random("sweep")
-        chats = Rate(rng.choice((1500, 3000, 5000)), per=3600.0)  # a slow sweep costs less
+        chats = Rate(rng.choice((600, 1500, 3000)), per=3600.0)  # a slow sweep costs less
         own["chats"] = markets["chats"] = chats
         return own, markets
 

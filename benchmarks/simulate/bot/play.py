@@ -22,7 +22,7 @@ from .program import Answering
 from .record import Also, Buyers, Record, Row
 from .story import Changes, Story, Told, Writes
 
-QUIET = 70.0
+QUIET = 45.0
 """Seconds in which nothing more may happen after all is answered."""
 
 REPEATS = 60.0
