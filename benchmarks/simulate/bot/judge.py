@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from .. import story as parts
 from ..outbox import judge as outbox
 from ..outbox.story import AtBusiness, Left
 from ..record import Violation
@@ -68,13 +67,22 @@ def _all(story: Story, record: Record) -> dict[Key, _About]:
         )
         for one in record.buyers
     }
+
+    def about(business: int, chat: int, message: int) -> _About:
+        if (business, message) not in found:  # no buyer has written it
+            times = {"at": -1e9, "created": -1e9, "shown": -1e9}
+            one = Buyers(step=None, business=business, chat=chat, message=message, **times)
+            found[business, message] = _About(one, Writes())
+        return found[business, message]
+
     for row in record.also:
-        found[row.business, row.message].also.append(row)
+        about(row.business, row.chat, row.message).also.append(row)
     for run in record.runs:
-        found[run.business, run.message].runs.append(run)
-    for chat, rows in record.replies.items():
+        about(run.business, run.chat, run.message).runs.append(run)
+    for key, rows in record.replies.items():
+        business, chat = map(int, key.split("/"))
         for reply in rows:
-            found[int(chat.split("/")[0]), reply.message].rows.append(reply)
+            about(business, chat, reply.message).rows.append(reply)
     return found
 
 
@@ -146,7 +154,7 @@ def _given_up(
             if most is None or age < most - slack:
                 yield Violation("untrue", f"{age:.1f} s are not too old: {about}")
         elif run.kind == "answer" and most is not None and age > most + slack:
-            if not any(isinstance(event, parts.Stop) for event in story.events):
+            if _only_leaves(story):  # it may be paused, or the database be slow, after a look
                 yield Violation("untrue", f"{age:.1f} s are too old: {about}")
         elif run.kind == "error":
             committed = _runs(about, "answer")
@@ -183,8 +191,8 @@ def _ordered(story: Story, record: Record) -> Iterator[Violation]:
         business = int(chat.split("/")[0])
         order: list[Buyers] = []
         for row in sorted(rows, key=lambda row: row.number):
-            one = stands[business, row.message]
-            if row.kind != "reply" and (not order or order[-1] is not one):
+            one = stands.get((business, row.message))
+            if one is not None and row.kind != "reply" and (not order or order[-1] is not one):
                 order.append(one)
         for place, later in enumerate(order):
             for earlier in order[place + 1 :]:
@@ -210,7 +218,7 @@ def _alone(story: Story, record: Record) -> Iterator[Violation]:
         beside = [
             number
             for number in run.beside
-            if (step := steps[by_number[number].business, by_number[number].message]) is None
+            if (step := steps.get((by_number[number].business, by_number[number].message))) is None
             or story.writes[step].trouble != "clings"
         ]
         if key in killers and beside:

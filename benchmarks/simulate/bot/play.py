@@ -14,6 +14,7 @@ from yamarket_chat.sandbox.loop import BEGINNING
 from yamarket_chat.sandbox.notifier import notification_of
 
 from .. import story as parts
+from ..market import SENDS
 from ..outbox.play import Play, played
 from ..outbox.program import FIRST_BUSINESS, business_of
 from ..outbox.story import AtBusiness
@@ -22,11 +23,14 @@ from .program import Answering
 from .record import Also, Buyers, Record, Row
 from .story import Changes, Story, Told, Writes
 
-QUIET = 45.0
+QUIET = 35.0
 """Seconds in which nothing more may happen after all is answered."""
 
 REPEATS = 60.0
 """Seconds after which the Market tells again of what was not accepted."""
+
+MOST_RUNS = 20
+"""How often a handler may be called for a message, and `Bot.error` with it."""
 
 MOST_TELLS = 5
 
@@ -220,12 +224,21 @@ class BotPlay(Play):
 
     # The end
 
+    def _refused(self, number: int, limit: str, operation: str, who: str) -> None:
+        """A bot that begins knows nothing of what a dead or a paused one has under way."""
+        disturbed = self.record.kills or self.record.met["event stop"]
+        if operation in SENDS or not disturbed:
+            super()._refused(number, limit, operation, who)
+
     def is_defect(self, said: str) -> bool:
         """Whether it must not happen that an exception is logged with these words."""
         allowed = "Bot.error failed", "statement of Bot.error failed", "on_event"
         return not any(words in said for words in allowed)
 
     def _has_ended(self) -> bool:
+        if len(self.record.runs) > MOST_RUNS * (1 + len(self.record.buyers)):
+            self.record.wrong.append("handlers are called without end")
+            return True
         if not self._is_quiet():
             self._quiet_since = None
             return False
