@@ -10,8 +10,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,15 @@ def answer(*arguments: object, bytecode: str | None = None) -> Any:
         python(*arguments), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=env
     )
     return json.loads(done.stdout)
+
+
+def forked(target: Callable[[Any], None], plan: Any, name: str) -> BaseProcess:
+    """Start a process that does `target(plan)`. It is forked from one that has imported it."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([target.__module__])
+    process = context.Process(target=target, args=(plan,), name=name, daemon=True)
+    process.start()
+    return process
 
 
 @contextmanager

@@ -142,18 +142,18 @@ async def test_a_message_that_is_deleted_after_a_try_is_forgotten(small: Shop, g
             small.market.faults = lambda request: (
                 Fault("status", status=404) if request.chat_id == 17 else None
             )
-        await asyncio.sleep(600)
+        await asyncio.sleep(60)
         assert (await bot.status())[0].trying == 0
         assert calls.count("weg") == 1
         before = small.market.requests("history")
     # And no later start looks at the chat again.
-    async with small.running(every=600.0):
+    async with small.running(every=100.0):
         await asyncio.sleep(60)
         if gone == "message":  # the list still shows the chat, in this test
             assert small.market.requests("history") == before
         small.market.faults = None
         small.says("neu")
-        await small.until(lambda: "re: neu" in small.answers(), within=1500)
+        await small.until(lambda: "re: neu" in small.answers(), within=700)
 
 
 async def test_a_message_that_a_history_does_not_show_for_a_while_keeps_its_tries(

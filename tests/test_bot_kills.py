@@ -44,6 +44,7 @@ async def test_killed_bots_answer_each_message_once(tmp_path: Path, postgres_url
 
 
 WRITTEN = [(1, "CUSTOMER", "да"), (2, "CUSTOMER", "да"), (4, "CUSTOMER", "kills 4")]
+WRITTEN.append((5, "CUSTOMER", "kills always 5"))  # nobody can answer it
 ONE, TWO, DEAD = ["answer 1 a 1"], ["answer 2 b 1", "answer 2 b 2"], ["error 4 Died 1"]
 
 
@@ -61,6 +62,7 @@ ONE, TWO, DEAD = ["answer 1 a 1"], ["answer 2 b 1", "answer 2 b 2"], ["error 4 D
         ([*ONE, *TWO, *DEAD, *DEAD], "doubled"),
         ([*ONE, *TWO, "answer 4 e 1"], "doubled"),
         ([*ONE, *TWO, *DEAD, "answer 9 e 1"], "doubled"),
+        ([*ONE, *TWO, *DEAD, "error 5 Died 1"], "doubled"),
     ],
 )
 def test_judge_sees_what_is_wrong(said: list[str], problem: str | None) -> None:

@@ -22,7 +22,7 @@ async def test_a_slow_handler_does_not_hold_up_a_hand_over(small: Shop) -> None:
     @bot.message
     async def answer(message: BuyerMessage) -> None:
         began.set()
-        await asyncio.sleep(800)
+        await asyncio.sleep(90)
         await message.reply("zu spät")
 
     async with bot.running():
@@ -36,7 +36,7 @@ async def test_a_slow_handler_does_not_hold_up_a_hand_over(small: Shop) -> None:
             await small.answered("раз", within=60)
             await small.answered("два", chat_id=18, within=30)
             assert (await small.cursor()).tries == 0
-            await asyncio.sleep(900)
+            await asyncio.sleep(100)
     assert small.answers() == ["re: раз"]
     assert sorted(small.seen) == ["два", "раз"]
 
@@ -44,7 +44,7 @@ async def test_a_slow_handler_does_not_hold_up_a_hand_over(small: Shop) -> None:
 async def _conflicts(*starting: Bot) -> list[str]:
     """Run bots that start in the same moment; return what those were told that are refused."""
     running = [asyncio.ensure_future(bot.run()) for bot in starting]
-    await asyncio.sleep(150)
+    await asyncio.sleep(45)
     refused = [one.exception() for one in running if one.done()]
     for one in running:
         one.cancel()
@@ -58,10 +58,10 @@ async def test_of_two_bots_that_start_at_once_one_is_refused(shop: Shop) -> None
     assert "has the bot 'one'" in said or "has the bot 'two'" in said
 
 
-async def test_of_two_bots_with_some_common_businesses_one_is_refused(shop: Shop) -> None:
+async def test_of_two_bots_with_some_common_businesses_one_is_refused(small: Shop) -> None:
     keys = ({BUSINESS: "key", 2: "key"}, {3: "key", 2: "key"}, {4: "key"})
     starting = [
-        shop.bot(name=f"bot-{number}", keys=some, lease=30.0) for number, some in enumerate(keys)
+        small.bot(name=f"bot-{number}", keys=some, lease=30.0) for number, some in enumerate(keys)
     ]
     (said,) = await _conflicts(*starting)
     assert "business 2 has the bot" in said
@@ -81,9 +81,24 @@ async def test_bots_of_one_name_that_start_at_once_share_the_businesses(small: S
     keys = dict.fromkeys(range(BUSINESS, BUSINESS + 10), small.market.api_key)
     starting = [small.bot(keys=keys, lease=30.0) for _ in range(2)]
     async with starting[0].running(), starting[1].running():
-        await asyncio.sleep(120)
+        await asyncio.sleep(60)
         runners = [bot._runner for bot in starting]
         assert [len(one._businesses) for one in runners if one is not None] == [5, 5]
+
+
+async def test_a_bot_that_stops_begins_with_no_other_business(small: Shop) -> None:
+    """It may get one just then: that of a worker which has left."""
+    bot = small.bot()
+    async with bot.running():
+        await small.until(lambda: bot._runner and bot._runner.business(BUSINESS))
+        runner = bot._runner
+        assert runner is not None
+        grant = runner._businesses[BUSINESS].grant
+        await runner.end(0.0)
+        runner.granted(grant)
+        small.says("да")
+        await asyncio.sleep(60)
+        assert small.seen == []
 
 
 async def test_a_bot_that_came_back_too_late_says_so(
@@ -105,7 +120,7 @@ async def test_a_bot_that_came_back_too_late_says_so(
             connection.execute(text(f"UPDATE yamarket_outbox_workers SET beat = beat + 1 {where}"))  # noqa: S608
 
         await small.outbox._database.write(take)
-        for _ in range(60):
+        for _ in range(20):
             await small.outbox._database.write(beat)
             await asyncio.sleep(5)
     said = [one for one in caplog.records if "has the bot 'two'" in one.getMessage()]

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from benchmarks.crash.judge import Verdict
 from benchmarks.crash.servers import postgres
 
-from .play import SIZE, BotCrash
+from .play import POINTS, SIZE, BotCrash
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,4 +57,9 @@ def _run(options: Any, url: str, folder: Path) -> Verdict:
     crash = BotCrash(size, url, folder, None, say)
     if options.workers is not None:
         crash.workers = (options.workers,)
-    return asyncio.run(crash.play())
+    verdict = asyncio.run(crash.play())
+    missed = crash.missed()
+    print("killed at:", ", ".join(point for point in POINTS if point not in missed))
+    if missed and size.kills >= SIZE.kills:
+        verdict.problems.append(f"never killed at: {', '.join(missed)}")
+    return verdict

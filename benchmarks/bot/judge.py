@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.crash.judge import Verdict
 
-from .worker import KILLER
+from .worker import KILLER, SILENT
 
 COUNTED = ("messages", "answered", "given up", "unanswered", "doubled", "mixed", "disordered")
 Row = tuple[int, str, str]  # the id, the sender, the text
@@ -48,7 +48,11 @@ def judge(chats: Mapping[tuple[int, int], Sequence[Row]], unknown: int = 0) -> V
             some = [reply for reply in replies[name] if reply[0] != "now"]
             if len(replies[name]) - len(some) > 1:
                 wrong("doubled", f"{chat} {name}: {replies[name]}")
-            if not some:
+            if said.startswith(SILENT):
+                figures["given up"] += 1
+                if some:
+                    wrong("doubled", f"{chat} {name}: a dead handler has answered: {some}")
+            elif not some:
                 wrong("unanswered", f"{chat} {name}: {said!r}")
             elif some[0][0] == "error":
                 figures["given up"] += 1

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from statistics import quantiles
@@ -18,6 +17,7 @@ from benchmarks.crash.servers import postgres
 from yamarket_chat.outbox import Outbox
 from yamarket_chat.sandbox import Sandbox
 
+from ..processes import forked
 from ..report import Figures, Report, Step, Table
 from .worker import BotPlan
 from .worker import run as work
@@ -154,9 +154,7 @@ def _start(url: str, folder: Path, box: Sandbox, port: int, bot: bool) -> BasePr
         every=30.0,
         quick=True,
     )
-    process = get_context("forkserver").Process(target=work, args=(plan,), daemon=True)
-    process.start()
-    return process
+    return forked(work, plan, plan.name)
 
 
 async def _until(condition: Callable[[], object]) -> None:

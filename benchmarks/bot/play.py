@@ -6,31 +6,47 @@ import asyncio
 import random
 import socket
 import time
-from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
+from collections import Counter
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from benchmarks.crash.judge import Verdict
 from benchmarks.crash.play import API_KEY, LONGEST_LEFT, Crash, Size
+from yamarket_chat.bot import Bot
 from yamarket_chat.bot.points import NAMES as BOT_POINTS
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError
 from yamarket_chat.outbox.points import NAMES
 from yamarket_chat.sandbox import NotificationInfo
 
 from .judge import judge
-from .worker import KILLER, BotPlan, run
+from .worker import KILLER, SILENT, BotPlan, run
 
-BLOWS = MappingProxyType({"kill one": 35, "kill all": 10, "kill at a point": 40, "stop": 15})
+BLOWS = MappingProxyType(
+    {
+        "kill one": 28, "kill all": 8, "kill at a point": 36, "pause": 7, "pause at a point": 7,
+        "stop": 14,
+    }
+)  # fmt: skip
+
+POINTS = (*BOT_POINTS, *NAMES)
+GIVING_BACK = "giving back"
+
+PATIENCE = 20.0
+"""Seconds in which a process must reach its point."""
+
+FAILURES = 4
+"""How often a point that no process reaches in time is preferred to others."""
 
 
 class BotCrash(Crash):
     """A run."""
 
-    # A try is given back only if a handler outlives the grace of a stop.
-    _points = tuple(point for point in (*BOT_POINTS, *NAMES) if point != "giving back")
-    _worker = f"{__package__}.worker"
+    _points = POINTS
+    _patience = PATIENCE
+    _run = staticmethod(run)
     workers: Sequence[int] = (1, 2)
-    killers = 1
+    killers = 1  # businesses with a message whose handler kills its process each time
+    silent = 2  # the first one with a message whose error handler does so as well
     least = 20  # messages of each business, also if all kills have happened
 
     async def play(self) -> Verdict:
@@ -40,6 +56,7 @@ class BotCrash(Crash):
             self._kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._kept.bind(("127.0.0.1", 0))
             self._unknown = 0
+            self._tried: Counter[str] = Counter()
             self._told = random.Random(self._size.seed)
             self._begun = asyncio.Event()
             return await super().play()
@@ -47,30 +64,58 @@ class BotCrash(Crash):
     def _how_many(self) -> int:
         return self._chance.choice(self.workers)
 
-    def _start(self, point: str | None = None, action: str = "kill") -> BaseProcess:
-        size, name = self._size, f"worker-{next(self._names)}"
-        plan = BotPlan(
-            name=name,
-            database=self._url,
-            markets={number: box.url for number, box in self._markets.items()},
-            api_key=API_KEY,
-            lease=size.lease,
-            timeout=size.timeout,
-            settle_after=size.settle_after,
-            log=str(self._folder / "workers.log"),
-            point=point,
-            action=action,
-            after=1 if point == "begun" else self._chance.choice((1, 1, 2, 5)),
+    def _plan(self, name: str, point: str | None, action: str) -> BotPlan:
+        slow, first = point == GIVING_BACK, action == "kill" and point in self.missed()
+        return BotPlan(
+            **self._common(name, point, action),
+            after=1 if first or point == "begun" else self._chance.choice((1, 1, 2, 5)),
             port=self._kept.getsockname()[1],
+            at_work=str(self._folder / f"{name} is at work") if slow else "",
         )
-        process = self._context.Process(target=run, args=(plan,), name=name, daemon=True)
-        process.start()
-        self._workers.append(process)
-        return process
 
     async def _strike(self) -> None:
         await self._begun.wait()
         await super()._strike()
+
+    def missed(self) -> list[str]:
+        """Return the points at which no process was killed."""
+        return [point for point in self._points if not self._blows[f"kill at: {point}"]]
+
+    def _next_kind(self, kills: int) -> str | None:
+        """Leave enough kills to the points that were not reached yet."""
+        if "kill at a point" not in self._size.blows:
+            return None
+        open_ = [point for point in self.missed() if self._tried[point] < FAILURES]
+        return "kill at a point" if open_ and len(open_) >= self._size.kills - kills else None
+
+    def _next_point(self, points: Sequence[str], kind: str) -> str:
+        missed, point = self.missed(), points[0]
+        if kind.startswith("kill"):
+            first = [one for one in points if one in missed and self._tried[one] < FAILURES]
+            point = next(iter(first), point)
+        elif point == GIVING_BACK:
+            point = points[1]  # a paused process gives back, and needs no pause there
+        return point
+
+    async def _at(self, point: str, action: str, group: asyncio.TaskGroup) -> bool:
+        self._tried[point] += 1
+        if point != GIVING_BACK:
+            return await super()._at(point, action, group)
+        # It loses its lease while its handler is at work.
+        leaving = self._running()
+        process = self._start(point, action)
+        for other in leaving:
+            other.terminate()
+        at_work = self._folder / f"{process.name} is at work"
+        if not await _within(PATIENCE, lambda: at_work.exists() or not process.is_alive()):
+            process.terminate()
+            return False
+        if process.is_alive():
+            await self._pause(process)
+        if await _within(PATIENCE, lambda: not process.is_alive()):
+            return True
+        process.terminate()
+        return False
 
     async def _produce(self, outbox: Outbox, business_id: int) -> None:
         """Let the buyers of a business write. Some write the same twice."""
@@ -86,6 +131,8 @@ class BotCrash(Crash):
             chat = chance.randint(1, self._size.chats)
             kills = business_id <= self.killers and count == 10
             text = f"{KILLER} {count}" if kills else f"Где заказ {chance.randint(1, 9)}?"
+            if business_id == self.silent and count == 10:
+                text, kills = f"{SILENT} {count}", True
             for _ in range(2 if chance.random() < 0.2 and not kills else 1):
                 box.buyer_says(chat, text)
             await asyncio.sleep(chance.uniform(0, 2) / self._size.rate)
@@ -104,14 +151,13 @@ class BotCrash(Crash):
             await asyncio.sleep(1)
             try:
                 status = await outbox.status()
-            except OutboxDatabaseError:
-                continue
-            try:
                 unknown = [one async for one in outbox.entries(state="unknown")]
+                trying = sum(one.trying for one in await Bot(outbox, {}).status())
             except OutboxDatabaseError:
                 continue
             self._unknown = len(unknown)
-            done = not self._judged().problems and not status.waiting and not status.leaving
+            open_ = trying + status.waiting + status.leaving
+            done = not self._judged().problems and not open_
             quiet = quiet + 1 if done else 0
 
     def _judged(self) -> Verdict:
@@ -125,12 +171,22 @@ class BotCrash(Crash):
         return judge(rows, self._unknown)
 
 
-async def _has_begun(outbox: Outbox, business_id: int) -> bool:
-    from yamarket_chat.bot import Bot
+async def _within(seconds: float, condition: Callable[[], object]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True
 
+
+async def _has_begun(outbox: Outbox, business_id: int) -> bool:
     bot = Bot(outbox, {business_id: API_KEY})
     try:
-        return any(one.business_id == business_id for one in await bot.status())
+        return any(
+            one.business_id == business_id and one.began_at is not None
+            for one in await bot.status()
+        )
     except OutboxDatabaseError:
         return False
 
@@ -139,8 +195,9 @@ SIZE = Size(
     kills=50,
     seed=1,
     businesses=2,
-    chats=8,
-    rate=0.7,
+    chats=24,  # some are quiet for long enough to be noted as looked at
+    rate=0.5,  # until the last kill
+    pauses=0.7,
     most=300,  # with their replies: the Market takes 1,000 an hour
     blows=BLOWS,
 )

@@ -8,6 +8,7 @@ import random
 import secrets
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 from aiohttp import web
 
@@ -19,6 +20,12 @@ from yamarket_chat.outbox import Outbox
 KILLER = "kills"
 """How a message begins whose handler kills its process each time."""
 
+SILENT = "kills always"
+"""How a message begins whose error handler does so as well. Nobody can answer it."""
+
+SLOW = 45.0
+"""Seconds that a slow handler takes: longer than its process is paused."""
+
 
 class BotPlan(Plan, frozen=True):
     """What a worker with a bot does."""
@@ -27,6 +34,7 @@ class BotPlan(Plan, frozen=True):
     bot: bool = True  # or it only hears
     every: float = 5.0
     quick: bool = False  # its handler answers at once
+    at_work: str = ""  # its handler is slow, and makes this file as it begins
 
 
 def run(plan: BotPlan) -> None:
@@ -55,6 +63,11 @@ def make(plan: BotPlan, outbox: Outbox) -> Bot:
         if message.text.startswith(KILLER):
             os.kill(os.getpid(), signal.SIGKILL)
         name, run_ = message.message_id, secrets.token_hex(4)
+        if name % 4 == 1 and not plan.quick:
+            run_ += "x" * 1_500  # a long one, which leaves in two parts
+        if plan.at_work:
+            await asyncio.to_thread(Path(plan.at_work).touch)
+            await asyncio.sleep(SLOW)
         if not plan.quick:
             if name % 7 == 0:
                 await message.reply(f"now {name} {run_} 1", now=True)
@@ -66,6 +79,8 @@ def make(plan: BotPlan, outbox: Outbox) -> Bot:
 
     @bot.error
     async def failed(message: BuyerMessage, error: Exception) -> None:
+        if message.text.startswith(SILENT):
+            os.kill(os.getpid(), signal.SIGKILL)
         await message.reply(f"error {message.message_id} {type(error).__name__} 1")
 
     return bot

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +23,7 @@ from yamarket_chat.outbox.points import NAMES
 from yamarket_chat.sandbox import Sandbox, random_faults
 from yamarket_chat.sandbox.faults import EVERY_FAULT
 
+from ..processes import forked
 from .judge import FINAL, Message, Verdict, judge
 from .servers import Postgres
 from .worker import Plan, run
@@ -68,7 +68,8 @@ class Crash:
     """A run."""
 
     _points: Sequence[str] = NAMES
-    _worker = f"{__package__}.worker"
+    _patience = 10.0  # seconds in which a process must reach its point
+    _run: Callable[[Any], None] = staticmethod(run)
 
     def __init__(
         self,
@@ -84,8 +85,6 @@ class Crash:
         self._server = server
         self._say = say
         self._chance = random.Random(size.seed)
-        self._context = get_context("forkserver")
-        self._context.set_forkserver_preload([self._worker])
         self._workers: list[BaseProcess] = []
         self._names = iter(range(1, 1_000_000))
         self._paused: set[int] = set()
@@ -206,24 +205,32 @@ class Crash:
     # The workers
 
     def _start(self, point: str | None = None, action: str = "kill") -> BaseProcess:
-        size, name = self._size, f"worker-{next(self._names)}"
-        plan = Plan(
-            name=name,
-            database=self._url,
-            markets={number: box.url for number, box in self._markets.items()},
-            api_key=API_KEY,
-            lease=size.lease,
-            timeout=size.timeout,
-            settle_after=size.settle_after,
-            log=str(self._folder / "workers.log"),
-            point=point,
-            action=action,
-            after=self._chance.choice((1, 1, 2, 5, 20)),
-        )
-        process = self._context.Process(target=run, args=(plan,), name=name, daemon=True)
-        process.start()
+        name = f"worker-{next(self._names)}"
+        process = forked(self._run, self._plan(name, point, action), name)
         self._workers.append(process)
         return process
+
+    def _plan(self, name: str, point: str | None, action: str) -> Plan:
+        return Plan(
+            **self._common(name, point, action),
+            after=self._chance.choice((1, 1, 2, 5, 20)),
+        )
+
+    def _common(self, name: str, point: str | None, action: str) -> dict[str, Any]:
+        """What each worker is told."""
+        size = self._size
+        return {
+            "name": name,
+            "database": self._url,
+            "markets": {number: box.url for number, box in self._markets.items()},
+            "api_key": API_KEY,
+            "lease": size.lease,
+            "timeout": size.timeout,
+            "settle_after": size.settle_after,
+            "log": str(self._folder / "workers.log"),
+            "point": point,
+            "action": action,
+        }
 
     def _fill_up(self) -> None:
         """Start workers until there are as many as wanted, and forget those that have ended."""
@@ -253,7 +260,7 @@ class Crash:
                 self._fill_up()
                 if self._chance.random() < 0.1:
                     self._wanted = self._how_many()
-                kind = self._chance.choices(kinds, weights)[0]
+                kind = self._next_kind(kills) or self._chance.choices(kinds, weights)[0]
                 running = self._running()
                 victim = self._chance.choice(running)
                 if kind == "kill one":
@@ -267,8 +274,9 @@ class Crash:
                     group.create_task(self._pause(victim))
                 else:
                     # Another one takes its place first: then it has something to do.
-                    point = points[0]
-                    points.append(points.pop(0))
+                    point = self._next_point(points, kind)
+                    points.remove(point)
+                    points.append(point)
                     kind = f"{kind.removesuffix(' at a point')} at: {point}"
                     if not await self._at(point, kind.split()[0], group):
                         continue
@@ -278,13 +286,20 @@ class Crash:
                     self._blows["kills"] = kills
                 self._say(f"{kills} of {self._size.kills} kills: {kind}")
 
+    def _next_kind(self, kills: int) -> str | None:
+        """Return what must happen next; None leaves it to chance."""
+        return None
+
+    def _next_point(self, points: Sequence[str], kind: str) -> str:
+        return points[0]
+
     async def _at(self, point: str, action: str, group: asyncio.TaskGroup) -> bool:
         """Replace the workers by one that ends or stops at a point; return whether it did."""
         leaving = self._running()
         process = self._start(point, action)
         for other in leaving[: max(1, len(leaving) - 1)]:
             other.terminate()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             await asyncio.sleep(0.05)
             if not process.is_alive():
@@ -293,7 +308,7 @@ class Crash:
                 group.create_task(self._pause(process))
                 return True
             # Nobody asks for a business: it hands over when it is stopped.
-            if point == "handing over" and time.monotonic() > deadline - 8:
+            if point == "handing over" and time.monotonic() > deadline - self._patience * 0.8:
                 process.terminate()
         return False
 

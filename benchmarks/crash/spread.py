@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sqlalchemy import Connection, func, select, text
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxMessage
 from yamarket_chat.outbox.schema import leases
 
+from ..processes import forked
 from .worker import Plan, run
 
 WORKERS = 4
@@ -83,8 +83,6 @@ async def spread(url: str, folder: Path, businesses: int, say: Callable[[str], N
     market, fine = Market(), True
     async with Outbox(url) as outbox, await market.open():
         await outbox.create()
-        context = get_context("forkserver")
-        context.set_forkserver_preload([f"{__package__}.worker"])
         names = iter(range(1, 1000))
 
         def start() -> BaseProcess:
@@ -98,9 +96,7 @@ async def spread(url: str, folder: Path, businesses: int, say: Callable[[str], N
                 settle_after=10.0,
                 log=str(folder / "workers.log"),
             )
-            process = context.Process(target=run, args=(plan,), daemon=True)
-            process.start()
-            return process
+            return forked(run, plan, plan.name)
 
         async def until(what: str, goal: float, dead: str | None, even: bool = True) -> None:
             nonlocal fine
