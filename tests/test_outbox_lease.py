@@ -7,6 +7,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import AsyncIterator, Collection, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, insert, select
 
+from yamarket_chat import Pending
+from yamarket_chat._limits.clock import Clock
 from yamarket_chat.outbox import (
     Outbox,
     OutboxDatabaseError,
@@ -23,8 +26,10 @@ from yamarket_chat.outbox import (
     locks,
     shares,
 )
+from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.deaths import Beat, Moment, Watcher
 from yamarket_chat.outbox.lease import Grant, Worker
+from yamarket_chat.outbox.marks import Mark
 from yamarket_chat.outbox.schema import leases, workers
 
 LEASE = 30.0
@@ -468,6 +473,43 @@ def test_count_belongs_to_one_token() -> None:
     assert not any(watch.read(1) for _ in range(6))
     assert not any(watch.read(1, token="b") for _ in range(6))
     assert watch.read(1, token="b")
+
+
+def test_beat_began_before_it_or_a_later_one_was_first_seen() -> None:
+    watcher = Watcher()
+    assert watcher.seen_at("a", 0) is None
+    for at, beat in ((10.0, 2), (11.0, 2), (12.0, 5)):
+        watcher.note([Beat("a", beat, LEASE), Beat("b", 9, LEASE)], Moment(at, at + 100.0))
+        watcher.begin_anew()  # a read that failed
+    assert [watcher.seen_at("a", beat) for beat in range(7)] == [10.0] * 3 + [12.0] * 3 + [None]
+    watcher.note([], Moment(600.0, 700.0))
+    assert (watcher.seen_at("a", 5), watcher.seen_at("b", 9)) == (12.0, 10.0)
+    watcher.note([], Moment(611.0, 711.0))  # "b" is gone for ten minutes
+    assert (watcher.seen_at("a", 5), watcher.seen_at("b", 9)) == (12.0, None)
+
+
+@pytest.mark.parametrize("operation", ["send_message", "send_file"])
+async def test_last_byte_leaves_within_the_time_that_the_mark_names(operation: str) -> None:
+    """Whoever takes over counts from the mark how long it may be under way."""
+    row: Any = SimpleNamespace(not_after=None, request=0, number=1, operation=operation)
+    grant = Grant(1, "a", 1, 0.0, False, lambda token, beat: None)
+    worker: Any = SimpleNamespace(lease=LEASE, beat=7, beat_age=lambda: 2.0)
+    written: list[Mark] = []
+
+    async def mark(one: Mark) -> None:
+        written.append(one)
+
+    writer: Any = SimpleNamespace(mark=mark)
+    pending = Pending(business_id=1, chat_id=17, text="Привет", requests=1, seen="")
+    passage = Passage(row, grant, worker, writer, lambda: Clock(0.0, 0.0), 15.0, 15.0)
+    assert await passage.mark(pending) is None
+    assert (written[0].token, written[0].beat) == ("a", 7)
+    leaves_within = LEASE / 6 if operation == "send_message" else 15.0
+    assert written[0].arrives_within == 2.0 + leaves_within + 11.0
+    await asyncio.sleep(leaves_within - 0.1)
+    assert passage.look(again=True) is None
+    await asyncio.sleep(0.1)
+    assert passage.look(again=True) is not None
 
 
 # The shares

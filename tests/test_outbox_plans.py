@@ -18,7 +18,9 @@ ENDED = 90  # of a hundred
 LARGE = {f"yamarket_outbox_{name}" for name in ("messages", "leases", "counts", "chats", "files")}
 """The tables that may have many rows. There are as many workers as processes."""
 
-MARK = marks.Mark(ROWS, 1 + ROWS % BUSINESSES, 0, "me", 1, "{}", 15.0, 10.0, "send_message", 1)
+MARK = marks.Mark(
+    ROWS, 1 + ROWS % BUSINESSES, 0, "me", 1, "{}", 15.0, 10.0, 3, 17.0, "send_message", 1
+)
 END = marks.End(ROWS, "leaving", 1, "delivered", "{}", "{}")
 
 # What is done for each message, at each look, each second, or each beat.

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.simulate.command import by_story
 from benchmarks.simulate.kinds import kind_of
-from benchmarks.simulate.mutants import mutated
+from benchmarks.simulate.mutating import mutated
 from benchmarks.simulate.outbox.generate import generate
 from benchmarks.simulate.outbox.story import from_json
 from benchmarks.simulate.story import to_json
@@ -64,6 +64,10 @@ def test_a_seed_decides_everything() -> None:
 SOON = {
     # Killed at 4 s, and settled after 15 s, not as if it might only be paused. Requests take 3 s.
     "restarted-while-a-request-is-under-way": 35.0,
+    # Four requests are under way at 4.5 s, and may be for 31 s: about as long as the lease is.
+    "killed-with-all-slots-in-use": 45.0,
+    # It is over for long when the third worker takes over, at 65 s: that one has seen it begin.
+    "killed-before-it-has-settled-what-another-left": 75.0,
     # The file is sent again at once. The business is not paused for a minute.
     "answer-before-the-last-byte-of-a-file": 5.0,
 }

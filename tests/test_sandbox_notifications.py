@@ -295,7 +295,14 @@ def play(seed: int) -> tuple[list[Event], list[tuple[int, float, int | None]], l
 
     async def serve(loop: VirtualLoop) -> tuple[asyncio.AbstractServer, web.Server]:
         receiver = Receiver(handler, name="my-shop", version="1.0", networks=LOOPBACK)
-        server = web.Server(receiver.aiohttp, access_log=None)
+
+        async def hear(request: web.BaseRequest) -> web.StreamResponse:
+            response = await receiver.aiohttp(request)
+            # By default aiohttp's server tells the real time, which differs from run to run.
+            response.headers["Date"] = "Thu, 01 Jan 2026 00:00:00 GMT"
+            return response
+
+        server = web.Server(hear, access_log=None)
         return await loop.create_server(server, "127.0.0.1", 8080), server
 
     listening, server = shop.run_until_complete(serve(shop))

@@ -10,7 +10,8 @@ from benchmarks.simulate.command import by_story
 from benchmarks.simulate.generate import generate
 from benchmarks.simulate.judge import judge
 from benchmarks.simulate.kinds import kind_of
-from benchmarks.simulate.mutants import MUTANTS, mutated
+from benchmarks.simulate.mutants import MUTANTS
+from benchmarks.simulate.mutating import mutated
 from benchmarks.simulate.play import play
 from benchmarks.simulate.story import from_json, to_json
 
@@ -45,7 +46,7 @@ FOUND: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("name", FOUND)
 def test_a_product_without_a_guard_is_found_out(name: str) -> None:
-    with mutated(name):
+    with mutated(name, MUTANTS):
         assert SESSIONS.tell_seeds(1, 200, stop=True, only=FOUND[name]).failed
 
 
@@ -57,7 +58,7 @@ def test_a_product_without_a_guard_is_found_out_by_the_story_of_that_guard(name:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_fits_the_product(name: str) -> None:
     """It leaves a guard out, and calls nothing that is not there any more."""
-    with mutated(name):
+    with mutated(name, MUTANTS):
         assert "crashed" not in SESSIONS.tell_seeds(1, 2).failed
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from yamarket_chat.limits import CUT_OFF, Limits, Rate
@@ -20,15 +20,18 @@ from .record import Record, Told
 from .story import (
     Access,
     Close,
+    Cut,
     Down,
     Kill,
     MarketClock,
     OthersHold,
     OthersUse,
+    Outage,
     Read,
     Says,
     Send,
     SendMany,
+    Stall,
     Story,
     WallClock,
 )
@@ -151,12 +154,24 @@ def _allowance(story: Story, record: Record) -> float:
 
 
 def _ended(story: Story, record: Record) -> float:
-    """A message that the program ended may have taken its turn in a pace: nothing gives it back."""
-    allowed = 0.0
+    """A message that the program ended may have taken its turn in a pace: nothing gives it back.
+
+    By then each process has taken no more turns than its token bucket has let through.
+    """
+    turns: Counter[tuple[int, int, str]] = Counter()
+    last: dict[tuple[int, int, str], float] = {}
     for message in record.messages:
-        rate = rate_of(story, message.operation)
-        if message.ended_by_program and rate.burst is not None:
-            allowed += rate.per / rate.requests
+        if message.ended_by_program:
+            paced = message.machine, message.life, message.operation
+            turns[paced] += 1
+            ended = math.inf if message.ended is None else message.ended
+            last[paced] = max(last.get(paced, 0.0), ended)
+    allowed = 0.0
+    for paced, ended in last.items():
+        rate = rate_of(story, paced[2])
+        if rate.burst is not None:
+            apart = rate.per / rate.requests
+            allowed += min(turns[paced] * apart, rate.burst * apart + ended)
     return allowed
 
 
@@ -176,15 +191,24 @@ def _repeated(story: Story, record: Record) -> float:
         )
         # A request that a connection lost on the way never came to the Market, and counts as well.
         requests += record.looked_up[operation]
-        if (extra := requests - own) <= 0:
-            continue
-        allowed += extra * LONGEST_PAUSE
-        if requests > rate.requests:
-            rounds = math.ceil(extra / rate.requests)
+        extra = max(requests - own, 0)
+        unseen = 0  # of messages that the program ended while the network carried them
+        if _may_lose(story):
+            ended = sum(m.ended_by_program and m.operation == operation for m in record.messages)
+            unseen = min(ended, max(own + ended - requests, 0))
+        if requests + unseen > rate.requests:
+            rounds = math.ceil((extra + unseen) / rate.requests)
             allowed += rounds * (rate.per + CUT_OFF + story.program.timeout)
         elif rate.burst is not None:
             allowed += extra * rate.per / rate.requests
+        allowed += extra * LONGEST_PAUSE
     return allowed
+
+
+def _may_lose(story: Story) -> bool:
+    """Whether what is given up may end on its way to the Market."""
+    losing = (Stall, Cut, Outage, Down)
+    return story.network.most > 0.01 or any(isinstance(e, losing) for e in story.events)
 
 
 def _reads(story: Story, record: Record) -> float:

@@ -13,7 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from .cores import cores, played
 from .kinds import Kind, kind_of
-from .mutants import mutated
+from .mutating import mutated
 from .report import mutants_table, summary
 from .shrink import shrink
 from .story import to_json
@@ -135,6 +135,8 @@ def _many(kind: Kind, console: Console, options: argparse.Namespace) -> int:
 
 def _mutants(kind: Kind, console: Console, options: argparse.Namespace) -> int:
     names = options.mutants or list(kind.mutants)
+    seeds = options.seeds if options.seeds != 1000 else MUTANT_SEEDS
+    usual: dict[int, Tally] = {}  # the product with all its guards, by the number of seeds
     took: dict[str, tuple[int | None, str]] = {}
     for name in names:
         mutant = kind.mutants[name]
@@ -143,28 +145,43 @@ def _mutants(kind: Kind, console: Console, options: argparse.Namespace) -> int:
             took[name] = (1 if shown else None, ", ".join(sorted(shown)))
             console.print(f"{name}: its story: {took[name][1] or 'not found'}", highlight=False)
             continue
-        total = Tally()
+        only = options.only or mutant.aim
+        if not only and not usual:
+            usual = _usual(kind, options.first, seeds, options.jobs)
+        total, knows_less = Tally(), False
         for tally in played(
             options.first,
-            options.seeds if options.seeds != 1000 else MUTANT_SEEDS,
+            seeds,
             jobs=options.jobs,
             kind=kind.name,
             mutant=name,
             stop=True,
-            only=options.only or mutant.aim,
+            only=only,
         ):
             total.add(tally)
-            if total.knows_too_little() and not mutant.aim:
+            if not only and not total.failed and total.knows_less_than(usual[total.seeds]):
+                knows_less = True
                 break
-        kinds = ", ".join(sorted(total.failed))
+        kinds = "unknown" if knows_less else ", ".join(sorted(total.failed))
         found = min((seed for seeds in total.failed.values() for seed in seeds), default=None)
-        if found is None and total.knows_too_little() and not mutant.aim:
-            found, kinds = total.seeds + options.first - 1, "unknown"
-        took[name] = (None if found is None else found - options.first + 1, kinds)
-        console.print(f"{name}: {took[name][0] or 'not found'} {kinds}", highlight=False)
+        if found is not None:
+            found -= options.first - 1
+        elif knows_less:
+            found = total.seeds
+        took[name] = (found, kinds)
+        console.print(f"{name}: {found or 'not found'} {kinds}", highlight=False)
     for line in mutants_table(kind, took):
         print(line)
     return 1 if any(found is None for found, _ in took.values()) else 0
+
+
+def _usual(kind: Kind, first: int, seeds: int, jobs: int) -> dict[int, Tally]:
+    sums: dict[int, Tally] = {}
+    total = Tally()
+    for tally in played(first, seeds, jobs=jobs, kind=kind.name):
+        total.add(tally)
+        sums[total.seeds] = msgspec.convert(msgspec.to_builtins(total), Tally)
+    return sums
 
 
 def by_story(kind: Kind, name: str) -> set[str]:

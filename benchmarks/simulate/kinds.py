@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .mutants import Mutant
+from .mutating import Mutant
 from .record import Violation
 from .tally import Tally
 

@@ -1,15 +1,11 @@
-"""The product with one guard left out. Each mutant must be found, or the simulation is too tame.
-
-Each one patches the product at run time, in a process of its own or within `mutated`.
-"""
+"""The product with one guard left out. Each mutant must be found, or the simulation is too tame."""
 
 from __future__ import annotations
 
 import math
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -33,60 +29,11 @@ from yamarket_chat._limits.clock import MarketClock
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat._limits.window import Window
 
-Patch = Callable[[Any, str, Any], None]
-LeaveOut = Callable[[Patch], None]
-
-
-class Mutant(msgspec.Struct, frozen=True):
-    """A guard, what the product does without it, and how it is left out."""
-
-    guard: str
-    without: str
-    leave_out: LeaveOut
-    aim: tuple[str, ...] = ()
-    """The rare things that show it, if seeds with anything else hardly do."""
-    story: str | None = None
-    """The story in `tests/stories` that shows it, if no seed does."""
-
+from .mutating import Mutant, Patch, added_to
 
 MUTANTS: dict[str, Mutant] = {}
 
-
-def added_to(mutants: dict[str, Mutant]) -> Callable[..., Callable[[LeaveOut], LeaveOut]]:
-    """Return a decorator that adds a mutant, under the name of the function."""
-
-    def mutant(
-        guard: str, without: str, *, aim: tuple[str, ...] = (), story: str | None = None
-    ) -> Callable[[LeaveOut], LeaveOut]:
-        def add(leave_out: LeaveOut) -> LeaveOut:
-            name = leave_out.__name__.strip("_").replace("_", "-")
-            mutants[name] = Mutant(guard, without, leave_out, aim, story)
-            return leave_out
-
-        return add
-
-    return mutant
-
-
 _mutant = added_to(MUTANTS)
-
-
-@contextmanager
-def mutated(name: str | None, mutants: Mapping[str, Mutant] = MUTANTS) -> Iterator[None]:
-    """Leave a guard out for a while; None leaves none out."""
-    before: list[tuple[Any, str, Any]] = []
-
-    def patch(owner: Any, attribute: str, value: Any) -> None:
-        before.append((owner, attribute, owner.__dict__[attribute]))
-        setattr(owner, attribute, value)
-
-    try:
-        if name is not None:
-            mutants[name].leave_out(patch)
-        yield
-    finally:
-        for owner, attribute, value in reversed(before):
-            setattr(owner, attribute, value)
 
 
 # The order
@@ -103,7 +50,11 @@ def no_rest(patch: Patch) -> None:
     patch(settler.Suspect, "rest", lambda self, now: 0.0)
 
 
-@_mutant("the rest is 3 s longer than the message may take", "not longer")
+@_mutant(
+    "the rest is 3 s longer than the message may take",
+    "not longer",
+    story="next-message-waits-until-settle-has-read",
+)
 def not_apart(patch: Patch) -> None:
     patch(settler, "APART", 0.0)
 
@@ -182,7 +133,11 @@ def nothing_before(patch: Patch) -> None:
     _find(patch, find)
 
 
-@_mutant("a message of unknown outcome explains rows later on", "it is forgotten")
+@_mutant(
+    "a message of unknown outcome explains rows later on",
+    "it is forgotten",
+    story="not-sent-after-an-equal-text-in-doubt",
+)
 def suspects_are_forgotten(patch: Patch) -> None:
     original = deliveries.Deliveries.remember
 
@@ -269,18 +224,24 @@ def no_skew(patch: Patch) -> None:
     patch(settling.Offset, "likely", lambda self: range(1))
 
 
-@_mutant("a learnt offset has a margin of 2 s", "none")
+@_mutant("a learnt offset has a margin of 2 s", "none", story="offset-learnt-from-another-host")
 def no_margin(patch: Patch) -> None:
     patch(skew, "MARGIN", 0.0)
 
 
-@_mutant("a learnt offset that does not agree is widened", "the latest one counts")
+@_mutant(
+    "a learnt offset that does not agree is widened",
+    "the latest one counts",
+    story="storage-set-between-what-two-chats-showed",
+)
 def latest_offset(patch: Patch) -> None:
     original = skew.Skew.learn
 
     def learn(self: Any, rows: Any, delivered: Any, now: float) -> None:
-        self._until = -math.inf
+        before, self._until = (self._learnt, self._until), -math.inf
         original(self, rows, delivered, now)
+        if self._until == -math.inf:  # there was nothing to learn
+            self._learnt, self._until = before
 
     patch(skew.Skew, "learn", learn)
 
@@ -395,7 +356,11 @@ def bucket_alone(patch: Patch) -> None:
     patch(Window, "_taken", lambda self, now: 0)
 
 
-@_mutant("a token is drawn as a request leaves", "as a call begins to wait")
+@_mutant(
+    "a token is drawn as a request leaves",
+    "as a call begins to wait",
+    aim=("cancels", "burst", "tight"),
+)
 def early_tokens(patch: Patch) -> None:
     original = Scheduler.drop
 
@@ -471,7 +436,7 @@ def strange_answers(patch: Patch) -> None:
     original = bodies.RequestBody.give_up
 
     def give_up(self: Any) -> None:
-        if sys._getframe(1).f_code.co_name != "send":
+        if sys._getframe(1).f_code is not calls.Calls.call.__code__:
             original(self)
 
     patch(bodies.RequestBody, "give_up", give_up)
@@ -482,7 +447,11 @@ def unexplained_rows(patch: Patch) -> None:
     patch(settling, "_are_explained", lambda equal, items, wanted: True)
 
 
-@_mutant("what is sent after a message that is settled explains equal rows", "nothing does")
+@_mutant(
+    "what is sent after a message that is settled explains equal rows",
+    "nothing does",
+    story="not-sent-before-an-equal-text",
+)
 def nothing_after(patch: Patch) -> None:
     original = settling.find
 
@@ -544,7 +513,7 @@ def no_timeout(patch: Patch) -> None:
 # The verdict
 
 
-def _judge(patch: Patch, statuses: dict[int, verdict.Verdict], *, api: bool = True) -> None:
+def _judge(patch: Patch, statuses: dict[int, verdict.Verdict]) -> None:
     original = verdict.judge
 
     def judge(seen: Any) -> verdict.Verdict:

@@ -155,10 +155,10 @@ class Nature:
         network, steps = self._story.network, self._story.steps
         if network.loss or any(isinstance(e, (Stall, Outage)) for e in self._story.events):
             return False  # it may come much later
-        if any(isinstance(e, Sleep) and e.at <= at <= e.at + e.seconds for e in self._story.events):
-            return False  # it comes as the machine wakes, and that is when it sends
+        # While a machine sleeps or is stopped, it does nothing: what it does next may be late.
+        late = sum(e.seconds for e in self._story.events if isinstance(e, (Sleep, Stop)))
         soon = at + 3 * network.most
-        return not self._log.active and not any(at <= step.at <= soon for step in steps)
+        return not self._log.active and not any(at - late <= step.at <= soon for step in steps)
 
     def _meets(self, what: str) -> None:
         if self._log.active:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import msgspec
 
 from . import judge as judging
 
-UNKNOWN = {
-    "clocks behave": 0.006,
-    "clocks differ or are set": 0.09,
-    judging.OWN_TEXT: 0.005,
-}
-"""The share of messages in doubt that may stay unknown, by circumstances; generously."""
+COMPARED = ("clocks behave", "clocks differ or are set", judging.OWN_TEXT)
+"""The circumstances in which a guard may decide how many outcomes stay unknown."""
 
 
 class Tally(msgspec.Struct, kw_only=True):
@@ -49,11 +46,14 @@ class Tally(msgspec.Struct, kw_only=True):
             else:
                 self.spans.append((first, last))
 
-    def knows_too_little(self) -> bool:
-        """Whether more outcomes are unknown than the product leaves unknown with its guards."""
-        for group, most in UNKNOWN.items():
-            doubtful = self.unknown.get(f"in doubt: {group}", 0)
-            unknown = self.unknown.get(f"unknown: {group}", 0)
-            if doubtful >= 500 and unknown > most * doubtful:
+    def knows_less_than(self, other: Tally) -> bool:
+        """Whether more outcomes are unknown than in others of the same seeds, and not by chance.
+
+        A guard that is left out changes what happens in a seed later on, so a few more or fewer
+        say nothing.
+        """
+        for group in COMPARED:
+            ours, theirs = (one.unknown.get(f"unknown: {group}", 0) for one in (self, other))
+            if ours - theirs > 3 * math.sqrt(ours + theirs) + 2:
                 return True
         return False

@@ -14,9 +14,10 @@ from typing import Any
 
 from sqlalchemy import URL, Connection
 
-from yamarket_chat.errors import ChatError, SessionClosedError
-from yamarket_chat.limits import QuotaStatus, Rate
+from yamarket_chat.errors import ChatError
+from yamarket_chat.limits import Rate
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxEntry, store
+from yamarket_chat.outbox.courier import Seen
 from yamarket_chat.outbox.database import Database
 from yamarket_chat.outbox.delivering import GRACE, Delivering
 from yamarket_chat.outbox.pausing import pauses
@@ -282,8 +283,9 @@ class BulkSender:
                     self._quiet_since = loop.time()
             if loop.time() >= show_at:
                 show_at = loop.time() + SHOW_EVERY
-                self._show(delivery)
-                why = self._why_to_stop(delivery)
+                seen = delivery.seen(self._business_id)
+                self._show(seen)
+                why = self._why_to_stop(seen)
                 if why is not None and self._window:
                     self._stopped = True
                     self._hide_time_to_go()
@@ -334,43 +336,32 @@ class BulkSender:
         if self._progress is not None:
             self._progress.stop()
 
-    def _show(self, delivery: Delivering) -> None:
+    def _show(self, seen: Seen | None) -> None:
         now = asyncio.get_running_loop().time()
-        courier = delivery.courier(self._business_id)
-        status = self._quota(delivery)
-        if courier is not None and not self._begun:
+        status = None if seen is None else seen.quota
+        if seen is not None and not self._begun:
             self._begun, self._quiet_since = True, now
-        if status is not None and courier is not None and self._progress is not None:
-            self._progress.show(now, status, courier.under_way)
+        if status is not None and seen is not None and self._progress is not None:
+            self._progress.show(now, status, seen.under_way)
         if status is not None and status.resets_in > 0:
             self._quiet_since = now
         elif not self._notice_shown and now - self._quiet_since >= NOTICE_AFTER:
-            if courier is None:
+            if seen is None:
                 self._notice_shown = True
                 console.note(
                     f"Waiting for up to {LEASE:g} s, until the last run has surely ended: its"
                     " machine was switched off, or another program sends these messages"
                 )
-            elif not self._ended["delivered"] and (courier.under_way or not courier.begun):
+            elif not self._ended["delivered"] and (seen.under_way or not seen.begun):
                 self._notice_shown = True
                 note_no_response(f"{self._give_up_after:g} s")
 
-    def _quota(self, delivery: Delivering) -> QuotaStatus | None:
-        courier = delivery.courier(self._business_id)
-        if courier is None or courier.session is None or not courier.begun:
-            return None
-        try:
-            return courier.session.quota_status("send_message")
-        except SessionClosedError:
-            return None
-
-    def _why_to_stop(self, delivery: Delivering) -> str | None:
-        courier = delivery.courier(self._business_id)
+    def _why_to_stop(self, seen: Seen | None) -> str | None:
         quiet = asyncio.get_running_loop().time() - self._quiet_since
-        if courier is not None and courier.paused is not None:
-            return courier.paused
-        if courier is not None and courier.failing is not None and quiet >= self._give_up_after:
-            return courier.failing
+        if seen is not None and seen.paused is not None:
+            return seen.paused
+        if seen is not None and seen.failing is not None and quiet >= self._give_up_after:
+            return seen.failing
         if quiet >= self._give_up_after + PATIENCE:
             return f"nothing could be sent for {console.duration(quiet)} (--give-up-after)"
         return None

@@ -124,6 +124,12 @@ def put(
         console.data(_Put(number))
     else:
         console.result(f"Message {number} waits in the outbox")
+    # The process that delivers goes by the Market's clock, and this machine's may be wrong.
+    if not_after is not None and not_after <= datetime.now(UTC):
+        console.warning(
+            f"by this machine's clock, --not-after is over: {console.moment(not_after)}. If it is"
+            " over by the Market's clock too, the message expires and is not sent"
+        )
 
 
 def _message(
@@ -147,11 +153,6 @@ def _message(
         if not (chat.isascii() and chat.isdecimal()):
             raise InvalidArgumentError(f"CHAT_ID is a whole number, not {chat!r:.60}")
     about |= {"order_id": order, "return_id": return_}
-    not_after = about["not_after"]
-    if not_after is not None and not_after <= datetime.now(UTC):
-        raise InvalidArgumentError(
-            f"--not-after is over already: {console.moment(not_after)}. The message would expire"
-        )
     if (file is None) is (not words):
         raise InvalidArgumentError("pass either TEXT or --file")
     if len(words) > 1:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from .._delivery.departing import KERNEL
 from .._limits.clock import Clock
 from ..pending import Pending
 from . import fuse
 from .deaths import Moment
 from .earlier import encode_pending
 from .errors import OutboxDatabaseError
-from .hand import Row
+from .hand import TEXT, Row
 from .lease import BEATS, TRUST, Grant, Worker
 from .marks import Mark
 from .points import reach
@@ -42,6 +43,11 @@ class Passage:
         self._clock = clock
         self._timeout = timeout
         self._settle_after = settle_after
+        # Seconds after the mark in which its last byte may leave. A file takes its time.
+        leaves_within = worker.lease / BEATS
+        if row.operation != TEXT:
+            leaves_within = max(leaves_within, timeout)
+        self._leaves_within = leaves_within
         self._loop = asyncio.get_running_loop()
         self._marking: Moment | None = None  # when its mark began to be committed
         self.refused: str | None = None
@@ -58,7 +64,11 @@ class Passage:
             return self._no(EXPIRED)
         if not self._holds():
             return self._no(LOST)
+        # If the process goes on, the attempt ends by its timeout, and nothing is sent after it. If
+        # not, the kernel may hold the last byte for a while.
         self._marking = Moment.now()
+        age, beat = self._worker.beat_age(), self._worker.beat
+        arrives_within = age + max(self._timeout, self._leaves_within + KERNEL)
         try:
             refusal = await self._writer.mark(
                 Mark(
@@ -70,6 +80,8 @@ class Passage:
                     encode_pending(pending),
                     self._timeout,
                     self._settle_after,
+                    beat,
+                    arrives_within,
                     row.operation,
                     int((time + clock.most) // 60),
                 )
@@ -86,11 +98,9 @@ class Passage:
     def look(self, *, again: bool) -> str | None:
         """Look whether the bytes may leave now."""
         fuse.light()
-        if again:
-            reach("half written")
-            return None if self._holds() else self._no(LOST)
-        reach("before the look")
-        if self._marking is None or self._marking.until(Moment.now()) >= self._worker.lease / BEATS:
+        reach("half written" if again else "before the look")
+        most = self._leaves_within if again else self._worker.lease / BEATS
+        if self._marking is None or self._marking.until(Moment.now()) >= most:
             return self._no(TOO_OLD)
         return None if self._holds() else self._no(LOST)
 

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,7 @@ from ..errors import (
     ForbiddenError,
     SessionClosedError,
 )
+from ..limits import QuotaStatus
 from ..pending import Pending, Stored
 from ..receipts import Receipt
 from . import checkpoint, earlier, marks
@@ -54,6 +55,16 @@ FIRST_PAUSE = 1.0
 
 SCOPES = {"communication", "all-methods"}
 """What a key needs one of, to write to chats."""
+
+
+class Seen(NamedTuple):
+    """How the delivery for one business goes."""
+
+    begun: bool  # it is ready for messages
+    under_way: int  # how many messages are being sent, or settled
+    quota: QuotaStatus | None  # of texts; None if nobody knows just now
+    paused: str | None  # why
+    failing: str | None  # why it could not begin yet
 
 
 class Courier:
@@ -214,15 +225,13 @@ class Courier:
 
     # What is in hand
 
-    @property
-    def begun(self) -> bool:
-        """Whether it is ready for messages."""
-        return self._ready
-
-    @property
-    def under_way(self) -> int:
-        """How many of its messages are being sent, or settled."""
-        return len(self._turns.under_way)
+    def seen(self) -> Seen:
+        """Return how it goes."""
+        quota = None
+        if self._ready and self.session is not None:
+            with suppress(SessionClosedError):
+                quota = self.session.quota_status("send_message")
+        return Seen(self._ready, len(self._turns.under_way), quota, self.paused, self.failing)
 
     def times(self) -> tuple[int, int] | None:
         """Return what the Market's clock shows at least and at most, in microseconds."""
@@ -429,6 +438,8 @@ class Courier:
         reach("before the end")
         number = row.number
         pending, ended_at = earlier.encode_known(known)
+        if ended_at is None and (times := self.times()) is not None:
+            ended_at = times[1]
         end = End(
             number,
             "leaving" if row.leaving else "waiting",

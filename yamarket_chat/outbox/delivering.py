@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
 from .claims import OtherBot
-from .courier import Courier
+from .courier import Courier, Seen
 from .database import Database
 from .errors import OutboxDatabaseError
 from .feed import Feed
@@ -97,7 +97,14 @@ class Delivering:
         self._couriers: dict[int, Courier] = {}  # of those that have had messages
         self._beginning: dict[Courier, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._feed = Feed(database, self._grants, self._couriers, self._begin, self._rest)
+        self._feed = Feed(
+            database,
+            self._grants,
+            self._couriers,
+            self._begin,
+            self._rest,
+            self._wake_telling,
+        )
         self._telling = (
             None if on_failure is None else Telling(database, self._grants.keys(), on_failure)
         )
@@ -157,9 +164,10 @@ class Delivering:
         """Look for new messages at once."""
         self._feed.wake()
 
-    def courier(self, business_id: int) -> Courier | None:
-        """Return who sends for a business in this process; None if nobody does now."""
-        return self._couriers.get(business_id)
+    def seen(self, business_id: int) -> Seen | None:
+        """Return how it goes for a business; None if this process does not send for it now."""
+        courier = self._couriers.get(business_id)
+        return None if courier is None else courier.seen()
 
     def _wake_telling(self) -> None:
         if self._telling is not None:

@@ -54,6 +54,7 @@ class Feed:
         couriers: Of them those that have a courier.
         begin: Makes the courier of a business that has messages.
         rest: Ends the courier of one that has had none for long.
+        failed: Wakes who tells the program of messages that have expired.
     """
 
     def __init__(
@@ -63,12 +64,14 @@ class Feed:
         couriers: dict[int, Courier],
         begin: Callable[[int], None],
         rest: Callable[[int], None],
+        failed: Callable[[], None],
     ) -> None:
         self._database = database
         self._grants = grants
         self._couriers = couriers
         self._begin = begin
         self._rest = rest
+        self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._version: int | None = None
@@ -189,8 +192,17 @@ class Feed:
                 expired[business_id] = times[1]
             elif courier is None and business_id in self._grants and moment <= soon:
                 self._begin(business_id)
-        if due or expired:
-            await self._database.write(_pass_time, due, expired)
+        while due or expired:
+            ended = await self._database.write(_pass_time, due, expired)
+            for business_id, numbers in ended.items():
+                for number in numbers:  # as a courier does
+                    logger.warning("business %d: message %d is expired", business_id, number)
+            if any(ended.values()):
+                self._failed()
+            due = {}
+            expired = {
+                one: moment for one, moment in expired.items() if len(ended[one]) == marks.PIECE
+            }
 
 
 def _due(
@@ -209,11 +221,16 @@ def _timed(connection: Connection) -> tuple[dict[int, int], dict[int, int]]:
     return _first(connection, "due_at"), _first(connection, "not_after")
 
 
-def _pass_time(connection: Connection, due: Mapping[int, int], expired: Mapping[int, int]) -> None:
+def _pass_time(
+    connection: Connection, due: Mapping[int, int], expired: Mapping[int, int]
+) -> dict[int, list[int]]:
+    """Return by business which messages have expired."""
     for business_id, moment in due.items():
         marks.make_due(connection, business_id, moment)
-    for business_id, moment in expired.items():
-        marks.expire(connection, business_id, moment)
+    return {
+        business_id: marks.expire(connection, business_id, moment)
+        for business_id, moment in expired.items()
+    }
 
 
 _TABLE = messages.name

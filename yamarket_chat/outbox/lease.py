@@ -53,19 +53,27 @@ class Grant:
         epoch: How often the holder of the lease changed.
         taken_at: The loop's time when the worker learnt that it holds the lease.
         proven: Whether the system's lock has proven that the holder before is dead.
+        seen_at: Returns when a beat of a worker, by its token and number, was first seen.
         over: Whether the lease is lost or given away. Nothing may be sent under it then.
     """
 
-    __slots__ = ("business_id", "epoch", "over", "proven", "taken_at", "token")
+    __slots__ = ("business_id", "epoch", "over", "proven", "seen_at", "taken_at", "token")
 
     def __init__(
-        self, business_id: int, token: str, epoch: int, taken_at: float, proven: bool
+        self,
+        business_id: int,
+        token: str,
+        epoch: int,
+        taken_at: float,
+        proven: bool,
+        seen_at: Callable[[str, int], float | None],
     ) -> None:
         self.business_id: int = business_id
         self.token: str = token
         self.epoch: int = epoch
         self.taken_at: float = taken_at
         self.proven: bool = proven
+        self.seen_at: Callable[[str, int], float | None] = seen_at
         self.over: bool = False
 
     def __repr__(self) -> str:
@@ -163,6 +171,11 @@ class Worker:
         if not self._entered or os.getpid() != self._pid:
             return float("inf")
         return self._beaten.until(Moment.now())
+
+    @property
+    def beat(self) -> int:
+        """The number of the beat whose age `beat_age` returns."""
+        return self._beat
 
     async def join(self) -> None:
         """Join the other workers, and hold leases from now on.
@@ -356,6 +369,7 @@ class Worker:
         began = Moment.now()
         beats = await self._database.read(claims.beats)
         ended = Moment.now()
+        self._watcher.note(beats, ended)
         self._shortest = min((worker.lease for worker in beats), default=self.lease)
         tokens = {worker.token for worker in beats}
         if self._entered and self.token not in tokens:
@@ -532,7 +546,7 @@ class Worker:
         self._over([one for one in self.held.values() if epochs.get(one.business_id) != one.epoch])
         for business_id, epoch in found:
             if business_id not in self.held:
-                grant = Grant(business_id, token, epoch, taken_at, proven)
+                grant = Grant(business_id, token, epoch, taken_at, proven, self._watcher.seen_at)
                 self.held[business_id] = grant
                 self._courier.granted(grant)
 

@@ -40,6 +40,9 @@ _OPEN = _row.ended_at.is_(None)
 
 _encode = msgspec.json.Encoder().encode
 
+PIECE = 500
+"""How many rows one transaction lets expire at most."""
+
 COUNTED_FOR = 120
 """Minutes for which departures are counted."""
 
@@ -55,6 +58,8 @@ class Mark(msgspec.Struct, eq=False, frozen=True):
     pending: str
     timeout: float
     settle_after: float
+    beat: int  # of the worker
+    arrives_within: float  # seconds after it
     operation: str
     minute: int
 
@@ -68,7 +73,7 @@ class End(msgspec.Struct, eq=False, frozen=True):
     state: str
     outcome: str | None = None
     pending: str | None = None  # of one that was delivered: when
-    ended_at: int | None = None  # by the Market's clock; None takes the time of this machine
+    ended_at: int | None = None  # by the Market's clock; None: not known, so that of this machine
 
     @property
     def untold(self) -> bool:
@@ -119,6 +124,9 @@ _MARKED: dict[str, Any] = {
     "pending": Text,
     "timeout": Double,
     "settle_after": Double,
+    "worker": Text,
+    "beat": BigInteger,
+    "arrives_within": Double,
 }
 _ENDED: dict[str, Any] = {
     "state": Text,
@@ -207,6 +215,13 @@ _END_ALL = select(_free.c.number).add_cte(
     .cte("ending")
 )
 
+_EXPIRE = {
+    dialect: update(messages)
+    .where(_one_of(dialect, "numbers"))
+    .values(state="expired", ended_at=bindparam("at", type_=BigInteger), untold=True)
+    for dialect in DIALECTS
+}
+
 GONE = "its row has changed"
 NOT_OURS = "the lease of its business is another worker's"
 EARLIER = "an earlier message of its chat has to go first"
@@ -237,6 +252,9 @@ def _write_marks(connection: Connection, marked: Sequence[Mark]) -> None:
             "b_pending": one.pending,
             "b_timeout": one.timeout,
             "b_settle_after": one.settle_after,
+            "b_worker": one.token,
+            "b_beat": one.beat,
+            "b_arrives_within": one.arrives_within,
         }
         for one in marked
     ]
@@ -297,7 +315,7 @@ _FED = [
     for name in (
         "number", "business_id", "chat_id", "context", "context_id", "text", "file_name",
         "file_size", "bulk", "not_after", "state", "request", "epoch", "pending", "timeout",
-        "settle_after",
+        "settle_after", "worker", "beat", "arrives_within",
     )
 ]  # fmt: skip
 _DUE = {
@@ -409,10 +427,13 @@ def make_due(connection: Connection, business_id: int, moment: int) -> None:
     )
 
 
-def expire(connection: Connection, business_id: int, moment: int) -> None:
-    """End rows that wait and whose `not_after` is over, by the Market's clock."""
-    connection.execute(
-        update(messages)
+def expire(connection: Connection, business_id: int, moment: int) -> list[int]:
+    """End some rows that wait and whose `not_after` is over, by the Market's clock.
+
+    Returns their numbers: at most `PIECE`. Rows that somebody holds locked are left out.
+    """
+    over = (
+        select(_row.number)
         .where(
             _row.business_id == business_id,
             _OPEN,
@@ -420,8 +441,14 @@ def expire(connection: Connection, business_id: int, moment: int) -> None:
             _row.not_after < moment,
             _row.state == "waiting",
         )
-        .values(state="expired", ended_at=now(), untold=True)
+        .order_by(_row.not_after)
+        .limit(PIECE)
+        .with_for_update(skip_locked=True)
     )
+    numbers = list(connection.scalars(over))
+    if numbers:
+        connection.execute(_EXPIRE[connection.dialect.name], {"numbers": numbers, "at": moment})
+    return numbers
 
 
 def content(connection: Connection, number: int) -> bytes | None:
@@ -482,5 +509,9 @@ def pause(connection: Connection, business_id: int, reason: str | None) -> None:
     connection.execute(
         update(leases)
         .where(leases.c.business_id == business_id)
-        .values(paused=reason, paused_at=None if reason is None else now())
+        .values(
+            paused=reason,
+            # It is noted anew each minute, and was paused before.
+            paused_at=None if reason is None else func.coalesce(leases.c.paused_at, now()),
+        )
     )

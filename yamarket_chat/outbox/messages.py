@@ -54,7 +54,7 @@ class OutboxMessage(_Options, frozen=True):
             key is not put twice. 1 to 200 characters, not beginning with "bot:" or "~".
         bulk: True sends the message after all that are not bulk.
         not_before: The earliest time to send it, an aware datetime, by the Market's clock.
-        not_after: The latest time to send it. After that it expires.
+        not_after: The latest time to send it, likewise. After that it expires.
         order_id: The order to whose chat it goes; see `to_order`.
         return_id: The return to whose chat it goes; see `to_return`.
 
@@ -194,7 +194,8 @@ class OutboxEntry(msgspec.Struct, frozen=True, kw_only=True):
         not_before: The earliest time to send it.
         not_after: The latest time to send it.
         created_at: When it was put, by the clock of the machine that put it.
-        ended_at: When its state became final.
+        ended_at: When its state became final: by the Market's clock, or if it was cancelled, by the
+            clock of the machine that cancelled it.
 
     Example:
         number = await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))

@@ -109,6 +109,11 @@ messages: Table = _table(
     Column("pending", Text),  # Pending, as JSON
     Column("timeout", Double),
     Column("settle_after", Double),
+    # Its time, by no clock: the worker, a beat of it, and how many seconds after the beginning of
+    # that beat the request cannot come to the Market any more.
+    Column("worker", Text),
+    Column("beat", BigInteger),
+    Column("arrives_within", Double),
     # The end.
     Column("ended_at", BigInteger),
     Column("outcome", Text),  # a receipt or an error, as JSON

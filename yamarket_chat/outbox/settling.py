@@ -26,12 +26,22 @@ class Settling:
         self._loop = asyncio.get_running_loop()
 
     def moment(self, read: Any) -> float:
-        """Return when a marked row may be settled: its request cannot be carried out after that."""
-        courier = self._courier
+        """Return when a marked row may be settled: its request cannot be carried out after that.
+
+        The time since its mark counts, if this worker has seen the beat before it. Otherwise
+        nothing is known but that nothing was sent after the lease was taken over.
+        """
+        courier, grant = self._courier, self._courier.grant
         timeout, settle_after = read.timeout or 0.0, read.settle_after or courier.settle_after
-        if read.epoch == courier.grant.epoch:
-            return self._loop.time() + max(timeout, KERNEL) + settle_after
-        return courier.grant.taken_at + courier.grant.settle_wait(timeout, settle_after)
+        if read.epoch == grant.epoch:
+            at = self._loop.time() + max(timeout, KERNEL) + settle_after
+        else:
+            at = grant.taken_at + grant.settle_wait(timeout, settle_after)
+        if read.beat is not None:
+            seen_at = grant.seen_at(read.worker, read.beat)
+            if seen_at is not None:
+                at = min(at, seen_at + read.arrives_within + settle_after)
+        return at
 
     def begin(self, row: Row, read: Any) -> None:
         """Begin to settle a row."""

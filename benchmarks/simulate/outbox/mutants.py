@@ -13,9 +13,11 @@ from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.deaths import Moment, Watcher
 from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.outbox.hand import Hand
+from yamarket_chat.outbox.lease import Worker
 from yamarket_chat.outbox.schema import messages
 
-from ..mutants import Mutant, Patch, added_to, settle_does_not_wait
+from ..mutants import settle_does_not_wait
+from ..mutating import Mutant, Patch, added_to
 from .seams import Locks
 
 MUTANTS: dict[str, Mutant] = {}
@@ -170,6 +172,30 @@ def no_settling(patch: Patch) -> None:
 def no_wait(patch: Patch) -> None:
     patch(settling.Settling, "moment", lambda self, read: self._loop.time())
     settle_does_not_wait(patch)
+
+
+@_mutant(
+    "settling counts from the beat that the mark names",
+    "from the first one of its worker",
+    story="sent-late-by-the-kernel-of-a-paused-process",
+)
+def any_beat(patch: Patch) -> None:
+    patch(Worker, "beat", property(lambda self: 0))
+
+
+@_mutant(
+    "settling counts how long a kernel may hold a request",
+    "not",
+    story="sent-late-by-the-kernel-of-a-paused-process",
+)
+def no_kernel(patch: Patch) -> None:
+    original = settling.Settling.moment
+
+    class Held:
+        def __init__(self, read: Any) -> None:
+            self.__dict__.update(read._mapping, arrives_within=0.0)
+
+    patch(settling.Settling, "moment", lambda self, read: original(self, Held(read)))
 
 
 @_mutant("a chat waits until what is marked in it is settled", "it goes on")
