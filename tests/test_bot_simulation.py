@@ -13,7 +13,7 @@ from benchmarks.simulate.bot.generate import generate
 from benchmarks.simulate.bot.story import from_json
 from benchmarks.simulate.command import by_story
 from benchmarks.simulate.kinds import kind_of
-from benchmarks.simulate.mutants import mutated
+from benchmarks.simulate.mutating import mutated
 from benchmarks.simulate.story import to_json
 
 BOT = kind_of("bot")
@@ -23,7 +23,7 @@ REPEATED = """
 import hashlib, msgspec
 from benchmarks.simulate.kinds import kind_of
 bot = kind_of("bot")
-for seed in (17, 23, 31):
+for seed in (17, 23):
     record = bot.play(bot.generate(seed, ()), lines=True)
     print(seed, hashlib.sha256(msgspec.json.encode(record)).hexdigest())
 """
@@ -36,9 +36,9 @@ def test_a_story_that_once_failed_ends_well(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", (16, 21))
+@pytest.mark.parametrize("first", [16, 19])
 def test_each_message_is_answered_once(first: int) -> None:
-    tally = BOT.tell_seeds(first, first + 4)
+    tally = BOT.tell_seeds(first, first + 2)
     assert tally.failed == {}, "python -m benchmarks simulate --bot --replay SEED shows it"
 
 
@@ -56,7 +56,7 @@ def test_a_seed_decides_everything() -> None:
         for hashes in ("1", "2")
     ]
     assert told[0] == told[1]
-    assert told[0].count(b"\n") == 3
+    assert told[0].count(b"\n") == 2
 
 
 # Mutants, and rare things with which they are found at the first seeds.

@@ -28,9 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--outbox", action="store_true", help="stories of an outbox, and not of sessions"
     )
-    parser.add_argument(
-        "--bot", action="store_true", help="stories of a bot, and not of sessions"
-    )
+    parser.add_argument("--bot", action="store_true", help="stories of a bot, and not of sessions")
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds; default: 1000")
     parser.add_argument("--from", dest="first", type=int, default=1, help="the first seed")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes; default: all cores")

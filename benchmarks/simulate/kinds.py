@@ -1,4 +1,4 @@
-"""The kinds of stories: of sessions, of an outbox, and of a bot. What is done with a story is the same."""
+"""The kinds of stories: of sessions, an outbox and a bot. What is done with them is the same."""
 
 from __future__ import annotations
 

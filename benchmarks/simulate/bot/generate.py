@@ -12,7 +12,7 @@ from yamarket_chat.sandbox import Fault
 
 from .. import story as parts
 from ..outbox import generate as outbox
-from ..outbox.story import AnyStep, AtBusiness, BotPoint, Failure, Left, What
+from ..outbox.story import AtBusiness, BotPoint, Failure, Left, What
 from ..swarm import READ_FAULTS
 from . import story as bots
 from .story import AnyEvent, Story, Told, Writes
@@ -241,9 +241,7 @@ class _Generator(outbox._Generator):
                 for number in range(1, most):
                     if rng.random() < share:
                         fault: Fault = rng.choice(READ_FAULTS)(rng)
-                        found.append(
-                            parts.Failure(operation=operation, number=number, fault=fault)
-                        )
+                        found.append(parts.Failure(operation=operation, number=number, fault=fault))
         return tuple(found)
 
     def _changes(self, writes: Sequence[Writes]) -> list[AnyEvent]:
@@ -257,9 +255,7 @@ class _Generator(outbox._Generator):
 
         if "persons" in self.on:
             for number in range(rng.randint(1, 4)):
-                says = parts.Says(
-                    chat=self._chat(rng), who="shop", text=f"by hand {number}"
-                )
+                says = parts.Says(chat=self._chat(rng), who="shop", text=f"by hand {number}")
                 business = rng.randrange(self.businesses)
                 events.append(AtBusiness(at=moment(), business=business, event=says))
         for feature, status, kind in (

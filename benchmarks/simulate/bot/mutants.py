@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import and_, delete, update
 
-from yamarket_chat.bot import agenda, bot, business, cursor, inbox, slots, steps
+from yamarket_chat.bot import agenda, bot, business, cursor, inbox, slots
 from yamarket_chat.bot.business import Business
+from yamarket_chat.bot.handlers import LINGERS, call
 from yamarket_chat.bot.message import BuyerMessage
 from yamarket_chat.bot.runner import Runner
 from yamarket_chat.bot.steps import Steps
@@ -17,7 +18,7 @@ from yamarket_chat.models import Sender
 from yamarket_chat.outbox import inside, store
 from yamarket_chat.outbox.schema import bot_chats, bot_handled
 
-from ..mutants import Mutant, Patch, added_to
+from ..mutating import Mutant, Patch, added_to
 
 MUTANTS: dict[str, Mutant] = {}
 
@@ -45,9 +46,7 @@ def no_compare_and_set(patch: Patch) -> None:
 
     original = cursor.handled
 
-    def handled(
-        connection: Any, key: Any, was: Any, values: Any, done: Any, *others: Any
-    ) -> bool:
+    def handled(connection: Any, key: Any, was: Any, values: Any, done: Any, *others: Any) -> bool:
         # Or the key of this table would do the same.
         connection.execute(
             delete(bot_handled).where(
@@ -224,10 +223,14 @@ def tries_counted_later(patch: Patch) -> None:
     patch(Steps, "change", change)
 
 
-@_mutant("a try is given back if its handler was cancelled", "it counts", aim=("many leaves", "slow handlers"))
+@_mutant(
+    "a try is given back if its handler was cancelled",
+    "it counts",
+    aim=("many leaves", "slow handlers"),
+)
 def no_giving_back(patch: Patch) -> None:
     async def give_back(self: Any, key: Any, counting: Any) -> None:
-        await asyncio.wait({counting}, timeout=steps.LINGERS)
+        await asyncio.wait({counting}, timeout=LINGERS)
         if not counting.done() or (was := counting.result()) is None:
             return
         await self._database.write(cursor.change, key, was, {"running": False})
@@ -247,12 +250,10 @@ def suspects_beside(patch: Patch) -> None:
 
 @_mutant("a handler that takes too long is cancelled", "it is waited for")
 def handlers_hang(patch: Patch) -> None:
-    original = business.call
+    async def for_ever(function: Any, *arguments: Any, within: float) -> Any:
+        return await call(function, *arguments, within=1e9)
 
-    async def call(function: Any, *arguments: Any, within: float) -> Any:
-        return await original(function, *arguments, within=1e9)
-
-    patch(business, "call", call)
+    patch(business, "call", for_ever)
 
 
 @_mutant("messages of a chat wait for one that failed", "they do not")

@@ -138,8 +138,8 @@ class BotPlay(Play):
                 self.say("world", repr(event))
                 market = self.markets[event.business]
                 self.market_loop.call_soon(market.changes, event)
-            case AtBusiness(event=parts.Says(who="shop")):
-                key = f"{event.business}/{event.event.chat}"
+            case AtBusiness(event=parts.Says(who="shop") as says):
+                key = f"{event.business}/{says.chat}"
                 self.record.answered.setdefault(key, []).append(self.now())
                 self._meets("event a person answers")
                 super()._happen(event)
@@ -257,11 +257,7 @@ class BotPlay(Play):
             return False
         self._note_began()
         done = set(self.storage.select("SELECT business, message FROM also WHERE kind != 'reply'"))
-        done |= {
-            (run.business, run.message)
-            for run in self.record.runs
-            if run.kind == "error"
-        }
+        done |= {(run.business, run.message) for run in self.record.runs if run.kind == "error"}
         return all(
             key in done
             for key, one in self.buyers.items()
@@ -365,4 +361,3 @@ def said_by(content: str) -> tuple[str, int, int, int]:
         content = content.split()[1].removesuffix(".pdf").replace("-", " ")
     kind, message, run, place = content.split()[:4]
     return kind, int(message), int(run), int(place)
-

@@ -42,7 +42,7 @@ class Answering(Process):
     receiver: Receiver | None = None
 
     @asynccontextmanager
-    async def _delivering(self, outbox: Outbox) -> AsyncIterator[None]:  # type: ignore[override]
+    async def _delivering(self, outbox: Outbox) -> AsyncIterator[None]:
         bot = self._bot(outbox)
         try:
             async with bot.running():
@@ -145,8 +145,7 @@ class Answering(Process):
         of = [
             one
             for one in self._record.runs
-            if one.kind == "answer"
-            and (one.business, one.message) == (run.business, run.message)
+            if one.kind == "answer" and (one.business, one.message) == (run.business, run.message)
         ]
         trouble = step.trouble if len(of) <= step.times else ""
         if trouble:

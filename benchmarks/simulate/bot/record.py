@@ -78,18 +78,18 @@ class Also(msgspec.Struct, kw_only=True):
 class Record(outbox.Record, kw_only=True):
     """All that can be seen of a story from outside."""
 
-    buyers: list[Buyers] = []
-    runs: list[Run] = []
-    replies: dict[str, list[Row]] = {}
+    buyers: list[Buyers] = msgspec.field(default_factory=list)
+    runs: list[Run] = msgspec.field(default_factory=list)
+    replies: dict[str, list[Row]] = msgspec.field(default_factory=dict)
     """By "business/chat"."""
-    also: list[Also] = []
-    began: dict[int, float] = {}
+    also: list[Also] = msgspec.field(default_factory=list)
+    began: dict[int, float] = msgspec.field(default_factory=dict)
     """By business: when it began, as the bot has stored it."""
-    first_look: dict[int, float] = {}
+    first_look: dict[int, float] = msgspec.field(default_factory=dict)
     """By business: when the chats were listed for the first time."""
-    spoke: dict[str, list[float]] = {}
+    spoke: dict[str, list[float]] = msgspec.field(default_factory=dict)
     """By "business/chat": when the shop said something, the bot or anybody."""
-    answered: dict[str, list[float]] = {}
+    answered: dict[str, list[float]] = msgspec.field(default_factory=dict)
     """By "business/chat": when a person did."""
     kills: int = 0
     """Processes that died."""

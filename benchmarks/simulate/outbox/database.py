@@ -30,9 +30,7 @@ from .story import Away, Hitch, Story, What
 
 Say = Callable[[str, str], None]
 
-ALSO = (
-    "CREATE TABLE also (business INTEGER, chat INTEGER, message INTEGER, run INTEGER, kind TEXT)"
-)
+ALSO = "CREATE TABLE also (business INTEGER, chat INTEGER, message INTEGER, run INTEGER, kind TEXT)"
 """A table of the user's own, into which the handlers of a bot write."""
 
 _LANES = {False: 1, True: 4}

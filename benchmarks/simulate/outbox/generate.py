@@ -46,7 +46,9 @@ class _Generator(sessions._Generator):
         self._about = ""  # which business
         swarm = self._random("swarm")
         strength = swarm.choice((0.3, 1.0, 1.0, 1.0, 1.5))
-        self.on = {name for name, chance in self.swarm.items() if swarm.random() < strength * chance}
+        self.on = {
+            name for name, chance in self.swarm.items() if swarm.random() < strength * chance
+        }
         if swarm.random() < 0.5:
             if swarm.random() < 0.5:
                 self.on.clear()  # nothing hides what only the theme shows

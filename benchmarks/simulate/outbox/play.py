@@ -51,7 +51,8 @@ SLEEPS_LATER = 0.05
 
 def play(story: Story, *, lines: bool = False) -> Record:
     """Play a story, and return what came of it."""
-    return played(Play(story, lines=lines))
+    record: Record = played(Play(story, lines=lines))
+    return record
 
 
 def played(play: Play) -> Any:
