@@ -115,9 +115,10 @@ class _Generator(outbox._Generator):
         own, markets = super()._limits()
         if "tight reads" in self.on:
             rng = self._random("reads")
-            for limits in (own, markets):
-                limits["history"] = Rate(rng.choice((5, 10)), per=10.0)
-                limits["get_chat"] = Rate(5, per=10.0)
+            own["history"] = markets["history"] = Rate(rng.choice((5, 10)), per=10.0)
+            own["get_chat"] = markets["get_chat"] = Rate(5, per=10.0)
+            if rng.random() < 0.5:
+                own["history"] = Rate(20, per=10.0)  # the Market has less
         rng = self._random("sweep")
         chats = Rate(rng.choice((600, 1500, 3000)), per=3600.0)  # a slow sweep costs less
         own["chats"] = markets["chats"] = chats

@@ -35,8 +35,11 @@ class BuyersMarket(Market):
 
     def open(self, others: int) -> None:
         """Add chats, and listen to what the Market tells."""
-        for number in range(others):
-            self.box.add_chat(FIRST_OTHER + number)
+        if others:
+            self.box.step_clock(-7200.0)
+            for number in range(others):
+                self.box.add_chat(FIRST_OTHER + number)
+            self.box.step_clock(7200.0)
         state = self.box._state
         state._tell = self._tells
         for name in ("history", "message"):
