@@ -55,6 +55,8 @@ class _Generator(outbox._Generator):
         self.spread = shape.choice((0.3, 2.0, 6.0, 20.0))
         self.every = shape.choice((3.0, 10.0, 10.0, 30.0))
         self.timeout = shape.choice((3.0, 8.0))
+        if self.on & {"leaves", "many leaves"}:
+            self.often = (*self.often, "giving back", "giving back", "handing over")
 
     def told(self) -> Story:
         """Return the story."""

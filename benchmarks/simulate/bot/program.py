@@ -169,6 +169,8 @@ class Answering(Process):
 
     async def _failed(self, message: BuyerMessage, error: Exception) -> None:
         run = self._begins(message, "error", type(error).__name__)
+        why = type(error).__name__ if run.kind == "error" else "a reply"
+        self._record.met[f"given up: {why}"] += 1
         await self._run(run, self._says_sorry(message, run))
 
     async def _says_sorry(self, message: BuyerMessage, run: Run) -> None:

@@ -119,6 +119,7 @@ THEMES: tuple[tuple[str, ...], ...] = (
     ("raises", "gives up", "kills"),
     ("raises", "leaves", "kills at points"),
     ("many leaves", "slow handlers"),
+    ("many leaves", "slow handlers", "kills at points", "pauses at points"),
     ("many leaves", "slow handlers", "killers"),
     ("hitches", "server", "slow handlers", "many replies"),
     ("hitches", "kills", "told"),
@@ -145,7 +146,7 @@ def expected() -> Iterator[str]:
     )
     yield from (f"event {event}" for event in events)
     for kind in ("fails", "unlearnt", "late", "slow", "learnt late"):
-        whats = ("send", "beat", "lease", "put", "commit", "try", "hint")
+        whats = ("send", "beat", "lease", "commit", "try", "hint")
         yield from (f"hitch {kind} {what}" for what in whats)
     yield from (f"told {times} times" for times in (0, 1, 3))
     yield from (f"answer {status}" for status in (200, 500))
