@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--outbox", action="store_true", help="stories of an outbox, and not of sessions"
     )
+    parser.add_argument("--bot", action="store_true", help="stories of a bot, and not of sessions")
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds; default: 1000")
     parser.add_argument("--from", dest="first", type=int, default=1, help="the first seed")
     parser.add_argument("--jobs", type=int, default=cores(), help="processes; default: all cores")
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         "--mutants", nargs="*", metavar="NAME", help="how many seeds each mutant takes; all of them"
     )
     options = parser.parse_args(arguments)
-    kind = kind_of("outbox" if options.outbox else "sessions")
+    kind = kind_of("bot" if options.bot else "outbox" if options.outbox else "sessions")
     mutant = [] if options.mutant is None else [options.mutant]
     for given, known in (
         (options.only, kind.swarm),

@@ -1,4 +1,4 @@
-"""The kinds of stories: of sessions, and of an outbox. What is done with a story is the same."""
+"""The kinds of stories: of sessions, an outbox and a bot. What is done with them is the same."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Kind(msgspec.Struct, frozen=True, eq=False):
 
 @cache
 def kind_of(name: str) -> Kind:
-    """Return a kind: "sessions" or "outbox"."""
-    return {"sessions": _sessions, "outbox": _outbox}[name]()
+    """Return a kind: "sessions", "outbox" or "bot"."""
+    return {"sessions": _sessions, "outbox": _outbox, "bot": _bot}[name]()
 
 
 def _sessions() -> Kind:
@@ -146,6 +146,35 @@ def _outbox() -> Kind:
 def _figures_of_outbox(record: Any) -> dict[str, Any]:
     return {
         "messages": len(record.messages),
+        "requests": record.requests,
+        "hours": record.virtual / 3600,
+    }
+
+
+def _bot() -> Kind:
+    from .bot import generate, judge, mutants, play, story, swarm, timeline
+
+    return Kind(
+        "bot",
+        swarm.SWARM,
+        mutants.MUTANTS,
+        judge.KINDS,
+        STORIES / "bot",
+        generate.generate,
+        generate.switched_on,
+        story.from_json,
+        play.play,
+        judge.judge,
+        judge.unknown,
+        _figures_of_bot,
+        timeline.told,
+        swarm.expected,
+    )
+
+
+def _figures_of_bot(record: Any) -> dict[str, Any]:
+    return {
+        "messages": len(record.buyers),
         "requests": record.requests,
         "hours": record.virtual / 3600,
     }

@@ -23,7 +23,7 @@ class Todo(msgspec.Struct):
     listed_at: float = 0.0
     hints: dict[int, tuple[Hint, float]] = {}
     looks: int = 0  # that did not find what they should
-    once_more: tuple[float, ...] = ()  # the pauses before the looks that follow this one
+    once_more: tuple[float, ...] = ()  # when to look again in any case
 
     def knows(self, hint: Hint) -> bool:
         """Whether this look is for a hint as well."""
@@ -60,6 +60,8 @@ class Agenda:
         if todo is None:
             todo = self._todo[chat_id] = Todo()
         now = self._loop.time()
+        if hint is None and chat_id in self._timers and todo.is_listed_as(chat):
+            return  # it is known when to look at this change again
         if chat is not None and not todo.is_listed_as(chat):
             todo.chat, todo.listed_at = chat, now
         if hint is not None:

@@ -41,9 +41,12 @@ LATE = 600.0
 """Seconds for which a chat is read again if its history does not show what has changed in it."""
 
 WHOLE = 2_000_000
-"""Microseconds. The Market's times may be whole seconds: a chat may change twice in one."""
+"""Microseconds. The Market's times may be whole seconds."""
 
-ONCE_MORE = (1.0, 30.0)
+SETTLED = 30.0
+"""Seconds after a change within which a chat is read again: earlier rows may be shown later."""
+
+ONCE_MORE = (1.0, SETTLED)
 """Seconds after which a chat is read again in which a message was handled. What the buyer wrote
 meanwhile stands before the reply, so the chat does not wait for the shop."""
 
@@ -292,7 +295,7 @@ class Business:
     async def _look(self, chat_id: int, todo: Todo) -> float | None:
         """Handle what is new in a chat. Returns in how many seconds to look again, or None."""
         key = self._key(chat_id)
-        now = self._now()
+        now, began = self._now(), self._loop.time()
         was = await self._database.read(cursor.read, key)
         rows = ordered(await read(self.session(), chat_id, was.anchor))
         begins_at = self._start.begins_at(rows) if was.begins_at is None else was.begins_at
@@ -302,20 +305,18 @@ class Business:
             after = await self._handle(key, was, begins_at, rows, found)
             if after is None:
                 return FIRST_PAUSE
-            was, todo.once_more = after, ONCE_MORE
+            was = after
+            todo.once_more = tuple(self._loop.time() + pause for pause in ONCE_MORE)
         if was.message_id is not None and await self._is_gone(key, was.message_id, rows):
             after = await self._forget(key, was)
             if after is None:
                 return FIRST_PAUSE
             was = after
-        if not await self._is_seen(key, was, begins_at, rows, todo, now):
-            todo.looks += 1
-            return _growing(todo, AGAIN)
-        if not todo.once_more:
-            return None
-        pause, *more = todo.once_more
-        todo.once_more = tuple(more)
-        return pause
+        pauses = await self._note(key, was, begins_at, rows, todo, now)
+        # Moments, and not pauses: whatever else is a reason to look here moves none of them.
+        todo.once_more = tuple(at for at in todo.once_more if at > began)
+        pauses += (max(0.0, at - self._loop.time()) for at in todo.once_more)
+        return min(pauses, default=None)
 
     def _key(self, chat_id: int) -> Key:
         return Key(self.business_id, self._settings.name, chat_id)
@@ -342,7 +343,7 @@ class Business:
         forgotten = {"message_id": None, "tries": 0, "running": False}
         return await self._steps.change(key, was, forgotten)
 
-    async def _is_seen(
+    async def _note(
         self,
         key: Key,
         was: Cursor,
@@ -350,8 +351,11 @@ class Business:
         rows: list[Message],
         todo: Todo,
         now: int,
-    ) -> bool:
-        """Return whether the history shows what the chat was looked at for; note it then."""
+    ) -> list[float]:
+        """Note it if the history shows what the chat was looked at for.
+
+        Returns in how many seconds to look again, if it does not.
+        """
         shown = was.handled | {row.message_id for row in rows}
         passed = [
             hint
@@ -369,18 +373,26 @@ class Business:
             await self._database.write(cursor.followed, passed)
             for hint in passed:
                 del todo.hints[hint.message_id]
+        pauses = []
         if (chat := todo.chat) is not None:
             changed_at = micros(chat.updated_at)
-            newest = micros(rows[-1].created_at) if rows else 0
-            late = now - changed_at > LATE * 1e6 or self._is_late(todo.listed_at)
-            if late or (newest >= changed_at - WHOLE and now - changed_at > WHOLE):
+            is_shown = bool(rows) and micros(rows[-1].created_at) >= changed_at - WHOLE
+            settles = SETTLED - (now - changed_at) / 1e6
+            if now - changed_at > LATE * 1e6 or self._is_late(todo.listed_at):
+                is_shown, settles = True, 0.0
+            if is_shown and settles <= 0:
                 reach("before the look is noted")
                 await self._database.write(
                     cursor.change, key, was, {"looked_at": changed_at, "begins_at": begins_at}
                 )
                 reach("look noted")
                 todo.chat = None
-        return todo.chat is None and not todo.hints
+            elif is_shown:
+                pauses.append(min(settles, LATE))
+        if todo.hints or (todo.chat is not None and not pauses):
+            todo.looks += 1
+            pauses.append(_growing(todo, AGAIN))
+        return pauses
 
     def _is_late(self, since: float) -> bool:
         return self._loop.time() - since > LATE

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from ..errors import ApiError
 from ..models import Message
 from ..outbox.pausing import AGAIN, pauses
+from ..outbox.turns import Session
 from ..session import ChatSession
 
 LEFT = 0.2
@@ -26,12 +27,16 @@ class Reading:
         self._reading = 0  # looks that may read, and have not ended
 
     @asynccontextmanager
-    async def may_read(self, session: Callable[[], ChatSession]) -> AsyncIterator[None]:
+    async def may_read(self, session: Callable[[], Session]) -> AsyncIterator[None]:
         """Wait for the limit. Some of it is left to messages of unknown outcome."""
         async with self._limit:  # one looks at the limit, not all that wait
             while True:
                 status = session().quota_status("history")
                 if status.remaining - self._reading > status.limit * LEFT:
+                    break
+                # After others have used it up, only an answer tells how much is left now.
+                is_unknown = session().departing().others("history") is None
+                if is_unknown and status.remaining and not self._reading:
                     break
                 await asyncio.sleep(min(max(status.resets_in, LOOK), AGAIN))
             self._reading += 1

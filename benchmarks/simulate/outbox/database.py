@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, StaticPool, create_engine, event
 
+from yamarket_chat.bot import cursor
 from yamarket_chat.errors import ChatError
 from yamarket_chat.outbox import claims, schema, store, writer
 from yamarket_chat.outbox.database import Database
@@ -29,12 +30,18 @@ from .story import Away, Hitch, Story, What
 
 Say = Callable[[str, str], None]
 
+ALSO = "CREATE TABLE also (business INTEGER, chat INTEGER, message INTEGER, run INTEGER, kind TEXT)"
+"""A table of the user's own, into which the handlers of a bot write."""
+
 _LANES = {False: 1, True: 4}
 _WHAT: dict[Any, What] = {
     writer._write: "send",
     claims.beat: "beat",
     store.put: "put",
     store.put_each: "put",
+    cursor.handled: "commit",
+    cursor.change: "try",
+    cursor.hint: "hint",
 }
 
 
@@ -50,8 +57,10 @@ class _Memory:
         self.connection: Connection = engine.connect()
         with self.connection.begin():
             schema.create(self.connection)
+        self.raw.execute(ALSO)
         tables = [one for one in schema.metadata.sorted_tables[::-1] if one is not schema.schema]
-        self._empty = [f"DELETE FROM {table.name}" for table in tables]  # noqa: S608 - ours
+        names = "also", *(table.name for table in tables)
+        self._empty = [f"DELETE FROM {name}" for name in names]  # noqa: S608 - ours
 
     def _begin(self, connection: Connection) -> None:
         if self.writes:

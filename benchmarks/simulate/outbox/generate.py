@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 from msgspec.structs import replace
 
 from .. import generate as sessions
 from .. import story as parts
 from . import story as outbox
-from .story import AnyEvent, AnyStep, Hitch, Point, Put, PutMany, Story, What
+from .story import AnyEvent, AnyStep, BotPoint, Hitch, Point, Put, PutMany, Story, What
 from .swarm import SWARM, THEMES
 
 Random = sessions.Random
 
 POINTS: tuple[Point, ...] = get_args(Point)
+AnyPoint = Point | BotPoint
 OFTEN: tuple[Point, ...] = (
     "marked", "before the look", "written", "answered", "before the end", "before the mark",
 )  # fmt: skip
@@ -34,16 +35,24 @@ def switched_on(seed: int, only: Sequence[str] = ()) -> set[str]:
 class _Generator(sessions._Generator):
     """Makes the Market, the network and the failures as the stories of sessions have them."""
 
+    swarm: Mapping[str, float] = SWARM
+    themes: Sequence[Sequence[str]] = THEMES
+    points: Sequence[AnyPoint] = POINTS
+    often: Sequence[AnyPoint] = OFTEN
+    speakers: Sequence[Literal["buyer", "market", "support"]] = ("buyer", "market")
+
     def __init__(self, seed: int, only: Sequence[str]) -> None:
         self.seed = seed
         self._about = ""  # which business
         swarm = self._random("swarm")
         strength = swarm.choice((0.3, 1.0, 1.0, 1.0, 1.5))
-        self.on = {name for name, chance in SWARM.items() if swarm.random() < strength * chance}
+        self.on = {
+            name for name, chance in self.swarm.items() if swarm.random() < strength * chance
+        }
         if swarm.random() < 0.5:
             if swarm.random() < 0.5:
                 self.on.clear()  # nothing hides what only the theme shows
-            self.on.update(swarm.choice(THEMES))
+            self.on.update(swarm.choice(self.themes))
         if only:
             self.on = set(only)
         if "server" not in self.on and "no locks" not in self.on:
@@ -225,13 +234,7 @@ class _Generator(sessions._Generator):
             ("fails", "unlearnt", "late", "slow", "learnt late"), rng.choice((1, 2, 5))
         )
         share = rng.choice((0.05, 0.2, 0.4))
-        most: dict[What, int] = {
-            "send": 3 * self.messages,
-            "beat": 20,
-            "lease": 8,
-            "put": 4,
-            "other": 4,
-        }
+        most = self._writes_of_a_worker()
         return tuple(
             Hitch(
                 machine=machine,
@@ -246,7 +249,10 @@ class _Generator(sessions._Generator):
             if rng.random() < share
         )
 
-    def _happens(self, steps: tuple[AnyStep, ...]) -> tuple[AnyEvent, ...]:
+    def _writes_of_a_worker(self) -> dict[What, int]:
+        return {"send": 3 * self.messages, "beat": 20, "lease": 8, "put": 4, "other": 4}
+
+    def _happens(self, steps: Sequence[parts.Step | parts.Event]) -> tuple[AnyEvent, ...]:
         rng = self._random("events")
         moments = [step.at for step in steps]
         lease = self._delivery({}).lease
@@ -271,8 +277,8 @@ class _Generator(sessions._Generator):
                 2,
             )
 
-        def point() -> Point:
-            return rng.choice(OFTEN if rng.random() < 0.8 else POINTS)
+        def point() -> AnyPoint:
+            return rng.choice(self.often if rng.random() < 0.8 else self.points)
 
         def add(feature: str, most: int, make: Callable[[], AnyEvent]) -> None:
             if feature in self.on:
@@ -354,7 +360,7 @@ class _Generator(sessions._Generator):
                 lambda: parts.Says(
                     at=moment(),
                     chat=self._chat(rng),
-                    who=rng.choice(("buyer", "market")),
+                    who=rng.choice(self.speakers),
                     text=rng.choice(("да", "нет", "?")),
                 )
             ),

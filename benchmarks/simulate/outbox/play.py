@@ -51,11 +51,17 @@ SLEEPS_LATER = 0.05
 
 def play(story: Story, *, lines: bool = False) -> Record:
     """Play a story, and return what came of it."""
+    record: Record = played(Play(story, lines=lines))
+    return record
+
+
+def played(play: Play) -> Any:
+    """Play what is ready, and return its record."""
     freezes = not gc.get_freeze_count()
     if freezes:
         gc.freeze()  # what was there before need not be looked through
     try:
-        record = _Play(story, lines=lines).run()
+        record = play.run()
         # A program that is killed closes nothing, and its memory goes with it.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
@@ -78,10 +84,17 @@ class _Nature(Nature):
         self._happen(event)
 
 
-class _Play:
+class Play:
+    """A story that is played."""
+
+    record_of: type[Record] = Record
+    process_of: type[Process] = Process
+    market_of: type[Market] = Market
+    stuck_after: float = STUCK_AFTER
+
     def __init__(self, story: Story, *, lines: bool) -> None:
         self.story = story
-        self.record = Record()
+        self.record = self.record_of()
         self.world = World(story.seed)
         self.since = 0.0
         self._lines = lines
@@ -110,7 +123,7 @@ class _Play:
             log = Log(MarketsRecord(met=self.record.met), self.now, lines=False)
             log.say = self._say_of(number)  # type: ignore[method-assign]
             log.active = {0: None}  # type: ignore[dict-item]  # something may be under way
-            market = Market(
+            market = self.market_of(
                 self._of_market(number),
                 log,
                 self.world.randomness(f"jitter {number}"),
@@ -142,9 +155,11 @@ class _Play:
         )
 
     def now(self) -> float:
+        """Return the seconds since the story began."""
         return self.world.now - self.since
 
     def say(self, who: str, what: str) -> None:
+        """Add a line to the time line."""
         if self._lines and not self._is_over:
             self.record.line.append((self.now(), who, what))
 
@@ -154,6 +169,7 @@ class _Play:
     # Playing
 
     def run(self) -> Record:
+        """Play it, and return what came of it."""
         logger = logging.getLogger("yamarket_chat")
         with (
             _listened(logger, self),
@@ -175,7 +191,7 @@ class _Play:
                 self._run()
             finally:
                 self._is_over = self.storage.is_over = True
-                record, self.record = self.record, Record()
+                record, self.record = self.record, self.record_of()
                 for process in self.processes:
                     process._record = self.record
                 for log in self.logs:
@@ -192,28 +208,17 @@ class _Play:
             self.market_loop.run_until_complete(market.box.__aenter__())
             watch(market.box, partial(self._refused, number))
         self.market_loop.set_exception_handler(self._complain)
-        for number, market in enumerate(self.markets):
-            market.begin()
-            nature = _Nature(
-                self._of_market(number),
-                world,
-                market,
-                self.market_loop,
-                self.loops,
-                self.logs[number],
-            )
-            self.natures.append(nature)
+        self._begin_markets()
         self.natures[0].begin()
         self.since = world.now
         for machine in range(story.machines()):
             self.left.append(dict(steps_of(story, machine)))
             self.lives.append(0)
             self._boot(machine)
-        for event in story.events:
-            world.call_at(self.since + event.at, self._happen, event)
+        self._schedule()
         calm = self.since + story.ends() + 1.0
         if self._until(lambda: False, calm, "") and self._until(
-            self._has_ended, calm + STUCK_AFTER, "messages are open"
+            self._has_ended, calm + self.stuck_after, "messages are open"
         ):
             self.record.lasted = self.now()
             self._stop_all()
@@ -224,6 +229,23 @@ class _Play:
         self._note()
         for market in self.markets:
             self.market_loop.run_until_complete(market.box.__aexit__(None, None, None))
+
+    def _begin_markets(self) -> None:
+        for number, market in enumerate(self.markets):
+            market.begin()
+            nature = _Nature(
+                self._of_market(number),
+                self.world,
+                market,
+                self.market_loop,
+                self.loops,
+                self.logs[number],
+            )
+            self.natures.append(nature)
+
+    def _schedule(self) -> None:
+        for event in self.story.events:
+            self.world.call_at(self.since + event.at, self._happen, event)
 
     def _url_of(self, business_id: int) -> str:
         number = business_id - business_of(0)
@@ -240,7 +262,7 @@ class _Play:
         if clocks.offset:
             loop.step_wall_clock(clocks.offset * (machine + 1))
         self.machines[loop] = machine
-        process = Process(
+        process = self.process_of(
             self.story,
             machine,
             loop,
@@ -375,6 +397,10 @@ class _Play:
                 f" epoch {grant.epoch}; {self.tokens.whose.get(holder)} holds it under {epoch}"
             )
 
+    def is_defect(self, said: str) -> bool:
+        """Whether it must not happen that an exception is logged with these words."""
+        return True
+
     # The end
 
     def _has_ended(self) -> bool:
@@ -503,7 +529,7 @@ def _end(loop: VirtualLoop) -> None:
 class _Notices(logging.Handler):
     """Notes the defects that the product logs, and the rest for the time line."""
 
-    def __init__(self, played: _Play) -> None:
+    def __init__(self, played: Play) -> None:
         super().__init__()
         self._play = played
 
@@ -512,13 +538,13 @@ class _Notices(logging.Handler):
         if loop is None or self._play._is_over or loop.is_killed:
             return
         said = record.getMessage()
-        if record.levelno >= logging.ERROR and record.exc_info:
+        if record.levelno >= logging.ERROR and record.exc_info and self._play.is_defect(said):
             self._play.record.crashed.append(f"{said}: {record.exc_info[1]!r}"[:300])
         self._play.say(loop.name, f"log: {said}")
 
 
 @contextmanager
-def _listened(logger: logging.Logger, played: _Play) -> Iterator[None]:
+def _listened(logger: logging.Logger, played: Play) -> Iterator[None]:
     level, propagates = logger.level, logger.propagate
     notices = _Notices(played)
     logger.setLevel(logging.INFO)

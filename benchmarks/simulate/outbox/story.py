@@ -23,8 +23,23 @@ Point = Literal[
     "ended",
     "handing over",
 ]
-What = Literal["send", "beat", "lease", "put", "other"]
-"""Which write of a worker: marks and ends, beats, what else concerns leases, puts."""
+BotPoint = Literal[
+    "told",
+    "begun",
+    "before the try",
+    "tried",
+    "handled",
+    "before the replies",
+    "replies put",
+    "before the look is noted",
+    "look noted",
+    "giving back",
+]
+What = Literal["send", "beat", "lease", "put", "other", "commit", "try", "hint"]
+"""Which write of a worker: marks and ends, beats, what else concerns leases, puts.
+
+Of a bot: that a message is handled, what else concerns a chat, notifications.
+"""
 
 # What the programs do
 
@@ -82,7 +97,7 @@ class AtPoint(Event, frozen=True, tag="at_point"):
     """From `at` on, a worker is killed or paused as it reaches a point for the `count`th time."""
 
     machine: int = 0
-    point: Point = "marked"
+    point: Point | BotPoint = "marked"
     count: int = 1
     action: Literal["kill", "pause"] = "kill"
     seconds: float = 1.0

@@ -1,0 +1,1 @@
+"""Stories of a bot: buyers write, and workers that are killed answer, in virtual time."""

@@ -1,0 +1,304 @@
+"""The bot with one guard left out. Each mutant must be found, or the simulation is too tame."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from sqlalchemy import and_, delete, update
+
+from yamarket_chat.bot import agenda, bot, business, cursor, inbox, slots
+from yamarket_chat.bot.business import Business
+from yamarket_chat.bot.handlers import LINGERS, call
+from yamarket_chat.bot.message import BuyerMessage
+from yamarket_chat.bot.runner import Runner
+from yamarket_chat.bot.steps import Steps
+from yamarket_chat.models import Sender
+from yamarket_chat.outbox import inside, store
+from yamarket_chat.outbox.schema import bot_chats, bot_handled
+
+from ..mutating import Mutant, Patch, added_to
+
+MUTANTS: dict[str, Mutant] = {}
+
+_mutant = added_to(MUTANTS)
+
+
+# What is committed
+
+
+@_mutant("the replies count only if the cursor is as it was", "in any case")
+def no_compare_and_set(patch: Patch) -> None:
+    def change(connection: Any, key: Any, was: Any, values: Any) -> bool:
+        if was.version == 0:
+            added = cursor._insert(connection, bot_chats).values(
+                **key._asdict(), version=1, **values
+            )
+            connection.execute(added.on_conflict_do_nothing())
+            return True
+        connection.execute(
+            update(bot_chats)
+            .where(cursor._is(key))
+            .values(version=bot_chats.c.version + 1, **values)
+        )
+        return True
+
+    original = cursor.handled
+
+    def handled(connection: Any, key: Any, was: Any, values: Any, done: Any, *others: Any) -> bool:
+        # Or the key of this table would do the same.
+        connection.execute(
+            delete(bot_handled).where(
+                and_(
+                    bot_handled.c.business_id == key.business_id,
+                    bot_handled.c.chat_id == key.chat_id,
+                    bot_handled.c.message_id == done[0],
+                )
+            )
+        )
+        return original(connection, key, was, values, done, *others)
+
+    patch(cursor, "change", change)
+    patch(cursor, "handled", handled)
+
+
+@_mutant("replies are held until the handler has returned", "they are put at once")
+def replies_at_once(patch: Patch) -> None:
+    async def put(self: Any, row: Any, number: Any) -> None:
+        self._check_open()
+        await inside.database(self._outbox).write(store.put_each, [row])
+        inside.wake(self._outbox)
+
+    patch(BuyerMessage, "_put", put)
+
+
+@_mutant("a reply at once needs the cursor of its run", "it is put in any case")
+def any_reply_at_once(patch: Patch) -> None:
+    def put_now(connection: Any, key: Any, version: int, reply: Any) -> bool:
+        store.put_each(connection, [reply])
+        return True
+
+    patch(cursor, "put_now", put_now)
+
+
+@_mutant("a handler that has ended gives no more replies", "they are held as well")
+def replies_after_the_end(patch: Patch) -> None:
+    patch(BuyerMessage, "_check_open", lambda self: None)
+
+
+@_mutant("a commit whose success is not learnt is asked for", "it is taken for done")
+def unlearnt_is_done(patch: Patch) -> None:
+    original = Steps.commit
+
+    async def commit(
+        self: Any, key: Any, was: Any, begins_at: Any, rows: Any, message: Any, held: Any
+    ) -> Any:
+        class Once:
+            async def write(_, *arguments: Any) -> bool:
+                try:
+                    return bool(await self._database.write(*arguments))
+                except Exception:  # noqa: BLE001 - whatever it is
+                    return True
+
+            read = self._database.read
+
+        return await original(Steps(Once()), key, was, begins_at, rows, message, held)  # type: ignore[arg-type]
+
+    patch(Steps, "commit", commit)
+
+
+# What is new
+
+
+@_mutant("a look reaches an hour behind the last handled message", "only behind it")
+def no_overlap(patch: Patch) -> None:
+    patch(inbox, "HOUR", -1)
+
+
+@_mutant("the ids that were handled in that hour are known", "they are not")
+def handled_unknown(patch: Patch) -> None:
+    original = inbox.new_messages
+
+    def new_messages(rows: Any, was: Any, begins_at: int) -> Any:
+        return original(rows, msgspec.structs.replace(was, handled=frozenset()), begins_at)
+
+    patch(business, "new_messages", new_messages)
+
+
+@_mutant("only what buyers write is handled", "what the shop says as well")
+def own_messages(patch: Patch) -> None:
+    original = inbox.new_messages
+
+    def new_messages(rows: Any, was: Any, begins_at: int) -> Any:
+        said = [
+            msgspec.structs.replace(row, sender=Sender.CUSTOMER)
+            if row.sender == Sender.PARTNER
+            else row
+            for row in rows
+        ]
+        return original(said, was, begins_at)
+
+    patch(business, "new_messages", new_messages)
+
+
+@_mutant("the start is stored before the first look", "each process begins with now")
+def start_not_stored(patch: Patch) -> None:
+    original = cursor.begin
+
+    def begin(connection: Any, business_id: int, name: str, now: int, waiting: bool) -> Any:
+        row = original(connection, business_id, name, now, waiting)
+
+        class Now:
+            began_at, paused = now, row.paused
+
+        Now.waiting = waiting  # type: ignore[attr-defined]
+        return Now
+
+    patch(cursor, "begin", begin)
+
+
+# Looks
+
+
+@_mutant("a look is noted when the chat has not changed for 30 s", "at once")
+def noted_at_once(patch: Patch) -> None:
+    patch(business, "SETTLED", -1.0)
+    patch(business, "ONCE_MORE", (1.0, 30.0))
+
+
+@_mutant("a chat is read again 1 s and 30 s after a message was handled", "it is not")
+def no_further_looks(patch: Patch) -> None:
+    patch(business, "ONCE_MORE", ())
+
+
+@_mutant("a notification is kept until the history shows its message", "until the next look")
+def hints_forgotten(patch: Patch) -> None:
+    patch(Business, "_is_late", lambda self, since: True)
+
+
+@_mutant("a change is noted when the history shows it", "after the next look")
+def changes_forgotten(patch: Patch) -> None:
+    original = Business._note
+
+    async def note(
+        self: Any, key: Any, was: Any, begins_at: Any, rows: Any, todo: Any, now: Any
+    ) -> Any:
+        todo.listed_at = -1e6
+        return await original(self, key, was, begins_at, rows, todo, now)
+
+    patch(Business, "_note", note)
+
+
+@_mutant("what was tried and is not handled is looked at when a worker begins", "it is not")
+def unfinished_forgotten(patch: Patch) -> None:
+    patch(cursor, "unfinished", lambda connection, business_id, name: [])
+
+
+@_mutant("one look at a chat at a time", "as many as there are reasons")
+def looks_side_by_side(patch: Patch) -> None:
+    def keep(self: Any, chat_id: int, task: Any, todo: Any) -> None:
+        self._at_work[chat_id, task] = task, todo
+        task.add_done_callback(lambda _: self._at_work.pop((chat_id, task), None))
+
+    patch(agenda.Agenda, "_keep", keep)
+
+
+# Tries
+
+
+@_mutant("a try is counted before the handler runs", "when it has failed")
+def tries_counted_later(patch: Patch) -> None:
+    original = Steps.change
+
+    async def change(self: Any, key: Any, was: Any, values: Any) -> Any:
+        if values.get("running"):
+            values = {**values, "tries": values["tries"] - 1}
+            after = await original(self, key, was, values)
+            return after and msgspec.structs.replace(after, tries=after.tries + 1)
+        if values == {"running": False}:
+            values = {"running": False, "tries": was.tries}
+        return await original(self, key, was, values)
+
+    patch(Steps, "change", change)
+
+
+@_mutant(
+    "a try is given back if its handler was cancelled",
+    "it counts",
+    aim=("many leaves", "slow handlers"),
+)
+def no_giving_back(patch: Patch) -> None:
+    async def give_back(self: Any, key: Any, counting: Any) -> None:
+        await asyncio.wait({counting}, timeout=LINGERS)
+        if not counting.done() or (was := counting.result()) is None:
+            return
+        await self._database.write(cursor.change, key, was, {"running": False})
+
+    patch(Steps, "give_back", give_back)
+
+
+@_mutant("a message whose handler died is handled alone", "beside others")
+def suspects_beside(patch: Patch) -> None:
+    original = slots.Slots.slot
+
+    def slot(self: Any, *, alone: bool) -> Any:
+        return original(self, alone=False)
+
+    patch(slots.Slots, "slot", slot)
+
+
+@_mutant("a handler that takes too long is cancelled", "it is waited for")
+def handlers_hang(patch: Patch) -> None:
+    async def for_ever(function: Any, *arguments: Any, within: float) -> Any:
+        return await call(function, *arguments, within=1e9)
+
+    patch(business, "call", for_ever)
+
+
+@_mutant("messages of a chat wait for one that failed", "they do not")
+def chat_goes_on(patch: Patch) -> None:
+    original = inbox.new_messages
+
+    def new_messages(rows: Any, was: Any, begins_at: int) -> Any:
+        found = original(rows, was, begins_at)
+        return [one for one in found if one.message.message_id != was.message_id] or found
+
+    patch(business, "new_messages", new_messages)
+
+
+# The end
+
+
+@_mutant("nothing is begun while the bot ends", "a business that is granted then is")
+def begins_at_the_end(patch: Patch) -> None:
+    original = Runner.granted
+
+    def granted(self: Any, grant: Any) -> None:
+        self._is_ending = False
+        original(self, grant)
+
+    patch(Runner, "granted", granted)
+
+
+@_mutant("handlers are cancelled if the lease is lost", "they go on")
+def over_ignored(patch: Patch) -> None:
+    patch(Runner, "over", lambda self, grants: None)
+
+
+@_mutant("a worker gives a business away when no handler is at work", "at once")
+def gives_at_once(patch: Patch) -> None:
+    async def release(self: Any, grant: Any) -> None:
+        found = self._businesses.pop(grant.business_id, None)
+        if found is not None:
+            self._ending.add(asyncio.ensure_future(found.stop(30.0)))
+
+    patch(Runner, "release", release)
+
+
+@_mutant("`Bot.error` is told of a reply that was refused, is unknown or has expired", "nobody is")
+def replies_not_told(patch: Patch) -> None:
+    async def failed(self: Any, entry: Any) -> None:
+        return None
+
+    patch(bot.Bot, "_failed", failed)
