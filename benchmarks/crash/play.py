@@ -130,8 +130,10 @@ class Crash:
                 await self._stop_all()
             verdict = self._judged()
             verdict.figures["seconds"] = round(time.monotonic() - began)
-            for market in self._markets.values():
+            for business_id, market in self._markets.items():
                 verdict.figures["420"] = verdict.figures.get("420", 0) + market.refused
+                if market.refused:
+                    self._say(f"business {business_id} got 420: {market.refusals}")
             verdict.figures |= dict(self._blows)
             return verdict
 
