@@ -42,7 +42,10 @@ class _Generator(outbox._Generator):
     swarm = SWARM
     themes = THEMES
     points = (*outbox.POINTS, *BOT_POINTS)
-    often = (*(point for point in BOT_POINTS if point != "giving back"), "marked", "written")
+    often = (
+        *(point for point in BOT_POINTS if point != "giving back"),
+        *("before the replies", "before the replies", "handled", "tried", "marked", "written"),
+    )
     speakers = ("market", "support")
 
     def __init__(self, seed: int, only: Sequence[str]) -> None:

@@ -28,7 +28,11 @@ _mutant = added_to(MUTANTS)
 # What is committed
 
 
-@_mutant("the replies count only if the cursor is as it was", "in any case")
+@_mutant(
+    "the replies count only if the cursor is as it was",
+    "in any case",
+    story="woke-with-its-replies",
+)
 def no_compare_and_set(patch: Patch) -> None:
     def change(connection: Any, key: Any, was: Any, values: Any) -> bool:
         if was.version == 0:
@@ -44,10 +48,15 @@ def no_compare_and_set(patch: Patch) -> None:
         )
         return True
 
+    patch(cursor, "change", change)
+    _any_number_of_times(patch)
+
+
+def _any_number_of_times(patch: Patch) -> None:
+    """Let a message be handled again: or the key of its table would forbid that."""
     original = cursor.handled
 
     def handled(connection: Any, key: Any, was: Any, values: Any, done: Any, *others: Any) -> bool:
-        # Or the key of this table would do the same.
         connection.execute(
             delete(bot_handled).where(
                 and_(
@@ -59,7 +68,6 @@ def no_compare_and_set(patch: Patch) -> None:
         )
         return original(connection, key, was, values, done, *others)
 
-    patch(cursor, "change", change)
     patch(cursor, "handled", handled)
 
 
@@ -73,21 +81,11 @@ def replies_at_once(patch: Patch) -> None:
     patch(BuyerMessage, "_put", put)
 
 
-@_mutant("a reply at once needs the cursor of its run", "it is put in any case")
-def any_reply_at_once(patch: Patch) -> None:
-    def put_now(connection: Any, key: Any, version: int, reply: Any) -> bool:
-        store.put_each(connection, [reply])
-        return True
-
-    patch(cursor, "put_now", put_now)
-
-
-@_mutant("a handler that has ended gives no more replies", "they are held as well")
-def replies_after_the_end(patch: Patch) -> None:
-    patch(BuyerMessage, "_check_open", lambda self: None)
-
-
-@_mutant("a commit whose success is not learnt is asked for", "it is taken for done")
+@_mutant(
+    "a commit whose success is not learnt is asked for",
+    "it is taken for done",
+    aim=("hitches", "many replies", "kills"),
+)
 def unlearnt_is_done(patch: Patch) -> None:
     original = Steps.commit
 
@@ -111,7 +109,11 @@ def unlearnt_is_done(patch: Patch) -> None:
 # What is new
 
 
-@_mutant("a look reaches an hour behind the last handled message", "only behind it")
+@_mutant(
+    "a look reaches an hour behind the last handled message",
+    "only behind it",
+    aim=("late rows", "told", "at once"),
+)
 def no_overlap(patch: Patch) -> None:
     patch(inbox, "HOUR", -1)
 
@@ -124,6 +126,7 @@ def handled_unknown(patch: Patch) -> None:
         return original(rows, msgspec.structs.replace(was, handled=frozenset()), begins_at)
 
     patch(business, "new_messages", new_messages)
+    _any_number_of_times(patch)
 
 
 @_mutant("only what buyers write is handled", "what the shop says as well")
@@ -142,7 +145,11 @@ def own_messages(patch: Patch) -> None:
     patch(business, "new_messages", new_messages)
 
 
-@_mutant("the start is stored before the first look", "each process begins with now")
+@_mutant(
+    "the start is stored before the first look",
+    "each process begins with now",
+    aim=("kills at points", "kills", "short lease", "at once"),
+)
 def start_not_stored(patch: Patch) -> None:
     original = cursor.begin
 
@@ -161,23 +168,35 @@ def start_not_stored(patch: Patch) -> None:
 # Looks
 
 
-@_mutant("a look is noted when the chat has not changed for 30 s", "at once")
+@_mutant(
+    "a look is noted when the chat has not changed for 30 s",
+    "at once",
+    story="row-shows-late-as-the-worker-is-killed",
+)
 def noted_at_once(patch: Patch) -> None:
     patch(business, "SETTLED", -1.0)
     patch(business, "ONCE_MORE", (1.0, 30.0))
 
 
-@_mutant("a chat is read again 1 s and 30 s after a message was handled", "it is not")
+@_mutant(
+    "a chat is read again 1 s and 30 s after a message was handled",
+    "it is not",
+    aim=("slow handlers", "other chats", "at once"),
+)
 def no_further_looks(patch: Patch) -> None:
     patch(business, "ONCE_MORE", ())
 
 
-@_mutant("a notification is kept until the history shows its message", "until the next look")
+@_mutant(
+    "a notification is kept until the history shows its message",
+    "until the next look",
+    aim=("late rows", "told"),
+)
 def hints_forgotten(patch: Patch) -> None:
     patch(Business, "_is_late", lambda self, since: True)
 
 
-@_mutant("a change is noted when the history shows it", "after the next look")
+@_mutant("a change is noted when the history shows it", "after the next look", aim=("late rows",))
 def changes_forgotten(patch: Patch) -> None:
     original = Business._note
 
@@ -190,12 +209,20 @@ def changes_forgotten(patch: Patch) -> None:
     patch(Business, "_note", note)
 
 
-@_mutant("what was tried and is not handled is looked at when a worker begins", "it is not")
+@_mutant(
+    "what was tried and is not handled is looked at when a worker begins",
+    "it is not",
+    aim=("kills", "persons", "slow handlers", "raises"),
+)
 def unfinished_forgotten(patch: Patch) -> None:
     patch(cursor, "unfinished", lambda connection, business_id, name: [])
 
 
-@_mutant("one look at a chat at a time", "as many as there are reasons")
+@_mutant(
+    "one look at a chat at a time",
+    "as many as there are reasons",
+    aim=("slow handlers", "told", "told thrice", "at once"),
+)
 def looks_side_by_side(patch: Patch) -> None:
     def keep(self: Any, chat_id: int, task: Any, todo: Any) -> None:
         self._at_work[chat_id, task] = task, todo
@@ -207,7 +234,9 @@ def looks_side_by_side(patch: Patch) -> None:
 # Tries
 
 
-@_mutant("a try is counted before the handler runs", "when it has failed")
+@_mutant(
+    "a try is counted before the handler runs", "when it has failed", aim=("killers", "gives up")
+)
 def tries_counted_later(patch: Patch) -> None:
     original = Steps.change
 
@@ -238,7 +267,11 @@ def no_giving_back(patch: Patch) -> None:
     patch(Steps, "give_back", give_back)
 
 
-@_mutant("a message whose handler died is handled alone", "beside others")
+@_mutant(
+    "a message whose handler died is handled alone",
+    "beside others",
+    aim=("killers", "gives up", "slow handlers", "at once"),
+)
 def suspects_beside(patch: Patch) -> None:
     original = slots.Slots.slot
 
@@ -248,7 +281,9 @@ def suspects_beside(patch: Patch) -> None:
     patch(slots.Slots, "slot", slot)
 
 
-@_mutant("a handler that takes too long is cancelled", "it is waited for")
+@_mutant(
+    "a handler that takes too long is cancelled", "it is waited for", aim=("hangs", "gives up")
+)
 def handlers_hang(patch: Patch) -> None:
     async def for_ever(function: Any, *arguments: Any, within: float) -> Any:
         return await call(function, *arguments, within=1e9)
@@ -256,7 +291,7 @@ def handlers_hang(patch: Patch) -> None:
     patch(business, "call", for_ever)
 
 
-@_mutant("messages of a chat wait for one that failed", "they do not")
+@_mutant("messages of a chat wait for one that failed", "they do not", aim=("raises", "at once"))
 def chat_goes_on(patch: Patch) -> None:
     original = inbox.new_messages
 
@@ -270,7 +305,11 @@ def chat_goes_on(patch: Patch) -> None:
 # The end
 
 
-@_mutant("nothing is begun while the bot ends", "a business that is granted then is")
+@_mutant(
+    "nothing is begun while the bot ends",
+    "a business that is granted then is",
+    story="granted-a-business-as-it-stops",
+)
 def begins_at_the_end(patch: Patch) -> None:
     original = Runner.granted
 
@@ -281,12 +320,20 @@ def begins_at_the_end(patch: Patch) -> None:
     patch(Runner, "granted", granted)
 
 
-@_mutant("handlers are cancelled if the lease is lost", "they go on")
+@_mutant(
+    "handlers are cancelled if the lease is lost",
+    "they go on",
+    aim=("pauses", "no locks", "slow handlers"),
+)
 def over_ignored(patch: Patch) -> None:
     patch(Runner, "over", lambda self, grants: None)
 
 
-@_mutant("a worker gives a business away when no handler is at work", "at once")
+@_mutant(
+    "a worker gives a business away when no handler is at work",
+    "at once",
+    aim=("leaves", "slow handlers", "at once"),
+)
 def gives_at_once(patch: Patch) -> None:
     async def release(self: Any, grant: Any) -> None:
         found = self._businesses.pop(grant.business_id, None)
@@ -296,7 +343,11 @@ def gives_at_once(patch: Patch) -> None:
     patch(Runner, "release", release)
 
 
-@_mutant("`Bot.error` is told of a reply that was refused, is unknown or has expired", "nobody is")
+@_mutant(
+    "`Bot.error` is told of a reply that was refused, is unknown or has expired",
+    "nobody is",
+    aim=("fails", "many replies", "gives up"),
+)
 def replies_not_told(patch: Patch) -> None:
     async def failed(self: Any, entry: Any) -> None:
         return None
