@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from types import MappingProxyType
 
 from benchmarks.crash.judge import Verdict
-from benchmarks.crash.play import API_KEY, LONGEST_LEFT, Crash, Size
+from benchmarks.crash.play import API_KEY, Crash, Size
 from yamarket_chat.bot import Bot
 from yamarket_chat.bot.points import NAMES as BOT_POINTS
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError
@@ -33,6 +33,9 @@ GIVING_BACK = "giving back"
 
 PATIENCE = 20.0
 """Seconds in which a process must reach its point."""
+
+PATIENT_LEFT = 900.0
+"""Seconds after the last kill in which all must be answered. Two messages kill 15 processes."""
 
 FAILURES = 4
 """How often a point that no process reaches in time is preferred to others."""
@@ -144,7 +147,7 @@ class BotCrash(Crash):
 
     async def _ends(self, outbox: Outbox) -> None:
         """Wait until all is answered, and nothing is to be sent."""
-        deadline = time.monotonic() + LONGEST_LEFT
+        deadline = time.monotonic() + PATIENT_LEFT
         quiet = 0
         while quiet < 3 and time.monotonic() < deadline:
             self._fill_up()
