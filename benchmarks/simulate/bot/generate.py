@@ -58,6 +58,8 @@ class _Generator(outbox._Generator):
         self.spread = shape.choice((0.3, 2.0, 6.0, 20.0))
         self.every = shape.choice((3.0, 10.0, 10.0, 30.0))
         self.timeout = shape.choice((3.0, 8.0))
+        if "many leaves" in self.on:
+            self.timeout = 60.0  # longer than a worker that stops waits for handlers
         if self.on & {"leaves", "many leaves"}:
             self.often = (*self.often, "giving back", "giving back", "handing over")
 
@@ -281,7 +283,7 @@ class _Generator(outbox._Generator):
         if "many leaves" in self.on:
             at = rng.choice(moments)
             for _ in range(rng.randint(5, 9)):
-                at += rng.uniform(0.5, 2.0)
+                at += rng.choice((0.5, 36.0, 36.0)) * rng.uniform(0.9, 1.1)
                 machine = rng.randrange(self.workers)
                 events.append(Left(at=round(at, 3), machine=machine, down=0.1))
         return events
