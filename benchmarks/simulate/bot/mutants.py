@@ -181,7 +181,7 @@ def noted_at_once(patch: Patch) -> None:
 @_mutant(
     "a chat is read again 1 s and 30 s after a message was handled",
     "it is not",
-    aim=("slow handlers", "other chats", "at once"),
+    story="written-while-the-bot-answers",
 )
 def no_further_looks(patch: Patch) -> None:
     patch(business, "ONCE_MORE", ())

@@ -46,7 +46,7 @@ BEFORE = 30.0
 SLACK = 3.0
 """Seconds by which the Market's clock is known, and shown."""
 
-STUCK_AFTER = 3600.0
+STUCK_AFTER = 7200.0
 """Seconds after the last event in which everything must be answered."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
