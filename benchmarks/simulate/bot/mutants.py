@@ -210,15 +210,6 @@ def changes_forgotten(patch: Patch) -> None:
 
 
 @_mutant(
-    "what was tried and is not handled is looked at when a worker begins",
-    "it is not",
-    aim=("kills", "persons", "slow handlers", "raises"),
-)
-def unfinished_forgotten(patch: Patch) -> None:
-    patch(cursor, "unfinished", lambda connection, business_id, name: [])
-
-
-@_mutant(
     "one look at a chat at a time",
     "as many as there are reasons",
     aim=("slow handlers", "told", "told thrice", "at once"),
@@ -327,20 +318,6 @@ def begins_at_the_end(patch: Patch) -> None:
 )
 def over_ignored(patch: Patch) -> None:
     patch(Runner, "over", lambda self, grants: None)
-
-
-@_mutant(
-    "a worker gives a business away when no handler is at work",
-    "at once",
-    aim=("leaves", "slow handlers", "at once"),
-)
-def gives_at_once(patch: Patch) -> None:
-    async def release(self: Any, grant: Any) -> None:
-        found = self._businesses.pop(grant.business_id, None)
-        if found is not None:
-            self._ending.add(asyncio.ensure_future(found.stop(30.0)))
-
-    patch(Runner, "release", release)
 
 
 @_mutant(
