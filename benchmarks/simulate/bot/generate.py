@@ -44,7 +44,8 @@ class _Generator(outbox._Generator):
     points = (*outbox.POINTS, *BOT_POINTS)
     often = (
         *(point for point in BOT_POINTS if point != "giving back"),
-        *("before the replies", "before the replies", "handled", "tried", "marked", "written"),
+        *("before the replies", "before the replies", "handled", "tried"),
+        *outbox.OFTEN,
     )
     speakers = ("market", "support")
 
@@ -61,7 +62,7 @@ class _Generator(outbox._Generator):
         if "many leaves" in self.on:
             self.timeout = 60.0  # longer than a worker that stops waits for handlers
         if self.on & {"leaves", "many leaves"}:
-            self.often = (*self.often, "giving back", "giving back", "handing over")
+            self.often = (*self.often, "giving back", "giving back", "giving back", "handing over")
 
     def told(self) -> Story:
         """Return the story."""
