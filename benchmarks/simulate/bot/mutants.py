@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import and_, delete, update
 
+from yamarket_chat._delivery.departing import DepartingEngine
 from yamarket_chat.bot import agenda, bot, business, cursor, inbox, slots
 from yamarket_chat.bot.business import Business
 from yamarket_chat.bot.handlers import LINGERS, call
@@ -79,31 +80,6 @@ def replies_at_once(patch: Patch) -> None:
         inside.wake(self._outbox)
 
     patch(BuyerMessage, "_put", put)
-
-
-@_mutant(
-    "a commit whose success is not learnt is asked for",
-    "it is taken for done",
-    aim=("hitches", "many replies", "kills"),
-)
-def unlearnt_is_done(patch: Patch) -> None:
-    original = Steps.commit
-
-    async def commit(
-        self: Any, key: Any, was: Any, begins_at: Any, rows: Any, message: Any, held: Any
-    ) -> Any:
-        class Once:
-            async def write(_, *arguments: Any) -> bool:
-                try:
-                    return bool(await self._database.write(*arguments))
-                except Exception:  # noqa: BLE001 - whatever it is
-                    return True
-
-            read = self._database.read
-
-        return await original(Steps(Once()), key, was, begins_at, rows, message, held)  # type: ignore[arg-type]
-
-    patch(Steps, "commit", commit)
 
 
 # What is new
@@ -293,7 +269,32 @@ def chat_goes_on(patch: Patch) -> None:
     patch(business, "new_messages", new_messages)
 
 
-# The end
+@_mutant(
+    "when others have used the limit of histories up, one look asks how much is left",
+    "all looks wait",
+    story="limit-of-histories-was-used-up",
+)
+def limit_not_asked(patch: Patch) -> None:
+    patch(DepartingEngine, "others", lambda self, operation: 0)
+
+
+# Beginning and ending
+
+
+@_mutant(
+    "who begins again ends what a start that failed has begun",
+    "it goes on",
+    story="began-again-after-a-start-that-failed",
+)
+def failed_start_goes_on(patch: Patch) -> None:
+    original = Runner.begin
+
+    async def begin(self: Any, open_session: Any) -> None:
+        kept, self._businesses = self._businesses, {}
+        await original(self, open_session)
+        self._businesses.update(kept)
+
+    patch(Runner, "begin", begin)
 
 
 @_mutant(
