@@ -44,7 +44,7 @@ class _Generator(outbox._Generator):
     points = (*outbox.POINTS, *BOT_POINTS)
     often = (
         *(point for point in BOT_POINTS if point != "giving back"),
-        *("before the replies", "before the replies", "handled", "tried"),
+        *("before the replies", "before the replies", "handled", "tried", "told", "ended"),
         *outbox.OFTEN,
     )
     speakers = ("market", "support")

@@ -275,7 +275,7 @@ class BotPlay(Play):
     def _note_began(self) -> None:
         market = BEGINNING + self.story.market.clock_offset
         for business_id, began_at in self.storage.select(
-            f"SELECT business_id, began_at FROM {schema.bots.name}"  # noqa: S608
+            f"SELECT business_id, began_at FROM {schema.bots.name} WHERE began_at IS NOT NULL"  # noqa: S608
         ):
             began = began_at / 1e6 - market - self.since
             self.record.began[business_id - FIRST_BUSINESS] = began
