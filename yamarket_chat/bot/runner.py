@@ -62,6 +62,8 @@ class Runner:
 
     async def begin(self, open_session: Callable[[int], Awaitable[Session]]) -> None:
         """Be ready."""
+        # It may begin again. Grants of a start that failed are lost, and the worker names none.
+        self.over([business.grant for business in self._businesses.values()])
         self._open_session = open_session
         if self._task is None:  # it may begin again, if the database was away
             self._task = asyncio.create_task(self._follow_hints())

@@ -42,7 +42,11 @@ class _Generator(outbox._Generator):
     swarm = SWARM
     themes = THEMES
     points = (*outbox.POINTS, *BOT_POINTS)
-    often = (*(point for point in BOT_POINTS if point != "giving back"), "marked", "written")
+    often = (
+        *(point for point in BOT_POINTS if point != "giving back"),
+        *("before the replies", "before the replies", "handled", "tried", "told", "ended"),
+        *outbox.OFTEN,
+    )
     speakers = ("market", "support")
 
     def __init__(self, seed: int, only: Sequence[str]) -> None:
@@ -55,8 +59,10 @@ class _Generator(outbox._Generator):
         self.spread = shape.choice((0.3, 2.0, 6.0, 20.0))
         self.every = shape.choice((3.0, 10.0, 10.0, 30.0))
         self.timeout = shape.choice((3.0, 8.0))
+        if "many leaves" in self.on:
+            self.timeout = 60.0  # longer than a worker that stops waits for handlers
         if self.on & {"leaves", "many leaves"}:
-            self.often = (*self.often, "giving back", "giving back", "handing over")
+            self.often = (*self.often, "giving back", "giving back", "giving back", "handing over")
 
     def told(self) -> Story:
         """Return the story."""
@@ -278,7 +284,7 @@ class _Generator(outbox._Generator):
         if "many leaves" in self.on:
             at = rng.choice(moments)
             for _ in range(rng.randint(5, 9)):
-                at += rng.uniform(0.5, 2.0)
+                at += rng.choice((0.5, 36.0, 36.0)) * rng.uniform(0.9, 1.1)
                 machine = rng.randrange(self.workers)
                 events.append(Left(at=round(at, 3), machine=machine, down=0.1))
         return events

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from yamarket_chat import Limits
+from yamarket_chat.bot.polling import SHARE
+
 from ..outbox import judge as outbox
 from ..outbox.story import AtBusiness, Left
 from ..record import Violation
@@ -240,7 +243,9 @@ def _found_late(story: Story, record: Record) -> Iterator[Violation]:
         if run.ended is not None:
             ends[f"{run.business}/{run.chat}"].append((run.began, run.ended))
     takes = max((step.takes for step in story.writes), default=0.0)
-    most = story.bot.every + 5.0 + 2 * takes
+    chats = story.program.limits.get("chats", Limits().chats)
+    spacing = chats.per / (chats.requests * SHARE)
+    most = max(story.bot.every, 2 * spacing) + 5.0 + 2 * takes  # a page, and one of the sweep
     for one in record.buyers:
         if not is_expected(one, record, story) or one.shown > one.at:
             continue
@@ -252,7 +257,7 @@ def _found_late(story: Story, record: Record) -> Iterator[Violation]:
         if any(at <= found for at in record.answered.get(chat, ())):
             continue  # the sweep finds it
         # What stands before it in the chat goes first.
-        since = max([one.at, began, *(end for _, end in ends[chat] if one.at < end <= found)])
+        since = max([one.at, began, *(end for begin, end in ends[chat] if begin < found >= end)])
         within = most
         if any(begin < one.at <= end for begin, end in ends[chat]):
             within = 31.0 + 5.0 + 2 * takes
@@ -270,7 +275,7 @@ def _is_calm(story: Story) -> bool:
         or story.failures
         or story.hitches
         or story.steps
-        or story.market.limits
+        or story.market.limits.keys() - {"chats"}
         or story.market.latency + story.market.jitter > 0.5
         or story.network.loss
         or story.market.history_delay

@@ -39,6 +39,7 @@ class BuyersMarket(Market):
             self.box.step_clock(-7200.0)
             for number in range(others):
                 self.box.add_chat(FIRST_OTHER + number)
+                self.box.set_chat(FIRST_OTHER + number, status="WAITING_FOR_CUSTOMER")
             self.box.step_clock(7200.0)
         state = self.box._state
         state._tell = self._tells

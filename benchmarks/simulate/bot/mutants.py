@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import and_, delete, update
 
+from yamarket_chat._delivery.departing import DepartingEngine
 from yamarket_chat.bot import agenda, bot, business, cursor, inbox, slots
 from yamarket_chat.bot.business import Business
 from yamarket_chat.bot.handlers import LINGERS, call
@@ -28,7 +29,11 @@ _mutant = added_to(MUTANTS)
 # What is committed
 
 
-@_mutant("the replies count only if the cursor is as it was", "in any case")
+@_mutant(
+    "the replies count only if the cursor is as it was",
+    "in any case",
+    story="woke-with-its-replies",
+)
 def no_compare_and_set(patch: Patch) -> None:
     def change(connection: Any, key: Any, was: Any, values: Any) -> bool:
         if was.version == 0:
@@ -44,10 +49,15 @@ def no_compare_and_set(patch: Patch) -> None:
         )
         return True
 
+    patch(cursor, "change", change)
+    _any_number_of_times(patch)
+
+
+def _any_number_of_times(patch: Patch) -> None:
+    """Let a message be handled again: or the key of its table would forbid that."""
     original = cursor.handled
 
     def handled(connection: Any, key: Any, was: Any, values: Any, done: Any, *others: Any) -> bool:
-        # Or the key of this table would do the same.
         connection.execute(
             delete(bot_handled).where(
                 and_(
@@ -59,7 +69,6 @@ def no_compare_and_set(patch: Patch) -> None:
         )
         return original(connection, key, was, values, done, *others)
 
-    patch(cursor, "change", change)
     patch(cursor, "handled", handled)
 
 
@@ -73,45 +82,14 @@ def replies_at_once(patch: Patch) -> None:
     patch(BuyerMessage, "_put", put)
 
 
-@_mutant("a reply at once needs the cursor of its run", "it is put in any case")
-def any_reply_at_once(patch: Patch) -> None:
-    def put_now(connection: Any, key: Any, version: int, reply: Any) -> bool:
-        store.put_each(connection, [reply])
-        return True
-
-    patch(cursor, "put_now", put_now)
-
-
-@_mutant("a handler that has ended gives no more replies", "they are held as well")
-def replies_after_the_end(patch: Patch) -> None:
-    patch(BuyerMessage, "_check_open", lambda self: None)
-
-
-@_mutant("a commit whose success is not learnt is asked for", "it is taken for done")
-def unlearnt_is_done(patch: Patch) -> None:
-    original = Steps.commit
-
-    async def commit(
-        self: Any, key: Any, was: Any, begins_at: Any, rows: Any, message: Any, held: Any
-    ) -> Any:
-        class Once:
-            async def write(_, *arguments: Any) -> bool:
-                try:
-                    return bool(await self._database.write(*arguments))
-                except Exception:  # noqa: BLE001 - whatever it is
-                    return True
-
-            read = self._database.read
-
-        return await original(Steps(Once()), key, was, begins_at, rows, message, held)  # type: ignore[arg-type]
-
-    patch(Steps, "commit", commit)
-
-
 # What is new
 
 
-@_mutant("a look reaches an hour behind the last handled message", "only behind it")
+@_mutant(
+    "a look reaches an hour behind the last handled message",
+    "only behind it",
+    aim=("late rows", "told", "at once"),
+)
 def no_overlap(patch: Patch) -> None:
     patch(inbox, "HOUR", -1)
 
@@ -124,6 +102,7 @@ def handled_unknown(patch: Patch) -> None:
         return original(rows, msgspec.structs.replace(was, handled=frozenset()), begins_at)
 
     patch(business, "new_messages", new_messages)
+    _any_number_of_times(patch)
 
 
 @_mutant("only what buyers write is handled", "what the shop says as well")
@@ -142,7 +121,11 @@ def own_messages(patch: Patch) -> None:
     patch(business, "new_messages", new_messages)
 
 
-@_mutant("the start is stored before the first look", "each process begins with now")
+@_mutant(
+    "the start is stored before the first look",
+    "each process begins with now",
+    aim=("kills at points", "kills", "short lease", "at once"),
+)
 def start_not_stored(patch: Patch) -> None:
     original = cursor.begin
 
@@ -161,23 +144,35 @@ def start_not_stored(patch: Patch) -> None:
 # Looks
 
 
-@_mutant("a look is noted when the chat has not changed for 30 s", "at once")
+@_mutant(
+    "a look is noted when the chat has not changed for 30 s",
+    "at once",
+    story="row-shows-late-as-the-worker-is-killed",
+)
 def noted_at_once(patch: Patch) -> None:
     patch(business, "SETTLED", -1.0)
     patch(business, "ONCE_MORE", (1.0, 30.0))
 
 
-@_mutant("a chat is read again 1 s and 30 s after a message was handled", "it is not")
+@_mutant(
+    "a chat is read again 1 s and 30 s after a message was handled",
+    "it is not",
+    story="written-while-the-bot-answers",
+)
 def no_further_looks(patch: Patch) -> None:
     patch(business, "ONCE_MORE", ())
 
 
-@_mutant("a notification is kept until the history shows its message", "until the next look")
+@_mutant(
+    "a notification is kept until the history shows its message",
+    "until the next look",
+    aim=("late rows", "told"),
+)
 def hints_forgotten(patch: Patch) -> None:
     patch(Business, "_is_late", lambda self, since: True)
 
 
-@_mutant("a change is noted when the history shows it", "after the next look")
+@_mutant("a change is noted when the history shows it", "after the next look", aim=("late rows",))
 def changes_forgotten(patch: Patch) -> None:
     original = Business._note
 
@@ -190,12 +185,11 @@ def changes_forgotten(patch: Patch) -> None:
     patch(Business, "_note", note)
 
 
-@_mutant("what was tried and is not handled is looked at when a worker begins", "it is not")
-def unfinished_forgotten(patch: Patch) -> None:
-    patch(cursor, "unfinished", lambda connection, business_id, name: [])
-
-
-@_mutant("one look at a chat at a time", "as many as there are reasons")
+@_mutant(
+    "one look at a chat at a time",
+    "as many as there are reasons",
+    aim=("slow handlers", "told", "told thrice", "at once"),
+)
 def looks_side_by_side(patch: Patch) -> None:
     def keep(self: Any, chat_id: int, task: Any, todo: Any) -> None:
         self._at_work[chat_id, task] = task, todo
@@ -207,7 +201,9 @@ def looks_side_by_side(patch: Patch) -> None:
 # Tries
 
 
-@_mutant("a try is counted before the handler runs", "when it has failed")
+@_mutant(
+    "a try is counted before the handler runs", "when it has failed", aim=("killers", "gives up")
+)
 def tries_counted_later(patch: Patch) -> None:
     original = Steps.change
 
@@ -238,7 +234,11 @@ def no_giving_back(patch: Patch) -> None:
     patch(Steps, "give_back", give_back)
 
 
-@_mutant("a message whose handler died is handled alone", "beside others")
+@_mutant(
+    "a message whose handler died is handled alone",
+    "beside others",
+    aim=("killers", "gives up", "slow handlers", "at once"),
+)
 def suspects_beside(patch: Patch) -> None:
     original = slots.Slots.slot
 
@@ -248,7 +248,9 @@ def suspects_beside(patch: Patch) -> None:
     patch(slots.Slots, "slot", slot)
 
 
-@_mutant("a handler that takes too long is cancelled", "it is waited for")
+@_mutant(
+    "a handler that takes too long is cancelled", "it is waited for", aim=("hangs", "gives up")
+)
 def handlers_hang(patch: Patch) -> None:
     async def for_ever(function: Any, *arguments: Any, within: float) -> Any:
         return await call(function, *arguments, within=1e9)
@@ -256,7 +258,7 @@ def handlers_hang(patch: Patch) -> None:
     patch(business, "call", for_ever)
 
 
-@_mutant("messages of a chat wait for one that failed", "they do not")
+@_mutant("messages of a chat wait for one that failed", "they do not", aim=("raises", "at once"))
 def chat_goes_on(patch: Patch) -> None:
     original = inbox.new_messages
 
@@ -267,10 +269,39 @@ def chat_goes_on(patch: Patch) -> None:
     patch(business, "new_messages", new_messages)
 
 
-# The end
+@_mutant(
+    "when others have used the limit of histories up, one look asks how much is left",
+    "all looks wait",
+    story="limit-of-histories-was-used-up",
+)
+def limit_not_asked(patch: Patch) -> None:
+    patch(DepartingEngine, "others", lambda self, operation: 0)
 
 
-@_mutant("nothing is begun while the bot ends", "a business that is granted then is")
+# Beginning and ending
+
+
+@_mutant(
+    "who begins again ends what a start that failed has begun",
+    "it goes on",
+    story="began-again-after-a-start-that-failed",
+)
+def failed_start_goes_on(patch: Patch) -> None:
+    original = Runner.begin
+
+    async def begin(self: Any, open_session: Any) -> None:
+        kept, self._businesses = self._businesses, {}
+        await original(self, open_session)
+        self._businesses.update(kept)
+
+    patch(Runner, "begin", begin)
+
+
+@_mutant(
+    "nothing is begun while the bot ends",
+    "a business that is granted then is",
+    story="granted-a-business-as-it-stops",
+)
 def begins_at_the_end(patch: Patch) -> None:
     original = Runner.granted
 
@@ -281,22 +312,20 @@ def begins_at_the_end(patch: Patch) -> None:
     patch(Runner, "granted", granted)
 
 
-@_mutant("handlers are cancelled if the lease is lost", "they go on")
+@_mutant(
+    "handlers are cancelled if the lease is lost",
+    "they go on",
+    aim=("pauses", "no locks", "slow handlers"),
+)
 def over_ignored(patch: Patch) -> None:
     patch(Runner, "over", lambda self, grants: None)
 
 
-@_mutant("a worker gives a business away when no handler is at work", "at once")
-def gives_at_once(patch: Patch) -> None:
-    async def release(self: Any, grant: Any) -> None:
-        found = self._businesses.pop(grant.business_id, None)
-        if found is not None:
-            self._ending.add(asyncio.ensure_future(found.stop(30.0)))
-
-    patch(Runner, "release", release)
-
-
-@_mutant("`Bot.error` is told of a reply that was refused, is unknown or has expired", "nobody is")
+@_mutant(
+    "`Bot.error` is told of a reply that was refused, is unknown or has expired",
+    "nobody is",
+    aim=("fails", "many replies", "gives up"),
+)
 def replies_not_told(patch: Patch) -> None:
     async def failed(self: Any, entry: Any) -> None:
         return None

@@ -203,7 +203,12 @@ class Answering(Process):
                 await asyncio.sleep(1e6)
             case "clings":
                 record = self._record
-                end = asyncio.get_running_loop().time() + CLINGS + self.story.bot.handler_timeout
+                try:
+                    await asyncio.sleep(1e6)
+                except asyncio.CancelledError:
+                    if record is not self._record:  # the story is over
+                        raise
+                end = asyncio.get_running_loop().time() + CLINGS
                 while (left := end - asyncio.get_running_loop().time()) > 0:
                     try:
                         await asyncio.sleep(left)

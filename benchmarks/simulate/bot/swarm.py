@@ -13,7 +13,7 @@ SWARM: Mapping[str, float] = {
     "kills at points": 0.35,
     "kills all": 0.1,
     "pauses": 0.25,
-    "pauses at points": 0.2,
+    "pauses at points": 0.3,
     "leaves": 0.25,
     "many leaves": 0.04,
     "sleeps": 0.04,
