@@ -276,7 +276,14 @@ def any_lock(patch: Patch) -> None:
 # Of two guards that do the same, one alone is not missed.
 
 
-@_mutant("a mark needs the lease, and the beat is young", "neither")
+@_mutant(
+    "a mark needs the lease, and the beat is young",
+    "neither",
+    aim=(
+        "pauses", "pauses at points", "slow database", "hitches", "server", "many", "no beats",
+        "away",
+    ),
+)  # fmt: skip
 def mark_without_lease_and_beat(patch: Patch) -> None:
     _mark_without_lease(patch)
     _trust_for_ever(patch)
