@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from .._delivery.histories import read_history
 from ..errors import ApiError
+from ..listing import Listing
 from ..models import Message
 from ..outbox.pausing import AGAIN, pauses
 from ..outbox.turns import Session
 from ..session import ChatSession
+
+logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 LEFT = 0.2
 """The part of the limit of histories that is left to finding messages of unknown outcome."""
@@ -49,9 +55,22 @@ class Reading:
 async def read(session: ChatSession, chat_id: int, since: int | None) -> list[Message]:
     """Read the history of a chat, from a message on if one is known."""
     try:
-        return [row async for row in session.history(chat_id, message_id_from=since)]
+        return await _rows(session.history(chat_id, message_id_from=since))
     except ApiError as error:
         if since is None or error.retry_after is not None or pauses(error):
             raise
     # Perhaps the message from which it was to be read is gone.
-    return [row async for row in session.history(chat_id)]
+    return await _rows(session.history(chat_id))
+
+
+async def _rows(listing: Listing[Message]) -> list[Message]:
+    # If its pages are in no order, a row that is added meanwhile may move another one to a page
+    # that was read already. The missed one would be handled after later ones.
+    history = await read_history(listing.pages, lambda: -math.inf, asyncio.sleep)
+    if history.unreadable:
+        logger.warning(
+            "history: the Market sent %d messages in a form that it does not document; they are"
+            " left out",
+            len(history.unreadable),
+        )
+    return list(history.rows)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
+from ..errors import ChatError
 from .database import Database
 from .errors import OutboxDatabaseError
 from .messages import OutboxEntry
@@ -81,6 +82,9 @@ class Telling:
                     after = one.number
                     try:
                         await self._on_failure(one)
+                    except ChatError as error:  # the Market or the database is away
+                        logger.warning("message %d is told again: %s", one.number, error)
+                        fine = False
                     except Exception:
                         logger.exception("on_failure failed for message %d", one.number)
                         fine = False
