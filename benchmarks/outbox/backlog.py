@@ -14,7 +14,7 @@ from .clients import QUEUES
 
 TITLE = "Outbox, much waiting and much idle"
 ABOUT = """
-*Waiting*: bulk messages of 64 businesses are delivered while 20,000 of them wait, and while a
+*Waiting*: bulk messages of 64 businesses are delivered while 30,000 of them wait, and while a
 million wait. Both take turns. The process has begun with all businesses before the measurement, and
 has sent 250 messages of each: to begin, it reads all waiting messages of a business twice (about 10
 µs each on PostgreSQL). *Idle*: a process that delivers holds the leases of many businesses without
@@ -40,7 +40,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size(1_000_000, 20_000, 16_000, 3000, rounds=3, idle=(1, 10_000), seconds=20.0),
+    "full": Size(1_000_000, 30_000, 16_000, 8000, rounds=3, idle=(1, 10_000), seconds=20.0),
     "quick": Size(100_000, 12_000, 4000, 1000, rounds=2, idle=(1, 1000), seconds=5.0),
     "tiny": Size(300, 120, 20, 60, rounds=1, idle=(3,), seconds=0.3),
 }

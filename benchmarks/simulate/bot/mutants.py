@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import and_, delete, update
 
 from yamarket_chat._delivery.departing import DepartingEngine
-from yamarket_chat.bot import agenda, bot, business, cursor, inbox, slots
+from yamarket_chat.bot import agenda, bot, business, cursor, inbox, reading, slots
 from yamarket_chat.bot.business import Business
 from yamarket_chat.bot.handlers import LINGERS, call
 from yamarket_chat.bot.message import BuyerMessage
@@ -276,6 +276,18 @@ def chat_goes_on(patch: Patch) -> None:
 )
 def limit_not_asked(patch: Patch) -> None:
     patch(DepartingEngine, "others", lambda self, operation: 0)
+
+
+@_mutant(
+    "a history in no order is read until it is the same twice",
+    "once",
+    story="row-missed-on-shuffled-pages",
+)
+def history_read_once(patch: Patch) -> None:
+    async def rows(listing: Any) -> list[Any]:
+        return [row async for row in listing]
+
+    patch(reading, "_rows", rows)
 
 
 # Beginning and ending
