@@ -12,7 +12,7 @@ from yamarket_chat.sandbox import Fault
 
 from .. import story as parts
 from ..outbox import generate as outbox
-from ..outbox.story import AtBusiness, BotPoint, Failure, Left, What
+from ..outbox.story import AtBusiness, BotPoint, Left, What
 from ..swarm import READ_FAULTS
 from . import story as bots
 from .story import AnyEvent, Story, Told, Writes
@@ -72,20 +72,6 @@ class _Generator(outbox._Generator):
         about: Any = (*steps, *writes)
         events = [*self._happens(about), *self._changes(writes)]
         events.sort(key=lambda event: event.at)
-        failures: list[Failure] = []
-        for business in range(self.businesses):
-            self._about = f"business {business} "
-            failures += (
-                Failure(
-                    business=business,
-                    operation=one.operation,
-                    number=one.number,
-                    fault=one.fault,
-                )
-                for one in self._failures()
-            )
-        self._about = ""
-        offset = self._random("own clocks").choice((-3000.0, -500.0, 400.0, 3600.0))
         return Story(
             seed=self.seed,
             workers=self.workers,
@@ -93,11 +79,11 @@ class _Generator(outbox._Generator):
             market=self._market(markets),
             program=self._program(limits),
             network=self._network(),
-            clocks=parts.Clocks(offset=offset if "own clocks" in self.on else 0.0),
+            clocks=self._clocks(),
             database=self._database(),
             delivery=self._delivery(limits),
             steps=steps,
-            failures=tuple(failures),
+            failures=self._failures_of_all(),
             hitches=self._hitches(),
             events=tuple(events),
             bot=self._bot(),

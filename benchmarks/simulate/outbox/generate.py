@@ -78,6 +78,29 @@ class _Generator(sessions._Generator):
         """Return the story."""
         limits, markets = self._limits()
         steps = self._puts()
+        return Story(
+            seed=self.seed,
+            workers=self.workers,
+            businesses=self.businesses,
+            market=self._market(markets),
+            program=self._program(limits),
+            network=self._network(),
+            clocks=self._clocks(),
+            database=self._database(),
+            delivery=self._delivery(limits),
+            steps=steps,
+            failures=self._failures_of_all(),
+            hitches=self._hitches(),
+            events=self._happens(steps),
+        )
+
+    # How it is set up
+
+    def _clocks(self) -> parts.Clocks:
+        offset = self._random("own clocks").choice((-3000.0, -500.0, 400.0, 3600.0))
+        return parts.Clocks(offset=offset if "own clocks" in self.on else 0.0)
+
+    def _failures_of_all(self) -> tuple[outbox.Failure, ...]:
         failures: list[outbox.Failure] = []
         for business in range(self.businesses):
             self._about = f"business {business} "
@@ -91,24 +114,7 @@ class _Generator(sessions._Generator):
                 for one in self._failures()
             )
         self._about = ""
-        offset = self._random("own clocks").choice((-3000.0, -500.0, 400.0, 3600.0))
-        return Story(
-            seed=self.seed,
-            workers=self.workers,
-            businesses=self.businesses,
-            market=self._market(markets),
-            program=self._program(limits),
-            network=self._network(),
-            clocks=parts.Clocks(offset=offset if "own clocks" in self.on else 0.0),
-            database=self._database(),
-            delivery=self._delivery(limits),
-            steps=steps,
-            failures=tuple(failures),
-            hitches=self._hitches(),
-            events=self._happens(steps),
-        )
-
-    # How it is set up
+        return tuple(failures)
 
     def _database(self) -> outbox.Database:
         rng = self._random("database")
