@@ -9,12 +9,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from yamarket_chat import Limits, Retry
 from yamarket_chat.bot import Bot, BuyerMessage
 from yamarket_chat.notifications import Receiver
 from yamarket_chat.outbox import Outbox
 
-from ..outbox.program import FIRST_BUSINESS, KEY, Process, business_of, name_of
+from ..outbox.program import FIRST_BUSINESS, KEY, Process, business_of
 from .record import Record, Run
 from .story import Story, Writes
 
@@ -63,18 +62,7 @@ class Answering(Process):
             concurrency=told.concurrency,
             handler_timeout=told.handler_timeout,
             max_age=told.max_age,
-            lease=story.delivery.lease,
-            reserve=story.delivery.reserve,
-            on_failure=self._told,
-            base_url="http://127.0.0.1:1",
-            integration=name_of(self.name),
-            limits=Limits(parallel=story.program.parallel, **story.program.limits),
-            retry=Retry(
-                attempts=story.program.attempts,
-                give_up_after=story.program.give_up_after,
-                settle_after=story.program.settle_after,
-            ),
-            timeout=story.program.timeout,
+            **self._options(),
         )
         bot.message(self._answer)
         bot.error(self._failed)

@@ -106,19 +106,25 @@ class Process:
 
         return outbox.delivering(
             key_of if story.delivery.keys_by_function else known,
-            lease=story.delivery.lease,
-            reserve=story.delivery.reserve,
-            on_failure=self._told,
-            base_url="http://127.0.0.1:1",
-            integration=name_of(self.name),
-            limits=Limits(parallel=story.program.parallel, **story.program.limits),
-            retry=Retry(
+            **self._options(),
+        )
+
+    def _options(self) -> dict[str, Any]:
+        story = self.story
+        return {
+            "lease": story.delivery.lease,
+            "reserve": story.delivery.reserve,
+            "on_failure": self._told,
+            "base_url": "http://127.0.0.1:1",
+            "integration": name_of(self.name),
+            "limits": Limits(parallel=story.program.parallel, **story.program.limits),
+            "retry": Retry(
                 attempts=story.program.attempts,
                 give_up_after=story.program.give_up_after,
                 settle_after=story.program.settle_after,
             ),
-            timeout=story.program.timeout,
-        )
+            "timeout": story.program.timeout,
+        }
 
     async def _told(self, entry: OutboxEntry) -> None:
         if not self.loop.is_killed:
