@@ -286,7 +286,9 @@ def many_wait(database: Database, count: int, businesses: int) -> None:
         numbers = f"SELECT 0 UNION ALL SELECT n + 1 FROM each WHERE n < {count - 1}"
         values = values.format("zeroblob(32)", "1")
         select = f"WITH RECURSIVE each(n) AS ({numbers}) SELECT {values} FROM each"
-        database.execute(f"INSERT INTO {table} ({columns}) {select}", "ANALYZE")
+        insert = f"INSERT INTO {table} ({columns}) {select}"
+        # As for PostgreSQL: or the next commits write these rows into the database's file.
+        database.execute(insert, "ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)")
     else:
         values = values.format("'\\x00'::bytea", "true")
         select = f"SELECT {values} FROM generate_series(0, {count - 1}) n"

@@ -130,6 +130,9 @@ def unknown(story: Story, record: Record) -> Counter[str]:
     where = "clocks differ or are set" if differ else "clocks behave"
     for entry in record.messages:
         if entry.in_doubt:
-            counted[f"in doubt: an outbox, {where}"] += 1
-            counted[f"unknown: an outbox, {where}"] += entry.state == "unknown"
+            rows = record.chats.get(f"{entry.business}/{entry.chat}", ())
+            others = any(row.who == "colleague" for row in rows)
+            group = "others write as the shop" if others else where
+            counted[f"in doubt: an outbox, {group}"] += 1
+            counted[f"unknown: an outbox, {group}"] += entry.state == "unknown"
     return counted
