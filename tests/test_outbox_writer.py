@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
 
-from yamarket_chat import Limits
-from yamarket_chat.outbox import Outbox, OutboxMessage, writer
-from yamarket_chat.outbox.marks import End, Mark
-from yamarket_chat.outbox.watching import LOOKS
-from yamarket_chat.sandbox import Sandbox
+from yamarket_chat.outbox import writer
+from yamarket_chat.outbox.writer import Writer
 
-BUSINESS = 12345
+
+class SlowDisk:
+    """A database that counts the marks and ends of each transaction."""
+
+    def __init__(self) -> None:
+        self.transactions: list[tuple[int, int]] = []
+
+    async def write(self, _: Any, ends: Sequence[Any], marks: Sequence[Any]) -> Any:
+        self.transactions.append((len(marks), len(ends)))
+        await asyncio.sleep(0.01)
+        return set(), [None] * len(marks)
 
 
 @pytest.mark.parametrize("gathers", [True, False])
 async def test_messages_that_are_sent_at_once_share_two_transactions(
-    database_url: Any, monkeypatch: pytest.MonkeyPatch, gathers: bool
+    monkeypatch: pytest.MonkeyPatch, gathers: bool
 ) -> None:
     """Each transaction waits for the disk. Their marks share one, and their ends another one."""
-    for dialect in LOOKS:
-        monkeypatch.setitem(LOOKS, dialect, 1.0)
     if not gathers:
         monkeypatch.setattr(writer, "GATHER", 0.0)
-    transactions: list[tuple[int, int]] = []
-    write = writer._write
+    disk: Any = SlowDisk()
+    writing = Writer(disk)
 
-    def counting(connection: Connection, ends: Sequence[End], group: Sequence[Mark]) -> Any:
-        transactions.append((len(group), len(ends)))
-        return write(connection, ends, group)
+    async def send(number: int) -> None:
+        about: Any = SimpleNamespace(
+            number=number, business_id=1, operation="send_message", minute=1
+        )
+        await asyncio.sleep(number * 1e-4)  # its connection is there a little later
+        assert await writing.mark(about) is None
+        await asyncio.sleep(0.1 + number * 1e-4)
+        await writing.end(about)
 
-    monkeypatch.setattr(writer, "_write", counting)
-    async with (
-        Sandbox(business_id=BUSINESS, parallel=8) as market,
-        Outbox(database_url) as outbox,
-    ):
-        await outbox.create()
-        market.latency = lambda: 0.1
-        numbers = await outbox.put_many(OutboxMessage(BUSINESS, c, "Привет") for c in range(1, 9))
-        keys = {BUSINESS: market.api_key}
-        async with outbox.delivering(keys, base_url=market.url, limits=Limits(parallel=8)):
-            for number in numbers:
-                await outbox.result(number, timeout=60)
+    await asyncio.gather(*(send(number) for number in range(8)))
+    await writing.close(1.0)
     if gathers:
-        assert transactions == [(8, 0), (0, 8)]
+        assert disk.transactions == [(8, 0), (0, 8)]
     else:
-        assert len(transactions) > 2
+        assert len(disk.transactions) > 3

@@ -224,7 +224,11 @@ def no_skew(patch: Patch) -> None:
     patch(settling.Offset, "likely", lambda self: range(1))
 
 
-@_mutant("a learnt offset has a margin of 2 s", "none", story="offset-learnt-from-another-host")
+@_mutant(
+    "a learnt offset has a margin of 2 s",
+    "none",
+    story="storage-set-back-by-seconds-after-its-offset-was-learnt",
+)
 def no_margin(patch: Patch) -> None:
     patch(skew, "MARGIN", 0.0)
 
