@@ -19,14 +19,10 @@ STORIES = Path(__file__).parent / "stories"
 SESSIONS = kind_of("sessions")
 
 
-# Documented in docs/delivery.md, under the cases that the history cannot decide.
-NOT_MENDED = {"equal-text-of-an-earlier-process-beside-a-storage-ahead"}
-
-
 @pytest.mark.parametrize("path", sorted(STORIES.glob("*.json")), ids=lambda path: path.stem)
 def test_a_story_that_once_failed_ends_well(path: Path) -> None:
     story = from_json(path.read_bytes())
-    assert (judge(story, play(story)) == []) is (path.stem not in NOT_MENDED)
+    assert judge(story, play(story)) == []
 
 
 @pytest.mark.parametrize("first", range(1, 226, 25))

@@ -174,6 +174,19 @@ def forgotten_rows(patch: Patch) -> None:
 
 
 @_mutant(
+    "equal messages are looked for under one offset of the clocks",
+    "each one under an offset of its own",
+    story="equal-text-of-an-earlier-process-beside-a-storage-ahead",
+)
+def offset_of_its_own(patch: Patch) -> None:
+    def fit(equal: Any, items: Any, offset: settling.Offset) -> bool:
+        every = offset.all()
+        return settling._paired(equal, items, every[0], every[-1]) == len(items)
+
+    patch(settling, "_fit_together", fit)
+
+
+@_mutant(
     "a message found in a history is known by the id of its row",
     "by its time",
     story="storage-set-back-after-equal-texts-were-found",

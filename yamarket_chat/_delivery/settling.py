@@ -147,8 +147,7 @@ def find(
     )
     if Found.YES in verdicts and not forgotten:
         until = wanted.latest + offset.most
-        with_wanted = {wanted.content: [*equal_must, wanted]}
-        if _arrived_fits(rows_by_content, with_wanted, offset) and not any(
+        if _fit_together(equal, [*equal_must, wanted], offset) and not any(
             _missing_fits(equal, items, wanted, until, o) for o in offset.all()
         ):
             return Found.YES
@@ -247,6 +246,15 @@ def _arrived_fits(
         _paired(rows.get(content, ()), items, offsets[0], offsets[-1]) == len(items)
         for content, items in must.items()
     )
+
+
+def _fit_together(equal: Sequence[Row], items: Sequence[Stored], offset: Offset) -> bool:
+    """Whether all these messages can be in the history under one likely offset.
+
+    If each had an offset of its own, the row of an earlier process could pass for the first of two
+    messages, and the row of the first one for the second.
+    """
+    return any(_paired(equal, items, o, o) == len(items) for o in offset.likely())
 
 
 def _missing_fits(
