@@ -30,7 +30,8 @@ and a response takes 0.1 s.
 yamarket_chat. *A task a chat* awaits each message before the next one. *All at once* starts all
 messages at the same time, and so does yamarket_chat. The Market may work on a request for up to 10
 s after its connection broke. A semaphore does not know this, so the next requests are refused,
-again and again.
+again and again. yamarket_chat holds the parallel slot of such a request for these 10 s, and
+also after an answer that is not the Market's own. That takes up most of its time.
 
 *Not delivered*: the message is not in the chat. *Wrong result*: the client reported a message as
 sent that is not in the chat, or as failed that is in the chat. *Reported unknown*: the client said
