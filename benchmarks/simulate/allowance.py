@@ -201,14 +201,19 @@ def _repeated(story: Story, record: Record) -> float:
             allowed += rounds * (rate.per + CUT_OFF + story.program.timeout)
         elif rate.burst is not None:
             allowed += extra * rate.per / rate.requests
-        allowed += extra * LONGEST_PAUSE
+        allowed += extra * LONGEST_PAUSE + unseen * (APART + story.program.settle_after + CUT_OFF)
     return allowed
 
 
 def _may_lose(story: Story) -> bool:
     """Whether what is given up may end on its way to the Market."""
+    network = story.network
     losing = (Stall, Cut, Outage, Down)
-    return story.network.most > 0.01 or any(isinstance(e, losing) for e in story.events)
+    return (
+        network.most > 0.01
+        or network.loss > 0.0
+        or any(isinstance(e, losing) for e in story.events)
+    )
 
 
 def _reads(story: Story, record: Record) -> float:
