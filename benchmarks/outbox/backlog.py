@@ -16,7 +16,7 @@ TITLE = "Outbox, much waiting and much idle"
 ABOUT = """
 *Waiting*: bulk messages of 64 businesses are delivered while 30,000 of them wait, and while a
 million wait. Both take turns. The process has begun with all businesses before the measurement, and
-has sent 250 messages of each: to begin, it reads all waiting messages of a business twice (about 10
+has sent 250 messages of each: to begin, it reads all waiting messages of a business once (about 10
 µs each on PostgreSQL). *Idle*: a process that delivers holds the leases of many businesses without
 messages. The memory is what no other process shares.
 """
