@@ -100,3 +100,17 @@ async def test_failures_are_told_after_a_defect(shop: Shop) -> None:
         second = await shop.put(message("два", 18))
         await asyncio.sleep(200)
     assert set(told) == {first, second}
+
+
+async def test_keys_that_never_returns_is_said(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOOKS, "sqlite", 5.0)
+
+    async def keys(business_id: int) -> str:
+        return str(await asyncio.get_running_loop().create_future())
+
+    await shop.put(message("раз"))
+    async with shop.delivering(keys=keys):
+        await asyncio.sleep(600)
+        assert (await shop.outbox.status()).paused or caplog.text
