@@ -97,7 +97,7 @@ async def test_reply_that_the_database_cannot_store_is_a_failure_of_the_handler(
             " TEMPLATE template0"
         )
     try:
-        async with Shop.open(postgres.set(database="attacked")) as shop:  # noqa: F811
+        async with Shop.open(postgres.set(database="attacked")) as shop:
             bot, runs = shop.bot(), 0
 
             @bot.message

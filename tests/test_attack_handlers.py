@@ -80,3 +80,37 @@ async def test_failure_that_comes_while_on_failure_is_at_work_is_told_as_well(sh
         await asyncio.sleep(200)
     assert (await shop.got(first)).state == "refused"
     assert told == [first, first]
+
+
+async def test_failures_are_told_after_a_defect(shop: Shop) -> None:
+    """Here the outbox was being closed as the handler returned. All else goes on after that."""
+    _refuses(shop)
+    told: list[int] = []
+    closing: list[asyncio.Task[None]] = []
+
+    async def failed(entry: OutboxEntry) -> None:
+        told.append(entry.number)
+        if len(told) == 1:
+            closing.append(asyncio.create_task(shop.outbox.close()))
+            await asyncio.sleep(0)
+
+    first = await shop.put(message("раз"))
+    async with shop.delivering(on_failure=failed):
+        await asyncio.sleep(100)
+        second = await shop.put(message("два", 18))
+        await asyncio.sleep(200)
+    assert set(told) == {first, second}
+
+
+async def test_keys_that_never_returns_is_said(
+    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LOOKS, "sqlite", 5.0)
+
+    async def keys(business_id: int) -> str:
+        return str(await asyncio.get_running_loop().create_future())
+
+    await shop.put(message("раз"))
+    async with shop.delivering(keys=keys):
+        await asyncio.sleep(600)
+        assert (await shop.outbox.status()).paused or caplog.text

@@ -45,9 +45,7 @@ async def test_chat_that_fails_for_now_holds_up_no_other_chat(shop: Shop, many: 
 
 
 @pytest.mark.parametrize("many", [SINGLES // 2, SINGLES])
-async def test_order_whose_chat_does_not_open_holds_up_no_other_chat(
-    shop: Shop, many: int
-) -> None:
+async def test_order_whose_chat_does_not_open_holds_up_no_other_chat(shop: Shop, many: int) -> None:
     shop.market.faults = lambda request: (
         Fault("status", status=503) if request.operation == "create_chat" else None
     )
