@@ -245,6 +245,17 @@ class Courier:
             return 0, 0
         return self.hand.wants()
 
+    def wish(self, singles: int, bulk: int) -> marks.Wish:
+        """Return what a look is to find: so many singles and others at most."""
+        hand = self.hand
+        return marks.Wish(
+            singles,
+            bulk,
+            known=list(hand.rows),
+            chats=list(hand.left_out()),
+            contexts=self._openings.left_out(),
+        )
+
     def idle_for(self) -> float:
         """Return for how many seconds nothing was in hand."""
         if not self._ready or self.hand.rows or self._own:
@@ -478,7 +489,7 @@ class Courier:
         except OutboxDatabaseError as error:
             logger.warning("business %d: %s", self.business_id, error)
         finally:
-            self.take(found, look)
+            self._take(self.hand.end_look(look, found, heads=True))
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what ends when the courier stops."""

@@ -41,9 +41,6 @@ is not to be busy with looks alone."""
 TIMES = 1.0
 """Seconds between two looks for what has become due, or has expired."""
 
-Wish = tuple[Sequence[int], int, int]
-"""The numbers in hand, and how many singles and others are wanted."""
-
 
 class Feed:
     """Feeds the couriers of one event loop.
@@ -137,7 +134,7 @@ class Feed:
         if not asking and not changed:
             return
         looks = {one: one.hand.begin_look() for one in asking}
-        wishes = {one.business_id: (list(one.hand.rows), *asking[one]) for one in asking}
+        wishes = {one.business_id: one.wish(*wants) for one, wants in asking.items()}
         self._read_for = set(self._grants)
         some: Sequence[int] = ()
         read = False
@@ -206,12 +203,12 @@ class Feed:
 
 
 def _due(
-    connection: Connection, wishes: Mapping[int, Wish]
+    connection: Connection, wishes: Mapping[int, marks.Wish]
 ) -> tuple[list[int], dict[int, list[Any]]]:
     """Return which businesses have something, and read what is next for those who want it."""
     some = businesses(connection)
     return some, {
-        business_id: marks.due(connection, business_id, *wishes[business_id])
+        business_id: marks.due(connection, business_id, wishes[business_id])
         for business_id in some
         if business_id in wishes
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,10 @@ import msgspec
 
 SINGLES = 128
 BULK = 128
-"""How many messages of a business are in hand at most."""
+"""How many messages of a business are in hand at most, without those of chats that are held up."""
+
+OF_CHAT = 32
+"""How many of them are of one chat: it may be that none of them can be sent for minutes."""
 
 TEXT, FILE = "send_message", "send_file"
 
@@ -35,6 +39,7 @@ class Row(msgspec.Struct, eq=False):
     operation: str
     task: asyncio.Task[Any] | None = None  # that sends it
     preempted: bool = False  # another row goes first
+    counts: bool = False  # among the messages that are in hand at most
 
 
 def operation(read: Any) -> str:
@@ -71,9 +76,10 @@ class Hand:
         self.ending: dict[int, asyncio.Future[None]] = {}  # by number: what is being written
         # Of singles and of others: whether there may be more although nothing has changed.
         self.more: list[bool] = [True, True]
-        self._counts = [0, 0]  # of singles and of others in `rows`
+        self._counts = [0, 0]  # how many singles and others of `rows` count
         self._settling: dict[int, int] = {}  # by chat: how many marked rows are to be settled
         self._resting: dict[int, float] = {}  # by chat: until when, because its head failed for now
+        self._full: set[int] = set()  # the chats that have more than there is room for
         self._chats: dict[int, list[Row]] = {}  # by chat, and in it by number: what may be sent
         # Heaps of the first number of a chat, and the chat. An entry that does not hold any more
         # is dropped when it comes first; a chat is added anew whenever it may be sent to again.
@@ -90,6 +96,14 @@ class Hand:
             BULK - bulk if bulk <= BULK // 2 else 0,
         )
 
+    def left_out(self) -> set[int]:
+        """Return the chats of which no more messages are wanted now.
+
+        Those of a chat that has many, or to which nothing can be sent, would take the room of all
+        other chats.
+        """
+        return self._full.union(self._settling, self._resting)
+
     def is_hungry(self) -> bool:
         """Whether there may be more, and room for it."""
         if not any(self.more):
@@ -102,14 +116,25 @@ class Hand:
         self._looking.add(self._looks)
         return self._looks
 
-    def end_look(self, look: int, found: Iterable[Any]) -> list[Any]:
-        """Return what a look has found, without what is in hand, or left it since."""
+    def end_look(self, look: int, found: Iterable[Any], *, heads: bool = False) -> list[Any]:
+        """Return what a look has found, without what is in hand, or left it since.
+
+        There is always room for the heads of a chat.
+        """
         self._looking.discard(look)
-        new = [
-            read
-            for read in found
-            if read.number not in self.rows and self._gone.get(read.number, 0) < look
-        ]
+        new = []
+        of_chat = Counter({chat_id: len(rows) for chat_id, rows in self._chats.items()})
+        for read in found:
+            if read.number in self.rows or self._gone.get(read.number, 0) >= look:
+                continue
+            chat_id = read.chat_id
+            if not heads and chat_id is not None and read.state == "waiting":
+                if of_chat[chat_id] >= OF_CHAT:
+                    self._full.add(chat_id)
+                if chat_id in self._full:
+                    continue
+                of_chat[chat_id] += 1
+            new.append(read)
         oldest = min(self._looking, default=self._looks + 1)
         for number in [number for number, at in self._gone.items() if at < oldest]:
             del self._gone[number]
@@ -135,9 +160,27 @@ class Hand:
 
     def keep(self, row: Row) -> None:
         """Have a row in hand that is not to be sent, or not yet."""
-        if row.number not in self.rows:
-            self._counts[row.bulk] += 1
         self.rows[row.number] = row
+        self.count(row, counts=not self._is_held_up(row.chat_id))
+
+    def count(self, row: Row, *, counts: bool) -> None:
+        """Let a row count among those that are in hand at most, or not any more."""
+        if counts is not row.counts:
+            row.counts = counts
+            self._counts[row.bulk] += 1 if counts else -1
+
+    def _hold_up(self, chat_id: int) -> None:
+        """Note that nothing is sent to a chat for now."""
+        for row in self._chats.get(chat_id, ()):
+            self.count(row, counts=False)
+
+    def _go_on(self, chat_id: int) -> None:
+        """Note that a chat may not be held up any more."""
+        if not self._is_held_up(chat_id):
+            for row in self._chats.get(chat_id, ()):
+                self.count(row, counts=True)
+            self.more[:] = True, True  # the looks have left it out
+            self._offer(chat_id)
 
     def drop(self, row: Row) -> None:
         """Let a row go. If it has not ended, it is read anew."""
@@ -148,6 +191,9 @@ class Hand:
         waiting = self._chats.get(chat_id)
         if waiting is not None and row in waiting:
             waiting.remove(row)
+            if len(waiting) <= OF_CHAT // 2 and chat_id in self._full:
+                self._full.remove(chat_id)
+                self.more[:] = True, True
             if not waiting:
                 del self._chats[chat_id]
             self._offer(chat_id)
@@ -159,25 +205,27 @@ class Hand:
 
     def settle(self, row: Row, chat_id: int) -> None:
         """Send nothing to a chat until a marked row of it is settled."""
-        self.keep(row)
         self._settling[chat_id] = self._settling.get(chat_id, 0) + 1
+        self._hold_up(chat_id)
+        self.keep(row)
 
     def settled(self, chat_id: int) -> None:
         """Note that a row of a chat is settled."""
         self._settling[chat_id] -= 1
         if not self._settling[chat_id]:
             del self._settling[chat_id]
-            self._offer(chat_id)
+            self._go_on(chat_id)
 
     def rest(self, chat_id: int, until: float) -> None:
         """Send nothing to a chat until a moment."""
         self._resting[chat_id] = until
+        self._hold_up(chat_id)
 
     def wake(self, chat_id: int | None = None) -> None:
         """Let a chat rest no longer, or all of them."""
         for one in list(self._resting) if chat_id is None else [chat_id]:
             if self._resting.pop(one, None) is not None:
-                self._offer(one)
+                self._go_on(one)
 
     def end(self, row: Row, ending: asyncio.Future[None]) -> None:
         """Keep a row until its end is written."""
@@ -191,7 +239,7 @@ class Hand:
     def _forget(self, number: int) -> None:
         row = self.rows.pop(number, None)
         if row is not None:
-            self._counts[row.bulk] -= 1
+            self.count(row, counts=False)
         self._gone[number] = self._looks
 
     def next(self, now: float, in_front: Container[Kind]) -> tuple[dict[Kind, Row], float]:
@@ -227,7 +275,10 @@ class Hand:
         )
 
     def _is_free(self, chat_id: int) -> bool:
-        return not (chat_id in self.busy or chat_id in self._settling or chat_id in self._resting)
+        return not (chat_id in self.busy or self._is_held_up(chat_id))
+
+    def _is_held_up(self, chat_id: int | None) -> bool:
+        return chat_id in self._settling or chat_id in self._resting
 
 
 def _kind(waiting: Sequence[Row]) -> Kind:

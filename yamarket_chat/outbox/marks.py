@@ -22,11 +22,13 @@ from sqlalchemy import (
     Text,
     any_,
     bindparam,
+    case,
     cast,
     column,
     delete,
     exists,
     func,
+    or_,
     select,
     update,
 )
@@ -91,15 +93,17 @@ _EARLIER = exists().where(
 )
 
 
-def _one_of(dialect: str, name: str) -> ColumnElement[bool]:
+def _one_of(
+    dialect: str, name: str, what: ColumnElement[int] = messages.c.number
+) -> ColumnElement[bool]:
     """Return the condition that the number is one of many, which are one parameter.
 
     With a parameter for each of them, each length would be another statement.
     """
     if dialect == "postgresql":
-        return _row.number == any_(bindparam(name, type_=postgresql.ARRAY(BigInteger)))
+        return what == any_(bindparam(name, type_=postgresql.ARRAY(BigInteger)))
     numbers = func.json_each(bindparam(name, type_=JSON)).table_valued("value")
-    return _row.number.in_(select(numbers.c.value))
+    return what.in_(select(numbers.c.value))
 
 
 # Rows that somebody holds locked are left out: they are read anew later.
@@ -318,6 +322,8 @@ _FED = [
         "settle_after", "worker", "beat", "arrives_within",
     )
 ]  # fmt: skip
+# An order's id, or that of a return below zero.
+_SIGNED = case((_row.context == "return", -_row.context_id), else_=_row.context_id)
 _DUE = {
     dialect: select(*_FED)
     .where(
@@ -326,6 +332,8 @@ _DUE = {
         _row.business_id == bindparam("business_id"),
         _row.bulk == bindparam("bulk"),
         ~_one_of(dialect, "known"),
+        or_(_row.chat_id.is_(None), ~_one_of(dialect, "chats", _row.chat_id)),
+        or_(_row.chat_id.is_not(None), ~_one_of(dialect, "contexts", _SIGNED)),
     )
     .order_by(_row.number)
     .limit(bindparam("most"))
@@ -344,16 +352,39 @@ _HEAD = (
 )
 
 
-def due(
-    connection: Connection, business_id: int, known: Sequence[int], singles: int, bulk: int
-) -> list[Any]:
-    """Read what is next for a business, and not known yet: at most so many singles and others."""
+class Wish(msgspec.Struct, frozen=True):
+    """What is wanted for a business.
+
+    Attributes:
+        singles: How many singles, at most.
+        bulk: How many others, at most.
+        known: The numbers in hand.
+        chats: Those of which nothing is wanted.
+        contexts: The orders of which nothing is wanted, and the returns: their ids below zero.
+    """
+
+    singles: int
+    bulk: int
+    known: Sequence[int]
+    chats: Sequence[int]
+    contexts: Sequence[int]
+
+
+def due(connection: Connection, business_id: int, wish: Wish) -> list[Any]:
+    """Read what is next for a business."""
     rows: list[Any] = []
-    for is_bulk, most in ((False, singles), (True, bulk)):
+    for is_bulk, most in ((False, wish.singles), (True, wish.bulk)):
         if most > 0:
             rows += connection.execute(
                 _DUE[connection.dialect.name],
-                {"business_id": business_id, "bulk": is_bulk, "known": known, "most": most},
+                {
+                    "business_id": business_id,
+                    "bulk": is_bulk,
+                    "known": wish.known,
+                    "chats": wish.chats,
+                    "contexts": wish.contexts,
+                    "most": most,
+                },
             )
     return rows
 

@@ -9,7 +9,7 @@ from ..errors import ChatError, SessionClosedError
 from . import marks
 from .database import Database
 from .errors import OutboxDatabaseError
-from .hand import Row
+from .hand import OF_CHAT, Row
 from .parts import Whole
 from .pausing import AGAIN
 
@@ -24,15 +24,32 @@ class Openings:
         self._courier = courier
         self._database = database
         self._waiting: dict[Context, list[Row]] = {}
+        self._full: set[Context] = set()  # those that have more messages than there is room for
+        self._failing: set[Context] = set()  # those that could not be opened yet
 
     def begin(self, row: Row, context: Context) -> None:
         """Let a row wait for its chat, which is found or opened."""
-        self._courier.hand.keep(row)
+        hand = self._courier.hand
+        if len(self._waiting.get(context, ())) >= OF_CHAT:
+            self._full.add(context)
+            return
+        hand.keep(row)
+        if context in self._failing:
+            hand.count(row, counts=False)
         if context in self._waiting:
             self._waiting[context].append(row)
         else:
             self._waiting[context] = [row]
             self._courier.in_background(self._open(context))
+
+    def left_out(self) -> list[int]:
+        """Return the orders of which no more messages are wanted now, and the returns: below zero.
+
+        As in `Hand.left_out`.
+        """
+        return [
+            -number if kind == "return" else number for kind, number in self._full | self._failing
+        ]
 
     async def _open(self, context: Context) -> None:
         courier = self._courier
@@ -51,10 +68,17 @@ class Openings:
                     return
                 passes = isinstance(error, (OutboxDatabaseError, SessionClosedError))
                 if passes or not courier.is_for_good(error, None):
+                    self._failing.add(context)
+                    for row in self._waiting[context]:
+                        courier.hand.count(row, counts=False)
                     await asyncio.sleep(error.retry_after or AGAIN)
                     continue
                 refused = error
             break
+        self._failing.discard(context)
+        if context in self._full:
+            self._full.remove(context)
+            courier.hand.more[:] = True, True
         for row in self._waiting.pop(context):
             if refused is not None:
                 courier.end(row, "refused", refused)
