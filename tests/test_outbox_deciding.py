@@ -335,3 +335,18 @@ async def test_overview_tells_what_waits_who_delivers_and_what_was_sent(shop: Sh
         assert [(one.business_id, one.paused) for one in only.businesses] == [(BUSINESS, "401")]
         assert only.businesses[0].paused_at is not None
     assert (await read(overview)).workers == []
+
+
+async def test_cancelling_a_repetition_makes_no_secret_of_the_request_before(shop: Shop) -> None:
+    faults = {"send_message": Fault("reset", when="after"), "history": Fault("status", status=404)}
+    shop.market.faults = lambda request: faults.get(request.operation)
+    number = await shop.put(message("раз"))
+    async with shop.delivering():
+        await asyncio.sleep(200)
+    assert (await shop.got(number)).state == "unknown"
+    assert len(shop.market.messages(17)) == 1  # the buyer has it
+    assert await shop.outbox.retry(number)
+    assert not await shop.outbox.cancel(number)
+    entry = await shop.got(number)
+    assert entry.state == "unknown"
+    assert isinstance(entry.error, DeliveryUnknownError)

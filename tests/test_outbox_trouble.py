@@ -501,3 +501,17 @@ async def test_reads_of_a_dead_process_may_cause_420s_and_nothing_else(
     chats = [texts(shop.market, chat) for chat in shop.market.chat_ids]
     assert chats == [["раз", "два"]] * 8
     assert warnings_of(caplog) == []
+
+
+async def test_statement_that_took_too_long_may_work_later(postgres_url: Any) -> None:
+    """With `statement_timeout` of a role: else a busy server ends `deliver` and `result`."""
+    async with Outbox(postgres_url) as outbox:
+        await outbox.create()
+
+        def slow(connection: Connection) -> None:
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 10")
+            connection.exec_driver_sql("SELECT pg_sleep(5)")
+
+        with pytest.raises(OutboxDatabaseError) as caught:
+            await outbox._database.read(slow)
+        assert caught.value.retry_after is not None

@@ -59,6 +59,9 @@ class Database:
     ) -> None:
         self.url: URL = _checked(url)
         self.dialect: str = self.url.get_backend_name()
+        # Parameters may have passwords as well.
+        self.shown: str = self.url.set(query={}).render_as_string()
+        """The address, in a form that may be shown."""
         self._patience = patience = PATIENCE if patience is None else patience
         idle = patience if idle is None else idle
         self._begin = (
@@ -75,7 +78,7 @@ class Database:
         self._closing: Callable[[], Any] | None = None
 
     def __repr__(self) -> str:
-        return f"Database({self.url.render_as_string()!r})"  # without the password
+        return f"Database({self.shown!r})"
 
     async def call(self, function: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run a function in a thread."""
@@ -145,8 +148,7 @@ class Database:
             }
         engine = create_engine(self.url, hide_parameters=True, **options)
         event.listen(engine, "begin", self._on_begin)
-        if self.dialect == "postgresql":
-            event.listen(engine, "connect", self._on_connect)
+        event.listen(engine, "connect", self._on_connect)
         executor = ThreadPoolExecutor(threads, thread_name_prefix="yamarket-outbox")
         self._pid, self._engine, self._threads, self._watching = os.getpid(), engine, executor, []
         self._closing = weakref.finalize(self, _close, engine, executor, self._watching, self._pid)
@@ -166,7 +168,7 @@ class Database:
                             self.usable(connection)
                         return function(connection, *args)
             except SQLAlchemyError as error:
-                trouble = translated(error, self.url)
+                trouble = translated(error, self.shown)
                 if last or began or not isinstance(trouble, BrokenConnectionError):
                     raise trouble from error
                 # A kept connection: the server was restarted since. Nothing was sent on it.
@@ -179,7 +181,7 @@ class Database:
                 self._watching.append(self._connect_sqlite())
             (version,) = self._watching[0].execute("PRAGMA data_version").fetchone()
         except sqlite3.Error as error:
-            raise translated(error, self.url) from error
+            raise translated(error, self.shown) from error
         return int(version)
 
     def _create(self) -> None:
@@ -188,7 +190,7 @@ class Database:
             try:
                 self._connect_sqlite("rwc").close()
             except sqlite3.Error as error:
-                raise translated(error, self.url) from error
+                raise translated(error, self.shown) from error
             # SQLite has removed the journal of a new file, but a power cut could bring it back, and
             # then it would undo all that was ever put.
             _sync_folder(self.url.database or "")
@@ -219,6 +221,9 @@ class Database:
         return connection
 
     def _on_connect(self, driver: Any, record: Any) -> None:
+        if self.dialect == "sqlite":
+            record.info["file"] = self._file()
+            return
         driver.autocommit = True  # `_on_begin` begins the transactions
         with driver.cursor() as cursor:
             cursor.execute("SHOW synchronous_commit")
@@ -231,11 +236,26 @@ class Database:
     def _on_begin(self, connection: Connection) -> None:
         if self.dialect == "postgresql":
             connection.exec_driver_sql(connection.info["begin"])
-        elif connection.get_execution_options().get("outbox_reading"):
+            return
+        if self._file() != connection.info["file"]:
+            # What is written to the open one would be lost with it.
+            raise OutboxDatabaseError(
+                f"{self.url.database} was removed or replaced while this process had it open:"
+                " restart the process"
+            )
+        if connection.get_execution_options().get("outbox_reading"):
             connection.exec_driver_sql("BEGIN")
         else:
             # A transaction that begins with reading could not write after somebody else wrote.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    def _file(self) -> tuple[int, int] | None:
+        """Return which file has the path now; None if there is none."""
+        try:
+            stat = os.stat(self.url.database or "")
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino
 
     def _check_driver(self) -> None:
         if self.dialect == "postgresql":
@@ -258,6 +278,8 @@ def _checked(url: object) -> URL:
     except (ArgumentError, NoSuchModuleError, ValueError, AttributeError, ImportError):
         # The address may contain a password, so no text shows it.
         raise InvalidArgumentError(f"the address of the outbox is one such as {_URLS}") from None
+    if "@" in (made.host or ""):
+        raise InvalidArgumentError("an @ in the password or the user of an address is written %40")
     if driver == ("postgresql", "psycopg"):
         return made
     if driver != ("sqlite", "pysqlite"):

@@ -13,6 +13,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from .._delivery.departing import KERNEL
+from .._delivery.failures import unknown_error
 from .._delivery.settling import KNOWN_FOR, SKEW
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
@@ -22,7 +23,7 @@ from . import earlier
 from .database import Database
 from .messages import OutboxEntry, OutboxState
 from .outcomes import encode_outcome
-from .rows import LONGEST_KEY, RANDOM, entry
+from .rows import LONGEST_KEY, RANDOM, entry, is_storable, now
 from .schema import messages
 
 PAGE = 500
@@ -75,7 +76,7 @@ def check_wish(business_id: object, state: object, chat_id: object, key_prefix: 
         not isinstance(key_prefix, str)
         or not 1 <= len(key_prefix) <= LONGEST_KEY
         or key_prefix.startswith(RANDOM)
-        or "\0" in key_prefix
+        or not is_storable(key_prefix)
     ):
         raise InvalidArgumentError(
             f"key_prefix is a str of 1 to {LONGEST_KEY} characters, the beginning of a key of yours"
@@ -140,6 +141,30 @@ def settle(connection: Connection, number: int, delivered: bool) -> bool:
         values |= {"state": "refused"}
     connection.execute(update(messages).where(_row.number == number).values(values))
     return True
+
+
+def cancel(connection: Connection, number: int) -> bool:
+    """Cancel a message that waits. Return whether it has not left and never will."""
+    waits = update(messages).where(_row.number == number, _row.state == "waiting")
+    done = connection.execute(
+        waits.where(_row.pending.is_(None)).values(state="cancelled", ended_at=now())
+    )
+    if done.rowcount:
+        return True
+    # It was to be sent again, and what became of the request before is as unknown as it was.
+    stored = connection.scalar(
+        select(_row.pending).where(_row.number == number, _row.state == "waiting").with_for_update()
+    )
+    if stored is not None:
+        error = unknown_error(earlier.decode_pending(stored), "its repetition was cancelled")
+        connection.execute(
+            waits.values(state="unknown", ended_at=now(), outcome=encode_outcome(error))
+        )
+        return False
+    state = connection.scalar(select(_row.state).where(_row.number == number))
+    if state is None:
+        raise InvalidArgumentError(f"there is no message {number}: it was never put, or is pruned")
+    return state in ("cancelled", "expired")
 
 
 def retry(connection: Connection, number: int) -> bool:

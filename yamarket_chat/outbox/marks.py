@@ -462,9 +462,10 @@ def before(
     return Before(list(still), [*ended, *again], list(counted), paused)
 
 
-def forget_counts(connection: Connection, minute: int) -> None:
-    """Remove the counts before a minute."""
-    connection.execute(delete(counts).where(counts.c.minute < minute))
+def forget_counts(connection: Connection) -> None:
+    """Remove the counts that are too old to matter: by the newest one, which the Market dates."""
+    newest = select(func.max(counts.c.minute)).scalar_subquery()
+    connection.execute(delete(counts).where(counts.c.minute < newest - 2 * COUNTED_FOR))
 
 
 def make_due(connection: Connection, business_id: int, moment: int) -> None:

@@ -45,8 +45,11 @@ ByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
 
 WEEK = 7 * 24 * 3600.0
 
-FORGET_AFTER = 3600.0
-"""Seconds after which the text of a message cannot be needed to tell equal ones apart."""
+FORGET_AFTER = 3_600_000_000
+"""Microseconds after which a message cannot be needed any more to tell equal ones apart."""
+
+FORGET_SURELY = 24 * FORGET_AFTER
+"""Microseconds for which the last texts of a business are kept, if it has sent nothing since."""
 
 PRUNE_EVERY = 3600.0
 """Seconds, on average, between two prunings of a process that delivers."""
@@ -75,8 +78,10 @@ class Outbox:
     Args:
         url: The database: "sqlite:///outbox.db" for the processes of one machine, or
             "postgresql+psycopg://user:password@host/database" for those of several.
-        keep: Seconds for which a message is kept after it ended. Its key is remembered as long.
-        forget_text: True forgets the text of a message an hour after it ended.
+        keep: Seconds for which a message is kept after it ended, with its key. Those of the last
+            hour in which a business has sent are kept in any case: they tell equal texts apart.
+        forget_text: True forgets the text of a message an hour after it ended. The texts of the
+            last hour in which a business has sent are kept for a day, or until it sends more.
 
     Raises:
         InvalidArgumentError: An argument makes no sense.
@@ -98,7 +103,7 @@ class Outbox:
         self._deliveries: ByLoop[set[Delivering]] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        return f"Outbox({self._database.url.render_as_string()!r})"  # without the password
+        return f"Outbox({self._database.shown!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -311,7 +316,7 @@ class Outbox:
             number = await outbox.put(OutboxMessage(business_id, 17, "Заказ собран"))
             assert await outbox.cancel(number)
         """
-        return await self._database.write(store.cancel, check_id("number", number))
+        return await self._database.write(deciding.cancel, check_id("number", number))
 
     def entries(
         self,
@@ -545,20 +550,24 @@ class Outbox:
         Example:
             removed = await outbox.prune()
         """
-        write, removed, business = self._database.write, 0, 0
-        before = now() - round(self._keep * 1e6)
-        while (found := await self._database.read(store.next_business, business)) is not None:
+        read, write, removed, business = self._database.read, self._database.write, 0, 0
+        wall = now()
+        while (found := await read(store.next_business, business)) is not None:
             business = found
+            # This machine's clock may be wrong, and who sends next needs the last ones.
+            last = await read(store.last_ended, business)
+            needed = wall if last is None else last - FORGET_AFTER
+            before = max(min(wall - round(self._keep * 1e6), needed), 0)
             while (count := await write(store.prune, business, before)) > 0:
                 removed += count
             if self._forget_text:
+                before = min(wall - FORGET_AFTER, max(needed, wall - FORGET_SURELY))
                 after: tuple[int, int] | None = (0, 0)
-                forget_before = now() - round(FORGET_AFTER * 1e6)
                 while after is not None:
-                    after = await write(store.forget_texts, business, forget_before, after)
+                    after = await write(store.forget_texts, business, before, after)
         while await write(store.drop_contents) > 0:
             pass
-        await write(marks.forget_counts, now() // 60_000_000 - 2 * marks.COUNTED_FOR)
+        await write(marks.forget_counts)
         return removed
 
     async def _prune_hourly(self) -> None:

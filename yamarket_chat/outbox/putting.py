@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from ..errors import InvalidArgumentError
 from . import store
@@ -128,11 +128,11 @@ class Putting:
                 raise InvalidArgumentError(
                     f"connection is one to {' or '.join(DIALECTS)}, not to {target.dialect.name}"
                 )
-            if target.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            self._database.usable(target)
+            if _commits_by_itself(target):
                 raise InvalidArgumentError(
                     "connection commits each statement by itself: pass one in a transaction"
                 )
-            self._database.usable(target)
             return store.put(target, rows)
 
         run_sync: Callable[..., Any] | None = getattr(connection, "run_sync", None)
@@ -144,6 +144,25 @@ class Putting:
         raise InvalidArgumentError(
             "connection is a Connection or a Session of SQLAlchemy's, or an async one"
         )
+
+
+def _commits_by_itself(connection: Connection) -> bool:
+    """Whether each statement is a transaction of its own."""
+    if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        return True
+    driver: Any = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite":
+        by_hand = getattr(driver, "isolation_level", "") is None
+    else:
+        by_hand = getattr(driver, "autocommit", False) is True
+    if not by_hand:
+        return False
+    # Of an engine with this option; or the program begins its transactions by an event.
+    connection.execute(select(1))
+    if connection.dialect.name == "sqlite":
+        return not driver.in_transaction
+    info = getattr(driver, "info", None)
+    return info is None or info.transaction_status == 0
 
 
 async def _slowly(messages: Iterable[Put]) -> AsyncIterable[Put]:

@@ -108,11 +108,16 @@ def check_key(key: object) -> str:
             f"key begins with {' or '.join(map(repr, RESERVED))}, which the package keeps for"
             " itself: choose another beginning"
         )
-    if "\0" in key or any("\ud800" <= character <= "\udfff" for character in key):
+    if not is_storable(key):
         raise InvalidArgumentError(
             "key has a NUL character or half of a surrogate pair, which cannot be stored"
         )
     return exact(key)
+
+
+def is_storable(text: str) -> bool:
+    """Whether a database can store a text."""
+    return "\0" not in text and not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 def entry(row: Any) -> OutboxEntry:

@@ -26,7 +26,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ..errors import InvalidArgumentError
 from .errors import KeyConflictError, OutboxDatabaseError
 from .messages import OutboxEntry, OutboxStatus
-from .rows import GIVEN, Row, entry, moment, now
+from .rows import GIVEN, Row, entry, moment
 from .schema import DIALECTS, files, leases, messages
 
 PIECE = 500
@@ -216,21 +216,6 @@ def ended(connection: Connection, numbers: Sequence[int]) -> list[int]:
     return [number for number in numbers if number not in waiting]
 
 
-def cancel(connection: Connection, number: int) -> bool:
-    """Cancel a message that waits. Return whether it has not left and never will."""
-    done = connection.execute(
-        update(messages)
-        .where(_row.number == number, _row.state == "waiting")
-        .values(state="cancelled", ended_at=now())
-    )
-    if done.rowcount:
-        return True
-    state = connection.scalar(select(_row.state).where(_row.number == number))
-    if state is None:
-        raise InvalidArgumentError(f"there is no message {number}: it was never put, or is pruned")
-    return state in ("cancelled", "expired")
-
-
 def status(connection: Connection, business_id: int | None) -> OutboxStatus:
     """Count what waits."""
 
@@ -263,6 +248,18 @@ def next_business(connection: Connection, after: int) -> int | None:
     """Return the next business that has messages which have ended."""
     condition = _row.business_id > after, _row.ended_at.is_not(None)
     found: int | None = connection.scalar(select(func.min(_row.business_id)).where(*condition))
+    return found
+
+
+def last_ended(connection: Connection, business_id: int) -> int | None:
+    """Return when the last message of a business ended that arrived or may have, by the Market."""
+    found: int | None = connection.scalar(
+        select(_row.ended_at)
+        .where(_row.business_id == business_id, _row.pending.is_not(None))
+        .where(_row.ended_at.is_not(None))  # so that SQLite uses the index
+        .order_by(_row.ended_at.desc())
+        .limit(1)
+    )
     return found
 
 

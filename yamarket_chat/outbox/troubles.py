@@ -7,7 +7,6 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -52,6 +51,7 @@ _POSTGRESQL: tuple[tuple[str, str, float | None], ...] = (
     ("25006", "it is read-only: connect to the primary server", LATER),
     ("53100", "its disk is full: make room", LATER),
     ("55P03", "another transaction holds the row for long: look which", SOON),
+    ("57014", "it took too long: look whether the server is busy, and at statement_timeout", SOON),
     ("57P", "it is being stopped or started", SOON),
     ("40", "another transaction was in the way", SOON),
     ("08", "the connection broke", SOON),
@@ -79,9 +79,12 @@ class BrokenConnectionError(OutboxDatabaseError):
     """The connection broke: nothing tells whether the transaction was committed."""
 
 
-def translated(error: Exception, url: URL) -> OutboxDatabaseError:
-    """Return the error that says what is wrong with a database."""
-    where = f"the outbox's database, {url.render_as_string()}"  # without the password
+def translated(error: Exception, address: str) -> OutboxDatabaseError:
+    """Return the error that says what is wrong with a database.
+
+    The address is without passwords.
+    """
+    where = f"the outbox's database, {address}"
     original: Any = error.orig if isinstance(error, DBAPIError) else error
     said = " ".join(str(original).split())
     if isinstance(error, PoolTimeout):

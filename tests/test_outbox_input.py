@@ -1,8 +1,9 @@
-"""What is passed, and must be refused, or must not be shown."""
+"""What an outbox is given: what makes no sense is refused, and secrets are shown nowhere."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import create_engine
 
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import InvalidArgumentError
-from yamarket_chat.outbox import Outbox
+from yamarket_chat.outbox import Outbox, OutboxDatabaseError
 from yamarket_chat.outbox.watching import LOOKS
 
 
@@ -70,3 +71,20 @@ async def test_wrong_id_that_is_added_to_keys_later_holds_up_no_other(shop: Shop
         keys[2**70] = "x"
         keys[BUSINESS] = shop.market.api_key
         await shop.outbox.result(number, timeout=100)
+
+
+async def test_put_into_a_file_that_was_replaced_is_not_lost(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/outbox.db"
+    async with Outbox(url) as web, Outbox(url) as other:
+        await web.create()
+        await web.put(message("раз"))
+        for path in tmp_path.iterdir():  # as by `mv backup.db outbox.db`
+            path.unlink()
+        await other.create()
+        try:
+            number = await web.put(message("два"))
+        except OutboxDatabaseError:
+            return
+        entry = await other.get(number)
+        assert entry is not None, "accepted, and in no file that anybody can open"
+        assert entry.text == "два"
