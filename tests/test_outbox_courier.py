@@ -416,6 +416,27 @@ async def test_late_mark_of_the_holder_before_is_settled_by_its_epoch(
     assert texts(small.market, 17) == ["два"] * (1 if raised else 2)
 
 
+async def test_lost_business_is_not_read_from_any_more(small: Shop) -> None:
+    """Found by the crash test: a read beside the new holder's requests was one too many."""
+    asked: list[str] = []
+
+    def note(request: Any) -> Fault | None:
+        asked.append(request.operation)
+        return Fault("no_answer") if request.operation == "send_message" else None
+
+    small.market.faults = note
+    await small.put(message("раз"))
+    async with small.delivering(timeout=5.0):
+        while "send_message" not in asked:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(17)  # its history would be read after 20 s
+        (delivery,) = small.outbox._deliveries[asyncio.get_running_loop()]
+        asked.clear()
+        delivery.over(list(delivery._grants.values()))
+        await asyncio.sleep(60)
+        assert asked == []
+
+
 async def test_nothing_leaves_while_the_database_is_away_and_ends_are_written_later(
     small: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

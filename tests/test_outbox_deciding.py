@@ -271,7 +271,7 @@ async def test_next_worker_learns_that_the_chat_may_have_a_message_of_which_some
         engine = session.departing()
         async with session:
             await session.request("GET", "/v2/campaigns", params={"limit": 1})
-            known = await outbox._database.read(marks.before, BUSINESS, moment, 0)
+            known = await outbox._database.read(marks.before, BUSINESS, moment, 0, ())
             earlier.learn(engine, known, BUSINESS, session.limits, 10.0, {})
             last = engine.last_delivery(17)
     assert last is not None

@@ -15,6 +15,8 @@ from benchmarks.simulate.mutating import mutated
 from benchmarks.simulate.outbox.generate import generate
 from benchmarks.simulate.outbox.story import from_json
 from benchmarks.simulate.story import to_json
+from yamarket_chat.outbox.delivering import GRACE, Delivering
+from yamarket_chat.outbox.lease import Grant
 
 OUTBOX = kind_of("outbox")
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,8 @@ SOON = {
     "killed-with-all-slots-in-use": 45.0,
     # It is over for long when the third worker takes over, at 65 s: that one has seen it begin.
     "killed-before-it-has-settled-what-another-left": 75.0,
+    # A request that takes 8.5 s is under way as another worker asks. That one settles nothing.
+    "given-away-while-a-request-is-under-way": 30.0,
     # The file is sent again at once. The business is not paused for a minute.
     "answer-before-the-last-byte-of-a-file": 5.0,
 }
@@ -77,6 +81,21 @@ SOON = {
 def test_a_story_is_over_soon(name: str) -> None:
     record = OUTBOX.play(from_json((OUTBOX.folder / f"{name}.json").read_bytes()))
     assert record.lasted < SOON[name]
+
+
+def test_a_business_that_is_given_away_at_once_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No promise is broken by it, but the worker that asked has to settle what is under way."""
+
+    async def release(self: Delivering, grant: Grant) -> None:
+        del self._grants[grant.business_id]
+        self._end(self._couriers.pop(grant.business_id), GRACE)
+
+    monkeypatch.setattr(Delivering, "release", release)
+    name = "given-away-while-a-request-is-under-way"
+    story = from_json((OUTBOX.folder / f"{name}.json").read_bytes())
+    record = OUTBOX.play(story)
+    assert record.lasted > SOON[name]
+    assert OUTBOX.judge(story, record) == []
 
 
 # Mutants, and rare things with which they are found soon: usually far sooner than within 100 seeds.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
+
+import msgspec
 
 from .._delivery.departing import KERNEL
 from .._limits.clock import Clock
@@ -48,6 +51,9 @@ class Passage:
         if row.operation != TEXT:
             leaves_within = max(leaves_within, timeout)
         self._leaves_within = leaves_within
+        # If the process goes on, the attempt ends by its timeout, and nothing is sent after it. If
+        # not, the kernel may hold the last byte for a while.
+        self._arrives_within = max(timeout, leaves_within + KERNEL)
         self._loop = asyncio.get_running_loop()
         self._marking: Moment | None = None  # when its mark began to be committed
         self.refused: str | None = None
@@ -64,11 +70,8 @@ class Passage:
             return self._no(EXPIRED)
         if not self._holds():
             return self._no(LOST)
-        # If the process goes on, the attempt ends by its timeout, and nothing is sent after it. If
-        # not, the kernel may hold the last byte for a while.
         self._marking = Moment.now()
         age, beat = self._worker.beat_age(), self._worker.beat
-        arrives_within = age + max(self._timeout, self._leaves_within + KERNEL)
         try:
             refusal = await self._writer.mark(
                 Mark(
@@ -77,11 +80,11 @@ class Passage:
                     row.request,
                     grant.token,
                     grant.epoch,
-                    encode_pending(pending),
+                    encode_pending(self._until(pending)),
                     self._timeout,
                     self._settle_after,
                     beat,
-                    arrives_within,
+                    age + self._arrives_within,
                     row.operation,
                     int((time + clock.most) // 60),
                 )
@@ -94,6 +97,13 @@ class Passage:
         row.leaving = True
         reach("marked")
         return None
+
+    def _until(self, pending: Pending) -> Pending:
+        """Count the time in which the request may still leave: it begins after the last look."""
+        later = self._arrives_within - max(self._timeout, KERNEL)
+        if pending.until is None or later <= 0:
+            return pending
+        return msgspec.structs.replace(pending, until=pending.until + timedelta(seconds=later))
 
     def look(self, *, again: bool) -> str | None:
         """Look whether the bytes may leave now."""

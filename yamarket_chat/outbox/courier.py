@@ -31,7 +31,7 @@ from . import checkpoint, earlier, marks
 from .checkpoint import Passage
 from .database import Database
 from .errors import OutboxDatabaseError
-from .hand import Hand, Kind, Row, operation, taken
+from .hand import TEXT, Hand, Kind, Row, operation, taken
 from .lease import Grant, Worker
 from .marks import End
 from .openings import Openings
@@ -52,6 +52,9 @@ MOMENT = 0.2
 
 FIRST_PAUSE = 1.0
 """Seconds until a beginning that failed is tried again. They double."""
+
+LONG = 3600.0
+"""Seconds for which a session that is about to be closed holds all parallel slots."""
 
 SCOPES = {"communication", "all-methods"}
 """What a key needs one of, to write to chats."""
@@ -220,6 +223,18 @@ class Courier:
         if self.engine is not None:
             self.engine.sending.scheduler.bulks.pop(self._turns, None)
         self._turns.fail_waiting(closed_error())
+
+    def lost(self) -> float:
+        """Send nothing more and read nothing: the business is another worker's.
+
+        Returns the seconds in which what has left may still be answered.
+        """
+        self.over()
+        if self.engine is not None and self.session is not None:
+            # Nobody else knows of a read, which takes one of the business's parallel slots.
+            slots = [self._loop.time() + LONG] * self.session.limits.parallel
+            self.engine.count(TEXT, slots, held=True)
+        return self._timeout
 
     # What is in hand
 

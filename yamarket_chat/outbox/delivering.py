@@ -201,8 +201,7 @@ class Delivering:
             courier = self._couriers.get(grant.business_id)
             if courier is not None and courier.grant is grant:
                 del self._couriers[grant.business_id]
-                courier.over()
-                self._end(courier)
+                self._end(courier, courier.lost())
 
     def _begin(self, business_id: int) -> None:
         courier = Courier(
@@ -226,10 +225,10 @@ class Delivering:
         beginning.add_done_callback(begun)
 
     def _rest(self, business_id: int) -> None:
-        self._end(self._couriers.pop(business_id))
+        self._end(self._couriers.pop(business_id), GRACE)
 
-    def _end(self, courier: Courier) -> None:
-        ending = asyncio.create_task(self._stop(courier, GRACE))
+    def _end(self, courier: Courier, grace: float) -> None:
+        ending = asyncio.create_task(self._stop(courier, grace))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
 

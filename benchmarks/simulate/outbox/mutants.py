@@ -11,7 +11,6 @@ from yamarket_chat._delivery.departing import DepartingEngine
 from yamarket_chat.outbox import claims, courier, marks, points, settling
 from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.deaths import Moment, Watcher
-from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.outbox.hand import Hand
 from yamarket_chat.outbox.lease import Worker
 from yamarket_chat.outbox.schema import messages
@@ -198,6 +197,15 @@ def no_kernel(patch: Patch) -> None:
     patch(settling.Settling, "moment", lambda self, read: original(self, Held(read)))
 
 
+@_mutant(
+    "a mark says until when its request may arrive if it leaves late",
+    "if it leaves at once",
+    story="leaves-long-after-its-mark",
+)
+def leaves_at_once(patch: Patch) -> None:
+    patch(Passage, "_until", lambda self, pending: pending)
+
+
 @_mutant("a chat waits until what is marked in it is settled", "it goes on")
 def chat_goes_on(patch: Patch) -> None:
     def settle(self: Any, row: Any, chat_id: int) -> None:
@@ -260,15 +268,11 @@ def quick_death(patch: Patch) -> None:
     patch(Watcher, "read", read)
 
 
-@_mutant("a business is given away when nothing of it is under way", "at once")
-def gives_at_once(patch: Patch) -> None:
-    async def release(self: Any, grant: Any) -> None:
-        return None
-
-    patch(Delivering, "release", release)
-
-
-@_mutant("a lock proves a death only if nobody holds it", "in any case")
+@_mutant(
+    "a lock proves a death only if nobody holds it",
+    "in any case",
+    story="paused-as-another-worker-joins",
+)
 def any_lock(patch: Patch) -> None:
     patch(Locks, "is_free", lambda self, path: os.path.basename(path) in self._held)
 
