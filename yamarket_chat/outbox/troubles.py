@@ -119,7 +119,8 @@ def _of_connecting(error: Any, said: str) -> tuple[str, float | None]:
     used = getattr(getattr(error, "pgconn", None), "used_password", False)
     # The server asks for a password only when it is ready.
     if used or any(words in said for words in _LASTS):
-        return "check the address, the user, the password and pg_hba.conf", None
+        advice = "check the address, the user, the password, the database's name and pg_hba.conf"
+        return advice, None
     return _AWAY, SOON
 
 
