@@ -27,7 +27,10 @@ NETWORK = {
 
 # By SQLite's primary result code: what to do, and after how many seconds it may have passed.
 _SQLITE = {
-    sqlite3.SQLITE_BUSY: ("another program holds it locked for long: look which", SOON),
+    sqlite3.SQLITE_BUSY: (
+        "another program holds it locked for long, or an open transaction of this one: look which",
+        SOON,
+    ),
     sqlite3.SQLITE_LOCKED: ("another connection holds it locked for long: look which", SOON),
     sqlite3.SQLITE_READONLY: (
         "it is read-only: let this user write the file and its folder, and check the mount",
