@@ -273,6 +273,7 @@ async def test_it_says_what_is_paused_and_what_was_refused(shop: Shop) -> None:
     process.send_signal(signal.SIGTERM)
     stopped = await end(process)
     assert stopped.status == 0
+    assert f"Warning: business {BUSINESS} is paused: " in stopped.err
     assert "401" in stopped.err
     assert "ACMA:wrong" not in stopped.err
 

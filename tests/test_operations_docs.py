@@ -176,23 +176,29 @@ async def test_a_restored_outbox_repeats_nothing_if_what_was_open_is_held(
             for chat_id, text in ((17, "equal"), (17, "equal"), (18, "only after"), (19, "file"))
         ]
         put.append(await outbox.put(OutboxFile(business, 19, b"%PDF", filename="a.pdf")))
+        put.append(await outbox.put(OutboxMessage.to_order(business, 55, "packed")))
         late = await outbox.put(OutboxMessage(business, 18, "not sent", bulk=True))
-        # The backup is of this moment. Afterwards all but the last message are sent.
+        order = await outbox.put(OutboxMessage.to_order(business, 56, "packed"))
+        # The backup is of this moment. Afterwards all but the last two messages are sent.
         dialect = engine(database_url).dialect.name
         (hold,) = HOLD[dialect].findall(page())
         async with ChatSession(market.api_key, business, base_url=market.url) as session:
             for chat_id, text in ((17, "equal"), (18, "only after"), (19, "file")):
                 await session.send_message(chat_id, text)
             await session.send_file(19, b"%PDF", filename="a.pdf")
+            chat_id = await session.create_chat(order_id=55)
+            await session.send_message(chat_id, "packed")
         with engine(database_url).begin() as connection:
-            assert connection.exec_driver_sql(hold).rowcount == len(put) + 1
+            assert connection.exec_driver_sql(hold).rowcount == len(put) + 2
         async with ChatSession(market.api_key, business, base_url=market.url) as session:
             await after_restore["decide"](outbox, session, business)
-        states = [(await outbox.get(number)).state for number in (*put, late)]  # type: ignore[union-attr]
-        assert states == ["delivered", "waiting", *["delivered"] * 3, "waiting"]
+        states = [(await outbox.get(number)).state for number in (*put, late, order)]  # type: ignore[union-attr]
+        assert states == ["delivered", "waiting", *["delivered"] * 4, "waiting", "waiting"]
         async with outbox.delivering({business: market.api_key}, base_url=market.url):
             await outbox.result(late)
             await outbox.result(put[1])
+            told = await outbox.result(order)
         assert stored(market)[17] == ["equal", "equal"]
         assert stored(market)[18] == ["only after", "not sent"]
         assert len(stored(market)[19]) == 2
+        assert stored(market)[chat_id] == stored(market)[told.chat_id] == ["packed"]

@@ -167,6 +167,17 @@ async def test_person_settles_unknown_messages(shop: Shop) -> None:
     assert len(texts(shop.market, 17)) == sent + 1
 
 
+async def test_message_to_an_order_whose_chat_nobody_knows_is_settled(outbox: Outbox) -> None:
+    # After a restore: it was waiting in the backup, and is held (docs/operations.md).
+    number = await outbox.put(OutboxMessage.to_order(BUSINESS, 55, "да"))
+    await becomes(outbox, number, "unknown")
+    assert await outbox.settle(number, delivered=True)
+    receipt = await outbox.result(number)
+    assert (receipt.chat_id, receipt.confirmed_by) == (0, "person")
+    (entry,) = [entry async for entry in outbox.entries()]
+    assert (entry.state, entry.chat_id) == ("delivered", None)
+
+
 async def test_only_what_is_unknown_is_settled(outbox: Outbox) -> None:
     number = await outbox.put(message("да"))
     assert not await outbox.settle(number, delivered=True)

@@ -30,7 +30,8 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     """The proof that a message arrived.
 
     Attributes:
-        chat_id: The chat.
+        chat_id: The chat. 0 if a person said so (`Outbox.settle`) of a message to an order or a
+            return whose chat the outbox does not know.
         requests: How many requests were sent for the message, refused ones included.
         confirmed_by: "answer" if the Market's response confirmed it, "history" if the message
             was found in the chat's history, "person" if somebody has looked and told an outbox so

@@ -3,7 +3,8 @@
 python after_restore.py sqlite:///outbox.db 12345          # or a URL of PostgreSQL; the business
 
 The key is in YAMARKET_API_KEY. A message that is in its chat becomes delivered, all others wait
-again. A message to an order or a return whose chat was not open yet stays unknown: look yourself.
+again. The chat of an order or a return is opened if it is not open yet, as sending would do. A
+message whose chat cannot be read stays unknown: look yourself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections import defaultdict
 from datetime import timedelta
 
-from yamarket_chat import ChatSession, Message
+from yamarket_chat import ApiError, ChatSession, Message
 from yamarket_chat.outbox import Outbox, OutboxEntry
 
 CLOCKS = timedelta(minutes=5)
@@ -29,16 +30,27 @@ def is_it(row: Message, entry: OutboxEntry) -> bool:
     return entry.text is not None and (row.message or "").strip() == entry.text.strip()
 
 
+async def chat_of(session: ChatSession, entry: OutboxEntry) -> int:
+    if entry.chat_id is not None:
+        return entry.chat_id
+    return await session.create_chat(order_id=entry.order_id, return_id=entry.return_id)
+
+
 async def decide(outbox: Outbox, session: ChatSession, business_id: int) -> None:
-    held: dict[int | None, list[OutboxEntry]] = defaultdict(list)
+    held: dict[tuple[int | None, ...], list[OutboxEntry]] = defaultdict(list)
     async for entry in outbox.entries(business_id=business_id, state="unknown"):
         if entry.error is None:  # one that was unknown before has an error
-            held[entry.chat_id].append(entry)
-    for chat_id, entries in held.items():
-        if chat_id is None:
-            print("look yourself:", *(entry.number for entry in entries))
+            held[entry.chat_id, entry.order_id, entry.return_id].append(entry)
+    chats: dict[int, list[Message]] = {}
+    for entries in held.values():
+        try:
+            chat_id = await chat_of(session, entries[0])
+            if chat_id not in chats:
+                chats[chat_id] = [row async for row in session.history(chat_id)]
+        except ApiError as error:
+            print("look yourself:", *(entry.number for entry in entries), error)
             continue
-        rows = [row async for row in session.history(chat_id)]
+        rows = chats[chat_id]
         for entry in entries:
             found = next((row for row in rows if is_it(row, entry)), None)
             if found is None:

@@ -14,13 +14,11 @@ from typing import Any
 
 from sqlalchemy import URL, Connection
 
-from yamarket_chat.errors import ChatError
 from yamarket_chat.limits import Rate
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxEntry, store
 from yamarket_chat.outbox.courier import Seen
 from yamarket_chat.outbox.database import Database
 from yamarket_chat.outbox.delivering import GRACE, Delivering
-from yamarket_chat.outbox.pausing import pauses
 
 from . import console, signals
 from .estimate import describe, estimate
@@ -404,11 +402,7 @@ class BulkSender:
 
 def _is_told_anyway(record: logging.LogRecord) -> bool:
     """Whether a record of the log is not to be shown."""
-    arguments = record.args if isinstance(record.args, tuple) else ()
-    return record.msg.startswith(EXPECTED) or (
-        record.msg == "business %d: %s"
-        and any(isinstance(one, ChatError) and pauses(one) for one in arguments)
-    )
+    return record.msg.startswith(EXPECTED)
 
 
 def _ended(connection: Connection, numbers: Sequence[int]) -> list[tuple[int, OutboxEntry | None]]:

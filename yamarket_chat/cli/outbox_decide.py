@@ -64,6 +64,7 @@ class Market:
     def show(self, entry: OutboxEntry) -> None:
         """Print what the chat of a message says around its time."""
         if entry.chat_id is None:
+            console.note("The outbox does not know its chat: look for it in the seller's cabinet")
             return
         if not self._api_key or self._business_id not in (None, entry.business_id):
             console.note(

@@ -135,9 +135,11 @@ class Courier:
             except ChatError as error:
                 self.failing = str(error)
                 mends_itself = error.retry_after is not None and not pauses(error)
+                paused = not (mends_itself or isinstance(error, OutboxDatabaseError))
                 if mends_itself or self._reminder.is_due(self._loop.time()):
-                    logger.warning("business %d: %s", self.business_id, error)
-                if not (noted or mends_itself or isinstance(error, OutboxDatabaseError)):
+                    said = "business %d is paused: %s" if paused else "business %d: %s"
+                    logger.warning(said, self.business_id, error)
+                if paused and not noted:
                     noted = await self._note_pause(str(error))
             await self._close_session()
             await asyncio.sleep(pause)

@@ -257,9 +257,7 @@ class Delivering:
                 f" {type(error).__name__}"
             ) from None
         if not key:
-            raise ChatError(
-                f"there is no key for business {business_id}: let keys return one",
-            )
+            raise ChatError(f"there is no key for business {business_id}: add it to keys")
         return Session(key, business_id, **self._options)
 
 

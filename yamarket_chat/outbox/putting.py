@@ -142,7 +142,9 @@ class Putting:
         if isinstance(connection, Connection) or hasattr(connection, "get_bind"):
             return work(connection)  # type: ignore[arg-type]
         raise InvalidArgumentError(
-            "connection is a Connection or a Session of SQLAlchemy's, or an async one"
+            "connection is a Connection or a Session of SQLAlchemy's, or an async one, and not"
+            f" {type(connection).__module__}.{type(connection).__qualname__}: with another library,"
+            " execute the statement that Outbox.sql returns"
         )
 
 

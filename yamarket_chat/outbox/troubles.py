@@ -26,7 +26,10 @@ NETWORK = {
 
 # By SQLite's primary result code: what to do, and after how many seconds it may have passed.
 _SQLITE = {
-    sqlite3.SQLITE_BUSY: ("another program holds it locked for long: look which", SOON),
+    sqlite3.SQLITE_BUSY: (
+        "another program holds it locked for long, or an open transaction of this one: look which",
+        SOON,
+    ),
     sqlite3.SQLITE_LOCKED: ("another connection holds it locked for long: look which", SOON),
     sqlite3.SQLITE_READONLY: (
         "it is read-only: let this user write the file and its folder, and check the mount",
@@ -122,7 +125,8 @@ def _of_connecting(error: Any, said: str) -> tuple[str, float | None]:
     used = getattr(getattr(error, "pgconn", None), "used_password", False)
     # The server asks for a password only when it is ready.
     if used or any(words in said for words in _LASTS):
-        return "check the address, the user, the password and pg_hba.conf", None
+        advice = "check the address, the user, the password, the database's name and pg_hba.conf"
+        return advice, None
     return _AWAY, SOON
 
 
