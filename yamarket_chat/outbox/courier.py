@@ -141,6 +141,9 @@ class Courier:
                     logger.warning(said, self.business_id, error)
                 if paused and not noted:
                     noted = await self._note_pause(str(error))
+            except Exception as error:
+                self.failing = f"a defect: {type(error).__name__}"
+                logger.exception("business %d: a defect", self.business_id)
             await self._close_session()
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN)
@@ -531,6 +534,8 @@ class Courier:
                 break
             except ChatError as error:
                 await self._note_pause(str(error))
+            except Exception:
+                logger.exception("business %d: a defect", self.business_id)
         former = self.session
         self._use(session)
         if former is not None:
