@@ -17,6 +17,7 @@ from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
 from ..outbox.outbox import SessionOptions
 from ..outbox.points import reach
 from ..outbox.rows import now
+from ..outbox.telling import NotNowError
 from ..version import __version__
 from . import cursor
 from .failures import Failures
@@ -296,6 +297,9 @@ class Bot:
             return  # a reply of `error` itself
         business = None if self._runner is None else self._runner.business(entry.business_id)
         if business is None:
-            raise ChatError("another process works for this business now")
-        await self._failures.tell(business, entry.number, chat_id, message_id, error)
+            raise NotNowError("another process works for this business now")
+        try:
+            await self._failures.tell(business, entry.number, chat_id, message_id, error)
+        except ChatError as failure:  # not of the user's handler: that is logged there
+            raise NotNowError(str(failure)) from failure
         inside.wake(self._outbox)
