@@ -75,4 +75,5 @@ async def test_a_market_that_is_away_costs_a_line_and_no_traceback(
     said = [one for one in caplog.records if "is told again" in one.getMessage()]
     assert said
     assert {one.levelname for one in said} == {"WARNING"}
+    assert sum("the reply 1 is refused" in one.getMessage() for one in caplog.records) == 1
     assert [one for one in caplog.records if one.exc_info] == []
