@@ -338,6 +338,25 @@ def begins_at_the_end(patch: Patch) -> None:
 
 
 @_mutant(
+    "a session is closed also if the end of its business is cancelled",
+    "it stays open",
+    story="taken-for-dead-as-it-hands-over",
+)
+def session_left_open(patch: Patch) -> None:
+    async def stop(self: Any, grace: float) -> None:
+        self._begin_no_more()
+        try:
+            if working := self._agenda.tasks():
+                await asyncio.wait(working, timeout=grace)
+        finally:
+            self.over()
+            await asyncio.wait([*self._agenda.tasks(), self._task])
+            await self._close_session()
+
+    patch(Business, "stop", stop)
+
+
+@_mutant(
     "handlers are cancelled if the lease is lost",
     "they go on",
     aim=("pauses", "no locks", "slow handlers"),
