@@ -93,13 +93,12 @@ class BotPlay(Play):
 
     # Playing
 
-    def run(self) -> Record:
+    def run(self) -> Any:
         """Play it, and return what came of it."""
         with warnings.catch_warnings():
             # The loop complains of what was not closed as well, and that is judged.
             warnings.simplefilter("ignore", ResourceWarning)
-            record: Any = super().run()
-        return record
+            return super().run()
 
     def _begin_markets(self) -> None:
         super()._begin_markets()
