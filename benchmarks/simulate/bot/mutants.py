@@ -72,6 +72,19 @@ def _any_number_of_times(patch: Patch) -> None:
     patch(cursor, "handled", handled)
 
 
+@_mutant(
+    "a reply is put at once only if the cursor is that of its run",
+    "in any case",
+    story="woke-and-said-it-looks",
+)
+def now_in_any_case(patch: Patch) -> None:
+    def put_now(connection: Any, key: Any, version: Any, reply: Any) -> bool:
+        store.put_each(connection, [reply])
+        return True
+
+    patch(cursor, "put_now", put_now)
+
+
 @_mutant("replies are held until the handler has returned", "they are put at once")
 def replies_at_once(patch: Patch) -> None:
     async def put(self: Any, row: Any, number: Any) -> None:
@@ -322,6 +335,25 @@ def begins_at_the_end(patch: Patch) -> None:
         original(self, grant)
 
     patch(Runner, "granted", granted)
+
+
+@_mutant(
+    "a session is closed also if the end of its business is cancelled",
+    "it stays open",
+    story="taken-for-dead-as-it-hands-over",
+)
+def session_left_open(patch: Patch) -> None:
+    async def stop(self: Any, grace: float) -> None:
+        self._begin_no_more()
+        try:
+            if working := self._agenda.tasks():
+                await asyncio.wait(working, timeout=grace)
+        finally:
+            self.over()
+            await asyncio.wait([*self._agenda.tasks(), self._task])
+            await self._close_session()
+
+    patch(Business, "stop", stop)
 
 
 @_mutant(

