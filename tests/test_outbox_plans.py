@@ -3,12 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, event, text
 
-from yamarket_chat.outbox import Outbox, OutboxMessage, claims, feed, marks, rows, store, telling
+from yamarket_chat.outbox import (
+    Outbox,
+    OutboxEntry,
+    OutboxMessage,
+    claims,
+    deciding,
+    feed,
+    marks,
+    rows,
+    store,
+    telling,
+)
 from yamarket_chat.outbox.deaths import Beat
 
 ROWS = 100_000
@@ -23,12 +35,20 @@ MARK = marks.Mark(
 )
 END = marks.End(ROWS, "leaving", 1, "delivered", "{}", "{}")
 
+TOLD = OutboxEntry(7, 5, "refused", requests=1, ended_at=datetime.now(UTC))
+
+
+def wish(known: Iterable[int]) -> marks.Wish:
+    """All that a look may leave out."""
+    return marks.Wish(64, 64, known=list(known), chats=[17, 18], contexts=[7, -7])
+
+
 # What is done for each message, at each look, each second, or each beat.
 OFTEN: dict[str, Callable[[Connection], Any]] = {
     "mark": lambda connection: marks.mark(connection, [MARK]),
     "end": lambda connection: marks.end(connection, [END]),
-    "due": lambda connection: marks.due(connection, 5, [1, 2, 3], 128, 128),
-    "due, all known": lambda connection: marks.due(connection, 5, list(range(128)), 64, 64),
+    "due": lambda connection: marks.due(connection, 5, wish([1, 2, 3])),
+    "due, all known": lambda connection: marks.due(connection, 5, wish(range(128))),
     "head of a chat": lambda connection: marks.head(connection, 5, 17, 20),
     "leaving": lambda connection: marks.leaving(connection, 5),
     "before": lambda connection: marks.before(connection, 5, ROWS, 0, [ROWS - 1, ROWS]),
@@ -50,12 +70,13 @@ OFTEN: dict[str, Callable[[Connection], Any]] = {
     "get": lambda connection: store.get(connection, 7),
     "get by key": lambda connection: store.get_by_key(connection, 5, "k7"),
     "ended": lambda connection: store.ended(connection, [1, 2, ROWS]),
-    "cancel": lambda connection: store.cancel(connection, ROWS - 1),
+    "cancel": lambda connection: deciding.cancel(connection, ROWS - 1),
     "next to prune": lambda connection: store.next_business(connection, 5),
     "prune": lambda connection: store.prune(connection, 5, 10),
+    "last ended": lambda connection: store.last_ended(connection, 5),
     "next to tell": lambda connection: telling._next_business(connection, 5),
     "untold": lambda connection: telling._untold(connection, 5, 7),
-    "told": lambda connection: telling._told(connection, 7),
+    "told": lambda connection: telling.told(connection, TOLD),
     "forget texts": lambda connection: store.forget_texts(connection, 5, 10, (0, 0)),
 }
 
@@ -88,6 +109,7 @@ INDEXES = {
     "next to prune": "ended",
     "prune": "ended",
     "forget texts": "ended",
+    "last ended": lambda connection: store.last_ended(connection, 5),
     "next to tell": "untold",
     "untold": "untold",
 }

@@ -62,9 +62,14 @@ def check_id(name: str, value: object) -> int:
             f"{name} is an int or a decimal string, not "
             + ("another string" if isinstance(value, str) else type(value).__name__)
         )
-    if not 1 <= number < 2**63:
+    if not is_id(number):
         raise InvalidArgumentError(f"{name} is a whole number from 1 to 2**63 - 1")
     return number
+
+
+def is_id(value: object) -> bool:
+    """Whether a value is an int64 of at least 1."""
+    return type(value) is int and 1 <= value < 2**63
 
 
 def check_text(text: object) -> str:

@@ -16,8 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from ..arguments import check_id
-from ..errors import InvalidArgumentError
+from ..arguments import is_id
 from ..version import __version__
 from . import claims, points, shares
 from .database import Database
@@ -431,10 +430,10 @@ class Worker:
             new = await self._database.read(claims.new_businesses)
         else:
             new = [one for one in self._businesses if one not in self._known]
-            for wrong in [one for one in new if not _is_id(one)]:
+            if not all(map(is_id, new)):
                 logger.error("keys has a business id that is no id of the Market: it is left out")
-                self._known.add(wrong)
-                new.remove(wrong)
+                self._known.update(new)
+                new = list(filter(is_id, new))
         if new:
             for start in range(0, len(new), claims.PIECE):
                 await self._database.write(claims.add, new[start : start + claims.PIECE])
@@ -587,13 +586,6 @@ class Worker:
 def _free(taken: asyncio.Future[Lock]) -> None:
     if not taken.cancelled() and taken.exception() is None:
         taken.result().free()
-
-
-def _is_id(value: object) -> bool:
-    try:
-        return check_id("a business id", value) == value
-    except InvalidArgumentError:
-        return False
 
 
 def _own_first(businesses: list[int], token: str, tokens: Collection[str]) -> list[int]:
