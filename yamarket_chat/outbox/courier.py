@@ -31,7 +31,7 @@ from . import checkpoint, earlier, marks
 from .checkpoint import Passage
 from .database import Database
 from .errors import OutboxDatabaseError
-from .hand import TEXT, Hand, Kind, Row, operation, taken
+from .hand import Hand, Kind, Row, operation, taken
 from .lease import Grant, Worker
 from .marks import End
 from .openings import Openings
@@ -52,9 +52,6 @@ MOMENT = 0.2
 
 FIRST_PAUSE = 1.0
 """Seconds until a beginning that failed is tried again. They double."""
-
-LONG = 3600.0
-"""Seconds for which a session that is about to be closed holds all parallel slots."""
 
 SCOPES = {"communication", "all-methods"}
 """What a key needs one of, to write to chats."""
@@ -232,14 +229,13 @@ class Courier:
     def lost(self) -> float:
         """Send nothing more and read nothing: the business is another worker's.
 
-        Returns the seconds in which what has left may still be answered.
+        Returns the seconds in which what has left may still be answered. After them, the histories
+        of what was not answered would be read.
         """
         self.over()
-        if self.engine is not None and self.session is not None:
-            # Nobody else knows of a read, which takes one of the business's parallel slots.
-            slots = [self._loop.time() + LONG] * self.session.limits.parallel
-            self.engine.count(TEXT, slots, held=True)
-        return self._timeout
+        # Nobody else knows of a read, which takes one of the business's parallel slots.
+        self._turns.stop_settling()
+        return min(self._timeout, self.settle_after)
 
     # What is in hand
 

@@ -48,6 +48,12 @@ class Turns(CallGroup):
         self.left(asyncio.current_task(self._loop))
         self._more()
 
+    def stop_settling(self) -> None:
+        """Cancel what got no answer, and is looked for in its history."""
+        for attempt in self.under_way:
+            if not attempt.is_under_way():
+                attempt.cancel("closing")
+
     def waits(self, task: asyncio.Task[Any]) -> bool:
         """Whether a task is in front."""
         return task in self.in_front.values()
