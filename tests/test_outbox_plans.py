@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, event, text
 
 from yamarket_chat.outbox import (
@@ -17,6 +18,7 @@ from yamarket_chat.outbox import (
     deciding,
     feed,
     marks,
+    pruning,
     rows,
     store,
     telling,
@@ -35,7 +37,19 @@ MARK = marks.Mark(
 )
 END = marks.End(ROWS, "leaving", 1, "delivered", "{}", "{}")
 
-TOLD = OutboxEntry(7, 5, "refused", requests=1, ended_at=datetime.now(UTC))
+TOLD = msgspec.convert(
+    {
+        **dict.fromkeys(OutboxEntry.__struct_fields__),
+        "number": 7,
+        "state": "refused",
+        "requests": 1,
+        "business_id": 5,
+        "bulk": False,
+        "created_at": datetime.now(UTC),
+        "ended_at": datetime.now(UTC),
+    },
+    OutboxEntry,
+)
 
 
 def wish(known: Iterable[int]) -> marks.Wish:
@@ -71,13 +85,13 @@ OFTEN: dict[str, Callable[[Connection], Any]] = {
     "get by key": lambda connection: store.get_by_key(connection, 5, "k7"),
     "ended": lambda connection: store.ended(connection, [1, 2, ROWS]),
     "cancel": lambda connection: deciding.cancel(connection, ROWS - 1),
-    "next to prune": lambda connection: store.next_business(connection, 5),
-    "prune": lambda connection: store.prune(connection, 5, 10),
-    "last ended": lambda connection: store.last_ended(connection, 5),
+    "next to prune": lambda connection: pruning.next_business(connection, 5),
+    "prune": lambda connection: pruning.remove_ended(connection, 5, 10),
+    "last ended": lambda connection: pruning.last_ended(connection, 5),
     "next to tell": lambda connection: telling._next_business(connection, 5),
     "untold": lambda connection: telling._untold(connection, 5, 7),
     "told": lambda connection: telling.told(connection, TOLD),
-    "forget texts": lambda connection: store.forget_texts(connection, 5, 10, (0, 0)),
+    "forget texts": lambda connection: pruning.forget_texts(connection, 5, 10, (0, 0)),
 }
 
 # These count or move leases, a few times in a minute: they read all leases, and no messages.
@@ -109,7 +123,7 @@ INDEXES = {
     "next to prune": "ended",
     "prune": "ended",
     "forget texts": "ended",
-    "last ended": lambda connection: store.last_ended(connection, 5),
+    "last ended": "ended",
     "next to tell": "untold",
     "untold": "untold",
 }

@@ -12,8 +12,7 @@ from tests.helpers import texts
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import Limits, Rate
 from yamarket_chat._delivery import shared
-from yamarket_chat.outbox import Outbox
-from yamarket_chat.outbox import outbox as outbox_module
+from yamarket_chat.outbox import Outbox, pruning
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 
@@ -53,7 +52,7 @@ async def test_equal_text_is_not_lost_after_a_pruning(
             await outbox.result(first, timeout=60)
         await asyncio.sleep(4)
         monkeypatch.setattr(
-            outbox_module,
+            pruning,
             "now",
             # Virtual seconds have passed that the real clock does not know of.
             lambda: round((time.time() + ahead + 30) * 1e6),
@@ -87,7 +86,7 @@ async def test_pruning_by_a_clock_that_is_hours_ahead_breaks_no_limit(
         async with shop.delivering(limits=limits):
             for text in "абв":
                 await shop.outbox.result(await shop.put(message(text)), timeout=60)
-        monkeypatch.setattr(outbox_module, "now", lambda: round((time.time() + ahead) * 1e6))
+        monkeypatch.setattr(pruning, "now", lambda: round((time.time() + ahead) * 1e6))
         await shop.outbox.prune()
         shared._of_loops.clear()  # as in another process
         fourth = await shop.put(message("г"))

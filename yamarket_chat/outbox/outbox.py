@@ -25,12 +25,13 @@ from ..limits import Limits
 from ..receipts import Receipt
 from ..retry import Retry
 from ..system import randomness
-from . import deciding, marks, store
+from . import deciding, store
 from .database import Database
 from .errors import MessageCancelledError, MessageExpiredError
 from .messages import OutboxEntry, OutboxState, OutboxStatus
+from .pruning import prune
 from .putting import Put, Putting
-from .rows import check_key, now, prepare
+from .rows import check_key, prepare
 from .schema import DIALECTS
 from .watching import Watch
 
@@ -44,12 +45,6 @@ T = TypeVar("T")
 ByLoop = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, T]
 
 WEEK = 7 * 24 * 3600.0
-
-FORGET_AFTER = 3_600_000_000
-"""Microseconds after which a message cannot be needed any more to tell equal ones apart."""
-
-FORGET_SURELY = 24 * FORGET_AFTER
-"""Microseconds for which the last texts of a business are kept, if it has sent nothing since."""
 
 PRUNE_EVERY = 3600.0
 """Seconds, on average, between two prunings of a process that delivers."""
@@ -550,25 +545,7 @@ class Outbox:
         Example:
             removed = await outbox.prune()
         """
-        read, write, removed, business = self._database.read, self._database.write, 0, 0
-        wall = now()
-        while (found := await read(store.next_business, business)) is not None:
-            business = found
-            # This machine's clock may be wrong, and who sends next needs the last ones.
-            last = await read(store.last_ended, business)
-            needed = wall if last is None else last - FORGET_AFTER
-            before = max(min(wall - round(self._keep * 1e6), needed), 0)
-            while (count := await write(store.prune, business, before)) > 0:
-                removed += count
-            if self._forget_text:
-                before = min(wall - FORGET_AFTER, max(needed, wall - FORGET_SURELY))
-                after: tuple[int, int] | None = (0, 0)
-                while after is not None:
-                    after = await write(store.forget_texts, business, before, after)
-        while await write(store.drop_contents) > 0:
-            pass
-        await write(marks.forget_counts)
-        return removed
+        return await prune(self._database, self._keep, forget_text=self._forget_text)
 
     async def _prune_hourly(self) -> None:
         while True:

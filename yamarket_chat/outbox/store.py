@@ -19,7 +19,6 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
-    update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -241,83 +240,6 @@ def status(connection: Connection, business_id: int | None) -> OutboxStatus:
         oldest=moment(counted[2]),
         paused={row.business_id: row.paused for row in noted if row.paused is not None},
         others={row.business_id: at for row in noted if (at := moment(row.others_at)) is not None},
-    )
-
-
-def next_business(connection: Connection, after: int) -> int | None:
-    """Return the next business that has messages which have ended."""
-    condition = _row.business_id > after, _row.ended_at.is_not(None)
-    found: int | None = connection.scalar(select(func.min(_row.business_id)).where(*condition))
-    return found
-
-
-def last_ended(connection: Connection, business_id: int) -> int | None:
-    """Return when the last message of a business ended that arrived or may have, by the Market."""
-    found: int | None = connection.scalar(
-        select(_row.ended_at)
-        .where(_row.business_id == business_id, _row.pending.is_not(None))
-        .where(_row.ended_at.is_not(None))  # so that SQLite uses the index
-        .order_by(_row.ended_at.desc())
-        .limit(1)
-    )
-    return found
-
-
-def prune(connection: Connection, business_id: int, before: int) -> int:
-    """Remove a piece of the messages of a business that ended before a time; return how many."""
-    piece = _ended_before(business_id, before)
-    return connection.execute(delete(messages).where(_row.number.in_(piece))).rowcount
-
-
-def forget_texts(
-    connection: Connection, business_id: int, before: int, after: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Forget a piece of the texts of messages that ended before a time.
-
-    Args:
-        connection: The connection.
-        business_id: The business.
-        before: The time.
-        after: When the last message of the piece before ended, and its number.
-
-    Returns:
-        The same of this piece; None if this was the last one.
-    """
-    place = tuple_(_row.ended_at, _row.number)
-    piece = connection.execute(
-        _ended_before(business_id, before, place > after).add_columns(_row.ended_at)
-    ).all()
-    if not piece:
-        return None
-    listed = [number for number, _ in piece]
-    connection.execute(
-        update(messages).where(_row.number.in_(listed), _row.text.is_not(None)).values(text=None)
-    )
-    number, ended_at = piece[-1]
-    return ended_at, number
-
-
-def drop_contents(connection: Connection) -> int:
-    """Remove the contents of some files that were delivered; return how many."""
-    piece = (
-        select(files.c.number)
-        .join(messages, _row.number == files.c.number)
-        .where(_row.state == "delivered")
-        .limit(FILES)
-    )
-    return connection.execute(delete(files).where(files.c.number.in_(piece))).rowcount
-
-
-def _ended_before(
-    business_id: int, before: int, *conditions: ColumnElement[bool]
-) -> Select[tuple[int]]:
-    return (
-        select(_row.number)
-        .where(_row.business_id == business_id, _row.ended_at < before, *conditions)
-        .where(_row.ended_at.is_not(None))  # so that SQLite uses the index
-        .order_by(_row.ended_at, _row.number)
-        .limit(PIECE)
-        .with_for_update(skip_locked=True)
     )
 
 
