@@ -16,7 +16,7 @@ from tests.shops import BUSINESS as BUSINESS
 from yamarket_chat import Limits, Rate
 from yamarket_chat.bot import Bot, BuyerMessage
 from yamarket_chat.notifications import ChatMessageSent
-from yamarket_chat.outbox import Outbox, feed, lease, telling
+from yamarket_chat.outbox import Outbox, database, feed, lease, telling
 from yamarket_chat.outbox.schema import bot_chats, bot_hints
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Sandbox
@@ -27,6 +27,7 @@ def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look seldom: each look takes real time. What comes on the same loop is heard at once."""
     for dialect in LOOKS:
         monkeypatch.setitem(LOOKS, dialect, 5.0)
+    monkeypatch.setattr(database, "PATIENCE", 60.0)  # real seconds: a busy disk may take some
     monkeypatch.setattr(feed, "TIMES", 60.0)
     monkeypatch.setattr(telling, "LOOK", 60.0)
     monkeypatch.setattr(lease, "LOOK", 20.0)

@@ -9,7 +9,8 @@ from sqlalchemy import Connection, text
 
 from tests import bots
 from tests.bots import BUSINESS, Shop
-from yamarket_chat.bot import Bot, BotConflictError, BuyerMessage
+from yamarket_chat import SessionClosedError
+from yamarket_chat.bot import Bot, BotConflictError, BuyerMessage, runner
 
 fewer_looks, shop, small = bots.fewer_looks, bots.shop, bots.small
 
@@ -125,3 +126,32 @@ async def test_a_bot_that_came_back_too_late_says_so(
             await asyncio.sleep(5)
     said = [one for one in caplog.records if "has the bot 'two'" in one.getMessage()]
     assert [one.levelname for one in said] == ["ERROR"]
+
+
+async def test_a_hand_over_that_is_broken_off_leaves_no_connections(
+    small: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is taken for dead while it waits for a handler that goes on for a moment."""
+    monkeypatch.setattr(runner, "HAND_OVER", 1.0)
+    bot, began = small.bot(), asyncio.Event()
+
+    @bot.message
+    async def answer(message: BuyerMessage) -> None:
+        began.set()
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(4)
+
+    async with bot.running():
+        small.says("да")
+        await began.wait()
+        assert bot._runner is not None
+        business = bot._runner._businesses[BUSINESS]
+        session = business.session()
+        releasing = asyncio.create_task(bot._runner.release(business.grant))
+        await asyncio.sleep(3)
+        releasing.cancel()
+        await asyncio.wait({releasing})
+        with pytest.raises(SessionClosedError):
+            await session.get_chat(17)

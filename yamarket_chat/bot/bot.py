@@ -17,6 +17,7 @@ from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
 from ..outbox.outbox import SessionOptions
 from ..outbox.points import reach
 from ..outbox.rows import now
+from ..outbox.telling import NotNowError
 from ..version import __version__
 from . import cursor
 from .failures import Failures
@@ -121,6 +122,7 @@ class Bot:
         self._error: ErrorHandler | None = None
         self._runner: Runner | None = None
         self._failures = Failures(name, self._database)
+        self._told_again: set[int] = set()  # failed replies that are logged already
         self.receiver: Receiver = Receiver(
             self.hear,
             name=f"yamarket-chat {name}",
@@ -288,14 +290,20 @@ class Bot:
             f"reply {entry.number} was not sent before its not_after"
         )
         chat_id, message_id = int(parts[2]), int(parts[3])
-        logger.warning(
-            "bot %s, chat %d, message %d: the reply %d is %s: %s",
-            self._name, chat_id, message_id, entry.number, entry.state, error,
-        )  # fmt: skip
+        if entry.number not in self._told_again:
+            logger.warning(
+                "bot %s, chat %d, message %d: the reply %d is %s: %s",
+                self._name, chat_id, message_id, entry.number, entry.state, error,
+            )  # fmt: skip
+        self._told_again.discard(entry.number)
         if "error" in parts[4:] or self._error is None:
             return  # a reply of `error` itself
         business = None if self._runner is None else self._runner.business(entry.business_id)
         if business is None:
-            raise ChatError("another process works for this business now")
-        await self._failures.tell(business, entry.number, chat_id, message_id, error)
+            raise NotNowError("another process works for this business now")
+        try:
+            await self._failures.tell(business, entry.number, chat_id, message_id, error)
+        except ChatError as failure:  # not of the user's handler: that is logged there
+            self._told_again.add(entry.number)
+            raise NotNowError(str(failure)) from failure
         inside.wake(self._outbox)

@@ -100,8 +100,10 @@ class Business:
                 await asyncio.wait(working, timeout=grace)
         finally:
             self.over()
-            await asyncio.wait([*self._agenda.tasks(), self._task])
-            await self._close_session()
+            try:
+                await asyncio.wait([*self._agenda.tasks(), self._task])
+            finally:  # also if this is cancelled: nobody else would close it
+                await self._close_session()
 
     def over(self) -> None:
         """Stop at once: cancel all handlers."""

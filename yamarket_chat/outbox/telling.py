@@ -33,6 +33,10 @@ LONGEST = 60.0
 _row = messages.c
 
 
+class NotNowError(ChatError):
+    """The handler is one of ours and cannot tell now, through no fault of the user's program."""
+
+
 class Telling:
     """Calls the handler, for the businesses of this process.
 
@@ -82,7 +86,7 @@ class Telling:
                     after = one.number
                     try:
                         await self._on_failure(one)
-                    except ChatError as error:  # the Market or the database is away
+                    except NotNowError as error:
                         logger.warning("message %d is told again: %s", one.number, error)
                         fine = False
                     except Exception:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from yamarket_chat.sandbox import Fault
 
 from .. import story as parts
 from ..outbox import generate as outbox
-from ..outbox.story import AtBusiness, BotPoint, Left, What
+from ..outbox.story import AtBusiness, AtPoint, BotPoint, Left, What
 from ..swarm import READ_FAULTS
 from . import story as bots
 from .story import AnyEvent, Story, Told, Writes
@@ -21,6 +21,8 @@ from .swarm import SWARM, THEMES
 Random = outbox.Random
 
 BOT_POINTS: tuple[BotPoint, ...] = get_args(BotPoint)
+
+ACTIONS: tuple[Literal["kill", "pause"], ...] = ("kill", "pause")
 
 LONGEST_LATE = 20.0
 """Seconds until the history shows a row of which the Market does not tell, at most."""
@@ -44,7 +46,8 @@ class _Generator(outbox._Generator):
     points = (*outbox.POINTS, *BOT_POINTS)
     often = (
         *(point for point in BOT_POINTS if point != "giving back"),
-        *("before the replies", "before the replies", "handled", "tried", "told", "ended"),
+        *("before the replies", "before the replies", "handled", "tried"),
+        *("told", "told", "begun", "ended", "ended", "handing over"),  # few are reached
         *outbox.OFTEN,
     )
     speakers = ("market", "support")
@@ -273,4 +276,23 @@ class _Generator(outbox._Generator):
                 at += rng.choice((0.5, 36.0, 36.0)) * rng.uniform(0.9, 1.1)
                 machine = rng.randrange(self.workers)
                 events.append(Left(at=round(at, 3), machine=machine, down=0.1))
+                # Nothing else cancels a handler as often.
+                events += (
+                    self._at_giving_back(at, machine, action, rng)
+                    for action in ACTIONS
+                    if f"{action}s at points" in self.on and rng.random() < 0.3
+                )
         return events
+
+    def _at_giving_back(
+        self, at: float, machine: int, action: Literal["kill", "pause"], rng: Random
+    ) -> AtPoint:
+        """It happens as the next handler of this worker is cancelled."""
+        seconds = rng.choice((0.1, 2.0, 20.0)) * rng.uniform(0.2, 1.0)
+        return AtPoint(
+            at=round(at, 3),
+            machine=machine,
+            point="giving back",
+            action=action,
+            seconds=round(seconds, 2),
+        )

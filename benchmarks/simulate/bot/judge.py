@@ -12,6 +12,7 @@ from ..outbox import judge as outbox
 from ..outbox.story import AtBusiness, Left
 from ..record import Violation
 from .play import SLACK, is_expected, is_for_the_bot
+from .program import says_now
 from .record import Also, Buyers, Record, Row, Run
 from .story import Changes, Story, Writes
 
@@ -121,9 +122,7 @@ def _message(story: Story, record: Record, about: _About) -> Iterator[Violation]
             yield Violation("mixed", f"not handled, and answered: {about}")
     if (answers or errors or told) and is_for_the_bot(one, record, story) is False:
         yield Violation("untrue", f"not for the bot: {about}")
-    at_once = Counter(row.place for row in rows["now"])
-    if len(rows["now"]) > step.now or (answers and step.now and not at_once):
-        yield Violation("mixed", f"at once: {about}")
+    yield from _at_once(about, answers, rows["now"], rows["answer"])
     per_reply = Counter(run.about for run in about.runs if run.number in _runs(about, "reply"))
     if per_reply and max(per_reply.values()) > 1:
         yield Violation("doubled", f"Bot.error has answered twice to a reply: {about}")
@@ -143,6 +142,17 @@ def _answered(about: _About, by: Also, rows: Sequence[Row]) -> Iterator[Violatio
     said = [(row.run, row.place) for row in sorted(rows, key=lambda row: row.number)]
     if said != [(run.number, place) for place in range(1, run.replies + 1)]:
         yield Violation("mixed", f"run {run.number} gave {run.replies} replies: {about}")
+
+
+def _at_once(
+    about: _About, answers: Sequence[Also], said: Sequence[Row], replies: Sequence[Row]
+) -> Iterator[Violation]:
+    runs = [run.number for run in about.runs if run.kind == "answer"]
+    is_due = about.step.now and any(says_now(by.message, 1 + runs.index(by.run)) for by in answers)
+    if len(said) > about.step.now or (is_due and not said):
+        yield Violation("mixed", f"at once: {about}")
+    if said and replies and said[0].number > min(row.number for row in replies):
+        yield Violation("mixed", f"at once, and after the answer: {about}")
 
 
 def _given_up(

@@ -72,6 +72,19 @@ def _any_number_of_times(patch: Patch) -> None:
     patch(cursor, "handled", handled)
 
 
+@_mutant(
+    "a reply is put at once only if the cursor is that of its run",
+    "in any case",
+    story="woke-and-said-it-looks",
+)
+def now_in_any_case(patch: Patch) -> None:
+    def put_now(connection: Any, key: Any, version: Any, reply: Any) -> bool:
+        store.put_each(connection, [reply])
+        return True
+
+    patch(cursor, "put_now", put_now)
+
+
 @_mutant("replies are held until the handler has returned", "they are put at once")
 def replies_at_once(patch: Patch) -> None:
     async def put(self: Any, row: Any, number: Any) -> None:

@@ -26,6 +26,11 @@ CLINGS = 12.0
 AT_ONCE = Writes()
 
 
+def says_now(message: int, number: int) -> bool:
+    """Whether the run of this number of a message says at once that it looks."""
+    return (message + number) % 2 == 0
+
+
 class Trouble(Exception):
     """What a handler raises."""
 
@@ -138,7 +143,7 @@ class Answering(Process):
         trouble = step.trouble if len(of) <= step.times else ""
         if trouble:
             self._record.met[f"handler {trouble}"] += 1
-        if step.now:
+        if step.now and says_now(run.message, len(of)):
             await message.reply(f"now {run.message} {run.number} 1", now=True)
         count = step.replies + (1 if step.replies and len(of) % 2 == 0 else 0)
         for place in range(1, count + 1):

@@ -36,7 +36,7 @@ class Writes(Event, frozen=True, kw_only=True, tag="writes"):
     replies: int = 1
     """How many replies the handler gives; each second run gives one more."""
     now: bool = False
-    """It says at once that it looks."""
+    """It says at once that it looks, in each second run."""
     file: bool = False
     """Its last reply is a file."""
     takes: float = 0.0
