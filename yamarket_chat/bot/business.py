@@ -463,7 +463,9 @@ class Business:
                 reach("handled")
                 if failure is None:
                     try:
-                        after = await self._steps.commit(key, was, begins_at, rows, message, held)
+                        after = await self._steps.commit(
+                            key, was, begins_at, rows, message, held, self._now()
+                        )
                         self._errors.pop(about, None)
                         inside.wake(self._outbox)
                         return after
