@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,29 @@ async def test_message_that_makes_way_before_its_task_began_is_sent_later(
     assert gave_way == [number]
 
 
+def marked(business_id: int, numbers: Sequence[int]) -> Callable[[Connection], None]:
+    """Return what writes the marks of a dead process, of one message each to the chats from 1."""
+
+    def mark(connection: Connection) -> None:
+        pending = Pending(business_id=business_id, chat_id=1, requests=1, seen="")
+        values: dict[str, Any] = {
+            "state": "leaving",
+            "due_at": None,
+            "request": 1,
+            "epoch": 0,
+            "timeout": 5.0,
+            "settle_after": 10.0,
+        }
+        for chat, number in enumerate(numbers, 1):
+            values["pending"] = msgspec.json.encode(
+                msgspec.structs.replace(pending, chat_id=chat)
+            ).decode()
+            row = messages.c.number == number
+            connection.execute(update(messages).where(row).values(values))
+
+    return mark
+
+
 async def test_first_request_of_a_courier_counts_what_is_under_way_of_the_one_before(
     tmp_path: Path,
 ) -> None:
@@ -55,24 +80,7 @@ async def test_first_request_of_a_courier_counts_what_is_under_way_of_the_one_be
         numbers = await outbox.put_many(
             OutboxMessage(business_id, chat, "Привет") for chat in range(1, 5)
         )
-
-        def mark(connection: Connection) -> None:
-            pending = Pending(business_id=business_id, chat_id=1, requests=1, seen="")
-            values = {
-                "state": "leaving",
-                "request": 1,
-                "epoch": 0,
-                "timeout": 5.0,
-                "settle_after": 10.0,
-            }
-            for chat, number in enumerate(numbers, 1):
-                values["pending"] = msgspec.json.encode(
-                    msgspec.structs.replace(pending, chat_id=chat)
-                ).decode()
-                row = messages.c.number == number
-                connection.execute(update(messages).where(row).values(values))
-
-        await outbox._database.write(mark)
+        await outbox._database.write(marked(business_id, numbers))
         keys = {business_id: market.api_key}
         with market.other_programs_hold(4):
             delivering = outbox.delivering(keys, base_url=market.url)
@@ -81,6 +89,31 @@ async def test_first_request_of_a_courier_counts_what_is_under_way_of_the_one_be
         for number in numbers:
             await outbox.result(number, timeout=120)
         await delivering.__aexit__(None, None, None)
+        assert market.refused == 0
+        assert [texts(market, chat) for chat in range(1, 5)] == [["Привет"]] * 4
+
+
+async def test_marks_of_the_courier_before_that_are_committed_late_count_as_well(
+    tmp_path: Path,
+) -> None:
+    async with Sandbox() as market, Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        await outbox.create()
+        business_id = market.business_id
+        not_yet = datetime.now(UTC) + timedelta(days=1)
+        numbers = await outbox.put_many(
+            OutboxMessage(business_id, chat, "Привет", not_before=not_yet) for chat in range(1, 5)
+        )
+        async with outbox.delivering({business_id: market.api_key}, base_url=market.url):
+            await outbox.result(
+                await outbox.put(OutboxMessage(business_id, 5, "Раньше")), timeout=10
+            )
+            await outbox._database.write(marked(business_id, numbers))
+            await asyncio.sleep(1)
+            with market.other_programs_hold(4):
+                await outbox.put(OutboxMessage(business_id, 6, "Потом"))
+                await asyncio.sleep(5)
+            for number in numbers:
+                await outbox.result(number, timeout=120)
         assert market.refused == 0
         assert [texts(market, chat) for chat in range(1, 5)] == [["Привет"]] * 4
 

@@ -14,6 +14,7 @@ from ..arguments import check_seconds, check_type
 from ..errors import ChatError, InvalidArgumentError
 from ..notifications import MARKET_NETWORKS, ChatEvent, Event, Receiver
 from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
+from ..outbox.calling import call
 from ..outbox.outbox import SessionOptions
 from ..outbox.points import reach
 from ..outbox.rows import now
@@ -94,7 +95,7 @@ class Bot:
         on_failure: Callable[[OutboxEntry], Awaitable[None]] | None = None,
         **options: Unpack[SessionOptions],
     ) -> None:
-        from ..outbox.delivering import check_keys, check_options
+        from ..outbox.delivering import check_keys, check_on_failure, check_options
 
         self._outbox = check_type("outbox", outbox, Outbox)
         self._database = inside.database(outbox)
@@ -116,7 +117,7 @@ class Bot:
         self._max_age = None if max_age is None else check_seconds("max_age", max_age)
         self._lease = check_seconds("lease", lease)
         self._reserve = reserve
-        self._on_failure = on_failure
+        self._on_failure = check_on_failure(on_failure)
         self._options = options
         self._message: Handler | None = None
         self._error: ErrorHandler | None = None
@@ -284,7 +285,7 @@ class Bot:
         parts = (entry.key or "").split(":")
         if parts[:2] != ["bot", self._name]:
             if self._on_failure is not None:
-                await self._on_failure(entry)
+                await call(self._on_failure, entry)
             return
         error: Exception = entry.error or MessageExpiredError(
             f"reply {entry.number} was not sent before its not_after"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -123,9 +123,11 @@ class Courier:
             try:
                 self._use(await self._open_session(self.business_id))
                 # Before the first request of all, or it may be one too many in parallel.
-                held = self._hold(await self._database.read(marks.leaving, self.business_id), ())
+                marked = await self._database.read(marks.leaving, self.business_id)
+                self._hold(marked)
                 await self._read_clock()
-                known = await self._read_before()
+                # Of those that were marked: an end may have come, or a later request.
+                known = await self._read_before([read.number for read in marked])
                 break
             except ChatError as error:
                 self.failing = str(error)
@@ -134,6 +136,9 @@ class Courier:
                     logger.warning("business %d: %s", self.business_id, error)
                 if not (noted or mends_itself or isinstance(error, OutboxDatabaseError)):
                     noted = await self._note_pause(str(error))
+            except Exception as error:
+                self.failing = f"a defect: {type(error).__name__}"
+                logger.exception("business %d: a defect", self.business_id)
             await self._close_session()
             await asyncio.sleep(pause)
             pause = min(pause * 2, AGAIN)
@@ -146,7 +151,6 @@ class Courier:
             self._timeout,
             self._writer.counted,
         )
-        self._hold(known.leaving, held)
         if noted or known.paused:
             await self._go_on()
         self.failing = None
@@ -154,15 +158,11 @@ class Courier:
         self._take(known.leaving, first=True)
         self._wake()
 
-    def _hold(self, leaving: Iterable[Any], held: Collection[int]) -> set[int]:
-        """Hold a parallel slot for each request that may be under way. Returns their numbers."""
-        assert self.engine is not None  # noqa: S101
-        numbers = set()
-        for read in leaving:
-            numbers.add(read.number)
-            if read.number not in held:
+    def _hold(self, leaving: Iterable[Any]) -> None:
+        """Hold a parallel slot for each request that may be under way."""
+        if self.engine is not None:
+            for read in leaving:
                 self.engine.count(operation(read), [self._settling.moment(read)], held=True)
-        return numbers
 
     def _use(self, session: Session) -> None:
         self.session = session
@@ -188,7 +188,7 @@ class Courier:
             if self.engine.market_clock() is None or pauses(error):
                 raise
 
-    async def _read_before(self) -> marks.Before:
+    async def _read_before(self, marked: Sequence[int]) -> marks.Before:
         times = self.times()
         if times is None:
             raise ChatError("the Market's answers have no Date, so messages cannot be found by it")
@@ -199,6 +199,7 @@ class Courier:
             self.business_id,
             round((latest - span) * 1e6),
             int(latest // 60) - marks.COUNTED_FOR,
+            marked,
         )
 
     async def stop(self, grace: float) -> None:
@@ -264,6 +265,8 @@ class Courier:
             row = taken(read)
             if row.leaving and (first or read.epoch != self.grant.epoch):
                 # Under our own epoch nothing of it is under way, or it would be in hand.
+                if not first:
+                    self._hold([read])  # it was committed after the first look
                 self._settling.begin(row, read)
             elif row.chat_id is None:
                 self._openings.begin(row, (read.context, read.context_id))
@@ -503,6 +506,8 @@ class Courier:
                 break
             except ChatError as error:
                 await self._note_pause(str(error))
+            except Exception:
+                logger.exception("business %d: a defect", self.business_id)
         former = self.session
         self._use(session)
         if former is not None:

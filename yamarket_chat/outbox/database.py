@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -43,6 +44,16 @@ _URLS = "sqlite:///outbox.db, or postgresql+psycopg://user:password@host/databas
 
 WAL_ATTEMPTS = 100
 """How often a connection tries to switch a file to the write-ahead log, every 10 ms."""
+
+
+class _Mine(threading.local):
+    """What a thread works with. The database may be closed, and opened anew, meanwhile."""
+
+    engine: Engine
+    watching: list[sqlite3.Connection]
+
+
+_mine = _Mine()
 
 
 class Database:
@@ -117,9 +128,11 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections. A later call opens them again."""
-        if self._closing is not None:
-            await asyncio.get_running_loop().run_in_executor(None, self._closing)
-            self._closing = self._engine = self._threads = None
+        closing = self._closing
+        # Before this waits: a call that comes meanwhile opens others.
+        self._closing = self._engine = self._threads = None
+        if closing is not None:
+            await asyncio.get_running_loop().run_in_executor(None, closing)
 
     def _open(self) -> Engine:
         if self._engine is not None and self._pid == os.getpid():
@@ -147,8 +160,10 @@ class Database:
         event.listen(engine, "begin", self._on_begin)
         if self.dialect == "postgresql":
             event.listen(engine, "connect", self._on_connect)
-        executor = ThreadPoolExecutor(threads, thread_name_prefix="yamarket-outbox")
-        self._pid, self._engine, self._threads, self._watching = os.getpid(), engine, executor, []
+        watching: list[sqlite3.Connection] = []
+        executor = ThreadPoolExecutor(threads, "yamarket-outbox", _use, (engine, watching))
+        self._pid, self._engine, self._threads = os.getpid(), engine, executor
+        self._watching = watching
         self._closing = weakref.finalize(self, _close, engine, executor, self._watching, self._pid)
         return engine
 
@@ -158,7 +173,7 @@ class Database:
         for last in (False, True):
             began = False
             try:
-                with self._open().connect() as connection:
+                with _mine.engine.connect() as connection:
                     connection = connection.execution_options(outbox_reading=reading)
                     with connection.begin():
                         began = True
@@ -175,9 +190,9 @@ class Database:
     def _data_version(self) -> int:
         # A connection does not count its own commits, so this one makes none.
         try:
-            if not self._watching:
-                self._watching.append(self._connect_sqlite())
-            (version,) = self._watching[0].execute("PRAGMA data_version").fetchone()
+            if not _mine.watching:
+                _mine.watching.append(self._connect_sqlite())
+            (version,) = _mine.watching[0].execute("PRAGMA data_version").fetchone()
         except sqlite3.Error as error:
             raise translated(error, self.url) from error
         return int(version)
@@ -300,6 +315,11 @@ def _sync_folder(path: str) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _use(engine: Engine, watching: list[sqlite3.Connection]) -> None:
+    """Begin a thread."""
+    _mine.engine, _mine.watching = engine, watching
 
 
 def _close(

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
+from .calling import NotAsyncError, call, check_async
 from .claims import OtherBot
 from .courier import Courier, Seen
 from .database import Database
@@ -32,6 +33,9 @@ TAKEN = {
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 """Seconds until a beginning delivery looks again for a database that is away: they double."""
+
+KEY_WITHIN = 60.0
+"""Seconds that the function of the keys may take."""
 
 GRACE = 30.0
 """Seconds that a stopping courier waits for what is under way."""
@@ -244,14 +248,25 @@ class Delivering:
     async def _session(self, business_id: int) -> Session:
         """Ask for the key of a business, and make a session for it."""
         key = None
+        limit = asyncio.timeout(KEY_WITHIN)
         try:
             if isinstance(self._keys, Mapping):
                 key = self._keys.get(business_id)
             else:
-                key = await self._keys(business_id)
+                async with limit:
+                    key = await call(self._keys, business_id)
         except ChatError:
             raise
+        except NotAsyncError as error:
+            raise ChatError(
+                f"the key of business {business_id} is not known: keys: {error}"
+            ) from None
         except Exception as error:
+            if isinstance(error, TimeoutError) and limit.expired():
+                raise ChatError(
+                    f"the key of business {business_id} is not known: keys() did not return within"
+                    f" {KEY_WITHIN:g} s"
+                ) from None
             logger.exception("business %d: keys() failed", business_id)
             raise ChatError(
                 f"the key of business {business_id} is not known: keys() raised"
@@ -289,7 +304,15 @@ def check_keys(keys: object) -> Keys:
             check_id("a business id of keys", business_id)
         return keys
     if callable(keys):
+        check_async("keys", keys)
         return keys
     raise InvalidArgumentError(
         "keys is a mapping of business ids to keys, or an async function of the business id"
     )
+
+
+def check_on_failure(on_failure: OnFailure | None) -> OnFailure | None:
+    """Check what is told of failures."""
+    if on_failure is not None:
+        check_async("on_failure", on_failure)
+    return on_failure

@@ -373,16 +373,34 @@ class Before(msgspec.Struct, frozen=True):
     paused: str | None
 
 
+_MARKED_ROWS = select(*_FED).where(_OPEN, _row.due_at.is_(None), _row.state == "leaving")
+# In this order, so that SQLite uses the index of what is due.
+_LEAVING = _MARKED_ROWS.where(_row.business_id == bindparam("business_id")).order_by(
+    _row.bulk, _row.number
+)
+_STILL_LEAVING = {
+    dialect: _MARKED_ROWS.where(_one_of(dialect, "numbers")).order_by(_row.number)
+    for dialect in DIALECTS
+}
+
+
 def leaving(connection: Connection, business_id: int) -> list[Any]:
-    """Read the rows of a business that are marked."""
-    marked = _row.business_id == business_id, _OPEN, _row.due_at.is_(None), _row.state == "leaving"
-    # In this order, so that SQLite uses the index of what is due.
-    order = _row.bulk, _row.number
-    return list(connection.execute(select(*_FED).where(*marked).order_by(*order)))
+    """Read the rows of a business that are marked. It reads all rows that are due."""
+    return list(connection.execute(_LEAVING, {"business_id": business_id}))
 
 
-def before(connection: Connection, business_id: int, since: int, minute: int) -> Before:
-    """Read what earlier couriers of a business have sent since a time and a minute."""
+def before(
+    connection: Connection, business_id: int, since: int, minute: int, marked: Sequence[int]
+) -> Before:
+    """Read what earlier couriers of a business have sent since a time and a minute.
+
+    Args:
+        connection: The connection.
+        business_id: The business.
+        since: The time.
+        minute: The minute.
+        marked: The numbers of the rows that were marked when `leaving` read them.
+    """
     about = _row.business_id == business_id, _row.pending.is_not(None)
     columns = (
         _row.number, _row.chat_id, _row.text, _row.file_name, _row.file_size, _row.state,
@@ -405,7 +423,12 @@ def before(connection: Connection, business_id: int, since: int, minute: int) ->
         )
     ).all()
     paused = connection.scalar(select(leases.c.paused).where(leases.c.business_id == business_id))
-    return Before(leaving(connection, business_id), [*ended, *again], list(counted), paused)
+    still = (
+        connection.execute(_STILL_LEAVING[connection.dialect.name], {"numbers": list(marked)}).all()
+        if marked
+        else []
+    )
+    return Before(list(still), [*ended, *again], list(counted), paused)
 
 
 def forget_counts(connection: Connection, minute: int) -> None:

@@ -475,7 +475,7 @@ class Outbox:
         companion: Companion | None = None,
     ) -> AsyncIterator[None]:
         # A program that only puts needs none of it.
-        from .delivering import Delivering, check_keys, check_options
+        from .delivering import Delivering, check_keys, check_on_failure, check_options
 
         check_options(options, reserve)
         delivery = Delivering(
@@ -483,7 +483,7 @@ class Outbox:
             check_keys(keys),
             lease=check_seconds("lease", lease),
             reserve=reserve,
-            on_failure=on_failure,
+            on_failure=check_on_failure(on_failure),
             options=options,
             companion=companion,
         )
@@ -568,6 +568,8 @@ class Outbox:
                 await self.prune()
             except ChatError as error:
                 logger.warning("the outbox could not be pruned: %s", error)
+            except Exception:
+                logger.exception("the outbox could not be pruned")
 
     def _wake(self) -> None:
         for delivery in self._deliveries.get(asyncio.get_running_loop(), ()):

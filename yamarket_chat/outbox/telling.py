@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 
 from ..errors import ChatError
+from .calling import NotAsyncError, call
 from .database import Database
 from .errors import OutboxDatabaseError
 from .messages import OutboxEntry
-from .rows import entry
+from .rows import EPOCH, MICROSECOND, entry
 from .schema import UNTOLD, messages
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
@@ -29,6 +30,9 @@ PIECE = 50
 AGAIN = 1.0
 LONGEST = 60.0
 """Seconds until a message is told again after the handler has failed: at first, and at most."""
+
+SLOW = 60.0
+"""Seconds after which a handler that has not returned is logged: nobody else is told meanwhile."""
 
 _row = messages.c
 
@@ -69,6 +73,8 @@ class Telling:
                     wait, self._pause = self._pause, min(self._pause * 2, LONGEST)
             except OutboxDatabaseError as error:
                 logger.info("on_failure waits for the outbox's database: %s", error)
+            except Exception:
+                logger.exception("on_failure could not be called")
             try:
                 async with asyncio.timeout(wait):
                     await self._woken.wait()
@@ -85,7 +91,7 @@ class Telling:
                 for one in untold:
                     after = one.number
                     try:
-                        await self._on_failure(one)
+                        await self._call(one)
                     except NotNowError as error:
                         logger.warning("message %d is told again: %s", one.number, error)
                         fine = False
@@ -93,10 +99,26 @@ class Telling:
                         logger.exception("on_failure failed for message %d", one.number)
                         fine = False
                     else:
-                        await self._database.write(_told, one.number)
+                        await self._database.write(told, one)
                 if len(untold) < PIECE:
                     break
         return fine
+
+    async def _call(self, one: OutboxEntry) -> None:
+        slow = asyncio.get_running_loop().call_later(
+            SLOW,
+            logger.warning,
+            "on_failure has not returned for %g s, for message %d: the next failures wait",
+            SLOW,
+            one.number,
+        )
+        try:
+            await call(self._on_failure, one)
+        except NotAsyncError as error:
+            # It has done its work, and would do it again.
+            logger.error("on_failure: message %d counts as told, but %s", one.number, error)
+        finally:
+            slow.cancel()
 
 
 def _next_business(connection: Connection, after: int) -> int | None:
@@ -116,5 +138,16 @@ def _untold(connection: Connection, business_id: int, after: int) -> list[Outbox
     return [entry(row) for row in rows]
 
 
-def _told(connection: Connection, number: int) -> None:
-    connection.execute(update(messages).where(_row.number == number).values(untold=False))
+def told(connection: Connection, one: OutboxEntry) -> bool:
+    """Note that a message was told. Returns whether it was untold.
+
+    It may have been sent again meanwhile, and have failed again: that is still to be told.
+    """
+    ended_at = None if one.ended_at is None else (one.ended_at - EPOCH) // MICROSECOND
+    noted = update(messages).where(
+        _row.number == one.number,
+        _row.untold.is_(True),
+        _row.request == one.requests,
+        _row.ended_at == ended_at,
+    )
+    return connection.execute(noted.values(untold=False)).rowcount > 0

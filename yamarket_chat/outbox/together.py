@@ -32,7 +32,8 @@ class Together:
         """Put a row, and return its number once it is committed."""
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((row, future))
-        if self._task is None:
+        # An eager task that fails at once has ended before it is kept here.
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
         return await future
 
