@@ -90,7 +90,9 @@ class Failures:
         try:
             await self._database.write(cursor.told, number, replies, statements)
         except (StatementError, OutboxDatabaseError) as failure:
-            if isinstance(failure, OutboxDatabaseError) and not cursor.is_refused(failure):
+            if isinstance(failure, OutboxDatabaseError) and not (
+                (replies or statements) and cursor.is_refused(failure)
+            ):
                 raise
             logger.error(
                 "bot %s: a reply or a statement of Bot.error failed",

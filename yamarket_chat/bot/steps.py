@@ -120,7 +120,7 @@ class Steps:
                     after = await self._database.read(cursor.read, key)
             except OutboxDatabaseError as error:
                 if (replies or statements) and cursor.is_refused(error):
-                    raise StatementError from error
+                    raise StatementError from error.__cause__
                 # It may be committed all the same: then the version is another one now.
                 logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
             else:
