@@ -21,7 +21,7 @@ async def test_create_refuses_a_database_that_is_not_utf8(postgres: Any) -> None
         )
     try:
         async with Outbox(postgres.set(database="cyrillic")) as outbox:
-            with pytest.raises(OutboxDatabaseError, match="WIN1251.*ENCODING 'UTF8'"):
+            with pytest.raises(OutboxDatabaseError, match=r"WIN1251.*ENCODING 'UTF8'"):
                 await outbox.create()
     finally:
         with admin.connect() as connection:
