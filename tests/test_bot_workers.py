@@ -155,3 +155,19 @@ async def test_a_hand_over_that_is_broken_off_leaves_no_connections(
         await asyncio.wait({releasing})
         with pytest.raises(SessionClosedError):
             await session.get_chat(17)
+
+
+async def test_keys_that_awaits_a_cancelled_task_is_asked_again(small: Shop) -> None:
+    calls = 0
+
+    async def keys(business_id: int) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise asyncio.CancelledError
+        return small.market.api_key
+
+    bot = small.bot(keys=keys)
+    async with bot.running():
+        await bot.hear(bots.told_of(small.says("да")))
+        await small.answered("да", within=300)

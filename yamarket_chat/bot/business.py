@@ -463,7 +463,19 @@ class Business:
                 reach("handled")
                 if failure is None:
                     try:
-                        after = await self._steps.commit(key, was, begins_at, rows, message, held)
+                        work = key, was, begins_at, rows, message, held, self._now()
+                        try:
+                            after = await self._steps.commit(*work)
+                        except StatementError as refused:
+                            if error is None:
+                                raise
+                            logger.error(
+                                "bot %s, chat %d, message %d: a reply or a statement of Bot.error"
+                                " failed",
+                                key.bot, *about, exc_info=refused.__cause__,
+                            )  # fmt: skip
+                            held.drop()
+                            after = await self._steps.commit(*work)
                         self._errors.pop(about, None)
                         inside.wake(self._outbox)
                         return after

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, IntegrityError
 
-from ..outbox import claims, store
+from ..outbox import OutboxDatabaseError, claims, store
 from ..outbox.rows import Row, moment, now
 from ..outbox.schema import bot_chats, bot_handled, bot_hints, bot_tellings, bots, messages
 from .status import BotStatus
@@ -76,7 +77,16 @@ class Hint(NamedTuple):
 
 
 class StatementError(Exception):
-    """A statement of the user's failed. Nothing was committed."""
+    """What a handler wants to put was refused: a reply or a statement. Nothing was committed."""
+
+
+def is_refused(error: OutboxDatabaseError) -> bool:
+    """Whether the data was refused, as by a deferred constraint: trying again would not help."""
+    if error.retry_after is not None or error.sent is not False:
+        return False
+    raised = getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) or ""
+    # P0: a deferred trigger in PostgreSQL.
+    return isinstance(error.__cause__, (IntegrityError, DataError)) or raised.startswith("P0")
 
 
 def _is(key: Key) -> Any:

@@ -89,12 +89,17 @@ class Failures:
             replies, statements = held.end()
         try:
             await self._database.write(cursor.told, number, replies, statements)
-        except StatementError as failure:
+        except (StatementError, OutboxDatabaseError) as failure:
+            if isinstance(failure, OutboxDatabaseError) and not (
+                (replies or statements) and cursor.is_refused(failure)
+            ):
+                raise
             logger.error(
-                "bot %s: a statement of Bot.error failed",
+                "bot %s: a reply or a statement of Bot.error failed",
                 self._name,
                 exc_info=failure.__cause__,
             )
+            await self._database.write(cursor.told, number, (), ())
 
     async def _give_back(self, number: int, dead: int, counting: asyncio.Future[None]) -> None:
         """It was cancelled, and did not die."""

@@ -15,7 +15,7 @@ from ..outbox.database import Database
 from ..outbox.pausing import AGAIN
 from ..outbox.points import reach
 from . import cursor
-from .cursor import Cursor, Key
+from .cursor import Cursor, Key, StatementError
 from .handlers import LINGERS
 from .inbox import anchor, micros
 from .message import BuyerMessage
@@ -88,14 +88,17 @@ class Steps:
         rows: list[Message],
         message: Message,
         held: BuyerMessage,
+        now: int,
     ) -> Cursor | None:
         """Commit that a message is handled, with its replies; again until it is known.
 
         Returns the cursor after it; None if somebody else has handled the message.
+        Raises StatementError if the database refuses what the handler wants to put.
         """
         replies, statements = held.end()
         done = message.message_id, micros(message.created_at)
-        cursor_at = max(was.cursor_at or 0, done[1])
+        # A message may have a time ahead of the Market's clock. The later ones come before it.
+        cursor_at = max(was.cursor_at or 0, min(done[1], now))
         values = {
             "message_id": None,
             "tries": 0,
@@ -116,6 +119,8 @@ class Steps:
                 else:
                     after = await self._database.read(cursor.read, key)
             except OutboxDatabaseError as error:
+                if (replies or statements) and cursor.is_refused(error):
+                    raise StatementError from error.__cause__
                 # It may be committed all the same: then the version is another one now.
                 logger.warning("bot %s, chat %d: %s", key.bot, key.chat_id, error)
             else:

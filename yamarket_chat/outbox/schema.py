@@ -289,6 +289,12 @@ def create(connection: Connection) -> None:
     """Make the tables, or bring them to the newest version, in one transaction."""
     dialect = connection.dialect.name
     if dialect == "postgresql":
+        encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
+        if encoding != "UTF8":
+            raise OutboxDatabaseError(
+                f"the database's encoding is {encoding}, which cannot store every text: make a"
+                " database with ENCODING 'UTF8'"
+            )
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
     if not inspect(connection).has_table(schema.name):
         for statement in statements(dialect):
