@@ -11,8 +11,7 @@ import pytest
 from sqlalchemy import Connection, create_engine, text
 
 from tests.shops import Shop, message
-from yamarket_chat import InvalidArgumentError
-from yamarket_chat.outbox import Outbox, OutboxDatabaseError, OutboxEntry
+from yamarket_chat.outbox import Outbox, OutboxDatabaseError
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault
 
@@ -40,21 +39,6 @@ async def test_cancelled_message_has_surely_not_left(small: Shop) -> None:
     assert len(small.market.messages(17)) == 1  # the buyer has it
     assert await small.outbox.retry(number)
     assert not await small.outbox.cancel(number)
-
-
-async def test_on_failure_that_is_not_async_is_refused_or_called_once(small: Shop) -> None:
-    """It is called each minute for ever, and does its work each time."""
-    small.market.faults = lambda request: (
-        Fault("status", status=404) if request.operation == "send_message" else None
-    )
-    told: list[OutboxEntry] = []
-    await small.put(message("раз"))
-    try:
-        async with small.delivering(on_failure=told.append):
-            await asyncio.sleep(600)
-    except InvalidArgumentError:
-        return
-    assert len(told) == 1
 
 
 async def test_commit_is_durable_though_the_server_was_told_otherwise_meanwhile(
