@@ -23,6 +23,13 @@ MARK = marks.Mark(
 )
 END = marks.End(ROWS, "leaving", 1, "delivered", "{}", "{}")
 
+
+def _told(connection: Connection) -> None:
+    one = store.get(connection, 7)
+    assert one is not None
+    telling.told(connection, one)
+
+
 # What is done for each message, at each look, each second, or each beat.
 OFTEN: dict[str, Callable[[Connection], Any]] = {
     "mark": lambda connection: marks.mark(connection, [MARK]),
@@ -55,7 +62,7 @@ OFTEN: dict[str, Callable[[Connection], Any]] = {
     "prune": lambda connection: store.prune(connection, 5, 10),
     "next to tell": lambda connection: telling._next_business(connection, 5),
     "untold": lambda connection: telling._untold(connection, 5, 7),
-    "told": lambda connection: telling._told(connection, 7),
+    "told": _told,
     "forget texts": lambda connection: store.forget_texts(connection, 5, 10, (0, 0)),
 }
 
