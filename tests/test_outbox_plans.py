@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
 from sqlalchemy import Connection, event, text
 
 from yamarket_chat.outbox import (
     Outbox,
-    OutboxEntry,
     OutboxMessage,
     claims,
     deciding,
@@ -37,24 +34,16 @@ MARK = marks.Mark(
 )
 END = marks.End(ROWS, "leaving", 1, "delivered", "{}", "{}")
 
-TOLD = msgspec.convert(
-    {
-        **dict.fromkeys(OutboxEntry.__struct_fields__),
-        "number": 7,
-        "state": "refused",
-        "requests": 1,
-        "business_id": 5,
-        "bulk": False,
-        "created_at": datetime.now(UTC),
-        "ended_at": datetime.now(UTC),
-    },
-    OutboxEntry,
-)
-
 
 def wish(known: Iterable[int]) -> marks.Wish:
     """All that a look may leave out."""
     return marks.Wish(64, 64, known=list(known), chats=[17, 18], contexts=[7, -7])
+
+
+def _told(connection: Connection) -> None:
+    one = store.get(connection, 7)
+    assert one is not None
+    telling.told(connection, one)
 
 
 # What is done for each message, at each look, each second, or each beat.
@@ -90,7 +79,7 @@ OFTEN: dict[str, Callable[[Connection], Any]] = {
     "last ended": lambda connection: pruning.last_ended(connection, 5),
     "next to tell": lambda connection: telling._next_business(connection, 5),
     "untold": lambda connection: telling._untold(connection, 5, 7),
-    "told": lambda connection: telling.told(connection, TOLD),
+    "told": _told,
     "forget texts": lambda connection: pruning.forget_texts(connection, 5, 10, (0, 0)),
 }
 
