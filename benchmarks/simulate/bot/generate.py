@@ -24,6 +24,9 @@ BOT_POINTS: tuple[BotPoint, ...] = get_args(BotPoint)
 
 ACTIONS: tuple[Literal["kill", "pause"], ...] = ("kill", "pause")
 
+MOST_OLD_ROWS = 20
+"""How many rows stand in a chat before, at most, if a page has few rows."""
+
 LONGEST_LATE = 20.0
 """Seconds until the history shows a row of which the Market does not tell, at most."""
 
@@ -124,7 +127,9 @@ class _Generator(outbox._Generator):
     def _market(self, limits: Any) -> parts.Market:
         market = super()._market(limits)
         if "slow" in self.on:
-            return replace(market, latency=min(market.latency, 1.0))
+            market = replace(market, latency=min(market.latency, 1.0))
+        if "pages" in self.on:  # a look reads all of them, and perhaps four times
+            market = replace(market, old_rows=min(market.old_rows, MOST_OLD_ROWS))
         return market
 
     # What buyers write
