@@ -1,6 +1,8 @@
-"""What is logged if nobody can be told of a failed reply now: a traceback only for a fault."""
+"""How a failed reply is told and logged: again if it fails again, a traceback only for a fault."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 
@@ -77,3 +79,25 @@ async def test_a_market_that_is_away_costs_a_line_and_no_traceback(
     assert {one.levelname for one in said} == {"WARNING"}
     assert sum("the reply 1 is refused" in one.getMessage() for one in caplog.records) == 1
     assert [one for one in caplog.records if one.exc_info] == []
+
+
+async def test_a_reply_that_fails_again_while_its_failure_is_told_is_told_again(
+    small: Shop,
+) -> None:
+    """Bot.error sends the reply once more, and does something else: that fails meanwhile."""
+    small.market.faults = lambda request: (
+        Fault("status", status=404) if request.operation == "send_message" else None
+    )
+    bot = small.bot()
+
+    @bot.error
+    async def failed(message: BuyerMessage, error: Exception) -> None:
+        small.told.append((message.text, error))
+        if len(small.told) == 1:
+            async for entry in small.outbox.entries(state="refused"):
+                assert await small.outbox.retry(entry.number)
+            await asyncio.sleep(30)
+
+    async with bot.running():
+        small.says("да")
+        await small.until(lambda: len(small.told) == 2)

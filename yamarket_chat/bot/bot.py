@@ -303,7 +303,7 @@ class Bot:
         if business is None:
             raise NotNowError("another process works for this business now")
         try:
-            await self._failures.tell(business, entry.number, chat_id, message_id, error)
+            await self._failures.tell(business, entry, chat_id, message_id, error)
         except ChatError as failure:  # not of the user's handler: that is logged there
             self._told_again.add(entry.number)
             raise NotNowError(str(failure)) from failure

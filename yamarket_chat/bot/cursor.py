@@ -14,9 +14,10 @@ from sqlalchemy import Connection, and_, delete, func, insert, select, tuple_, u
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
-from ..outbox import OutboxDatabaseError, claims, store
+from ..outbox import OutboxDatabaseError, OutboxEntry, claims, store
+from ..outbox import telling as outbox_telling
 from ..outbox.rows import Row, moment, now
-from ..outbox.schema import bot_chats, bot_handled, bot_hints, bot_tellings, bots, messages
+from ..outbox.schema import bot_chats, bot_handled, bot_hints, bot_tellings, bots
 from .status import BotStatus
 
 HOUR = 3_600_000_000
@@ -302,7 +303,7 @@ def telling(connection: Connection, number: int, tries: int) -> None:
 
 def told(
     connection: Connection,
-    number: int,
+    entry: OutboxEntry,
     replies: Sequence[Row],
     statements: Sequence[tuple[Any, Any]],
 ) -> None:
@@ -310,10 +311,9 @@ def told(
 
     Raises StatementError.
     """
-    noted = update(messages).where(messages.c.number == number, messages.c.untold.is_(True))
-    if connection.execute(noted.values(untold=False)).rowcount:
+    if outbox_telling.told(connection, entry):
         put(connection, replies, statements)
-    telling(connection, number, 0)
+    telling(connection, entry.number, 0)
 
 
 def put(

@@ -7,7 +7,7 @@ import logging
 
 from ..errors import NotFoundError
 from ..models import Chat, Message
-from ..outbox import OutboxDatabaseError
+from ..outbox import OutboxDatabaseError, OutboxEntry
 from ..outbox.database import Database
 from . import cursor
 from .business import Business
@@ -31,12 +31,18 @@ class Failures:
         self._begun: dict[int, int] = {}  # what this process has counted: it did not die
 
     async def tell(
-        self, business: Business, number: int, chat_id: int, message_id: int, error: Exception
+        self,
+        business: Business,
+        entry: OutboxEntry,
+        chat_id: int,
+        message_id: int,
+        error: Exception,
     ) -> None:
         """Tell of a reply, and put what is answered.
 
         Raises ChatError if it could not be told now.
         """
+        number = entry.number
         dead = await self._database.read(cursor.tellings, number)
         if number in self._begun:
             dead = min(dead, self._begun[number] - 1)
@@ -46,7 +52,7 @@ class Failures:
                 " because the process died each of %d times: %s",
                 self._name, chat_id, message_id, number, dead, error,
             )  # fmt: skip
-            await self._database.write(cursor.told, number, (), ())
+            await self._database.write(cursor.told, entry, (), ())
             return
         try:
             message = await business.session().get_message(chat_id, message_id)
@@ -58,7 +64,7 @@ class Failures:
         try:
             await business.alone(
                 chat_id,
-                lambda: self._tell(business, number, dead, chat, message, error),
+                lambda: self._tell(business, entry, dead, chat, message, error),
                 suspect=dead > 0,
             )
         except OutboxDatabaseError:
@@ -71,12 +77,13 @@ class Failures:
     async def _tell(
         self,
         business: Business,
-        number: int,
+        entry: OutboxEntry,
         dead: int,
         chat: Chat,
         message: Message,
         error: Exception,
     ) -> None:
+        number = entry.number
         held = business.message(chat, message, (), f"error:{number}:", None)
         counting = asyncio.ensure_future(self._database.write(cursor.telling, number, dead + 1))
         try:
@@ -88,7 +95,7 @@ class Failures:
         finally:
             replies, statements = held.end()
         try:
-            await self._database.write(cursor.told, number, replies, statements)
+            await self._database.write(cursor.told, entry, replies, statements)
         except (StatementError, OutboxDatabaseError) as failure:
             if isinstance(failure, OutboxDatabaseError) and not (
                 (replies or statements) and cursor.is_refused(failure)
@@ -99,7 +106,7 @@ class Failures:
                 self._name,
                 exc_info=failure.__cause__,
             )
-            await self._database.write(cursor.told, number, (), ())
+            await self._database.write(cursor.told, entry, (), ())
 
     async def _give_back(self, number: int, dead: int, counting: asyncio.Future[None]) -> None:
         """It was cancelled, and did not die."""
