@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from tests.bots import Shop, fewer_looks, small  # noqa: F401 - fixtures
+from yamarket_chat.outbox.watching import LOOKS
 
 
 @pytest.mark.parametrize("ahead", [1800.0, 2 * 3600.0, 48 * 3600.0])
@@ -25,8 +26,10 @@ async def test_message_whose_time_is_ahead_hides_no_later_one(
 
 async def test_message_whose_time_is_ahead_is_answered_once_when_that_time_has_come(
     small: Shop,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with small.running(every=300.0):
+    monkeypatch.setitem(LOOKS, "sqlite", 60.0)
+    async with small.running(every=300.0, lease=300.0):
         small.market._clock._storage_offset = 3600.0
         small.says("из будущего")
         small.market._clock._storage_offset = 0.0
