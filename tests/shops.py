@@ -1,12 +1,19 @@
-"""What the tests of the outbox and of the bot share: an outbox and a Market."""
+"""What the tests of the outbox and of the bot share: an outbox and a Market.
+
+A test file takes the fixtures by their names: `shop = shops.shop`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, Self
 
+import pytest
+
 from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage
+from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Sandbox
 
 BUSINESS = 12345
@@ -40,3 +47,24 @@ class Shop:
         entry = await self.outbox.get(number)
         assert entry is not None
         return entry
+
+
+@pytest.fixture(autouse=True)
+def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look once in a virtual second: a look takes real time."""
+    for dialect in LOOKS:
+        monkeypatch.setitem(LOOKS, dialect, 1.0)
+
+
+@pytest.fixture
+async def shop(database_url: Any) -> AsyncIterator[Shop]:
+    """A shop on each of the databases."""
+    async with Shop.open(database_url) as shop:
+        yield shop
+
+
+@pytest.fixture
+async def small(tmp_path: Path) -> AsyncIterator[Shop]:
+    """The same on SQLite alone: for what does not depend on the database."""
+    async with Shop.open(f"sqlite:///{tmp_path}/outbox.db") as shop:
+        yield shop

@@ -5,37 +5,21 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import shops
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat.outbox import Outbox, OutboxEntry
 from yamarket_chat.outbox import outbox as outboxes
 from yamarket_chat.outbox.database import Database
-from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault
 
-
-@pytest.fixture(autouse=True)
-def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look once in a virtual second: a look takes real time."""
-    monkeypatch.setitem(LOOKS, "sqlite", 1.0)
-    monkeypatch.setitem(LOOKS, "postgresql", 1.0)
-
-
-@pytest.fixture
-async def shop(database_url: Any) -> AsyncIterator[Shop]:
-    async with Shop.open(database_url) as shop:
-        yield shop
-
-
-@pytest.fixture
-async def small(tmp_path: Path) -> AsyncIterator[Shop]:
-    async with Shop.open(f"sqlite:///{tmp_path}/outbox.db") as shop:
-        yield shop
+fewer_looks = shops.fewer_looks
+shop = shops.shop
+small = shops.small
 
 
 async def test_put_beside_a_close_puts(shop: Shop) -> None:

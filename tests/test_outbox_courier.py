@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 from sqlalchemy import Connection, create_engine, select, update
 
+from tests import shops
 from tests.helpers import departures, now, texts
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import (
@@ -34,29 +34,12 @@ from yamarket_chat.outbox import (
 from yamarket_chat.outbox.database import Database
 from yamarket_chat.outbox.hand import Hand
 from yamarket_chat.outbox.schema import messages
-from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 from yamarket_chat.system import wall_time
 
-
-@pytest.fixture(autouse=True)
-def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look once in a virtual second: a look takes real time."""
-    monkeypatch.setitem(LOOKS, "sqlite", 1.0)
-    monkeypatch.setitem(LOOKS, "postgresql", 1.0)
-
-
-@pytest.fixture
-async def shop(database_url: Any) -> AsyncIterator[Shop]:
-    async with Shop.open(database_url) as shop:
-        yield shop
-
-
-@pytest.fixture
-async def small(tmp_path: Any) -> AsyncIterator[Shop]:
-    """The same on SQLite alone: for what does not depend on the database."""
-    async with Shop.open(f"sqlite:///{tmp_path}/outbox.db") as shop:
-        yield shop
+fewer_looks = shops.fewer_looks
+shop = shops.shop
+small = shops.small
 
 
 def market_time(seconds: float) -> datetime:

@@ -8,24 +8,15 @@ from typing import Any
 
 import pytest
 
+from tests import shops
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import InvalidArgumentError
 from yamarket_chat.bot import Bot, BuyerMessage
 from yamarket_chat.outbox import OutboxEntry
-from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault
 
-
-@pytest.fixture(autouse=True)
-def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look once in some virtual seconds: a look takes real time."""
-    monkeypatch.setitem(LOOKS, "sqlite", 5.0)
-
-
-@pytest.fixture
-async def shop(tmp_path: Any) -> AsyncIterator[Shop]:
-    async with Shop.open(f"sqlite:///{tmp_path}/outbox.db") as shop:
-        yield shop
+fewer_looks = shops.fewer_looks
+shop = shops.small
 
 
 def _refuses(shop: Shop) -> None:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
 
+from tests import shops
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import InvalidArgumentError
 from yamarket_chat.outbox import Outbox, OutboxDatabaseError
-from yamarket_chat.outbox.watching import LOOKS
 
-
-@pytest.fixture(autouse=True)
-def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look once in a virtual second: a look takes real time."""
-    monkeypatch.setitem(LOOKS, "sqlite", 1.0)
-    monkeypatch.setitem(LOOKS, "postgresql", 1.0)
-
-
-@pytest.fixture
-async def shop(database_url: Any) -> AsyncIterator[Shop]:
-    async with Shop.open(database_url) as shop:
-        yield shop
+fewer_looks = shops.fewer_looks
+shop = shops.shop
 
 
 async def test_connection_of_an_engine_that_commits_by_itself_is_refused(shop: Shop) -> None:

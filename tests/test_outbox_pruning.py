@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import shops
 from tests.helpers import texts
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import Limits, Rate
@@ -16,11 +17,7 @@ from yamarket_chat.outbox import Outbox, pruning
 from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault, Sandbox
 
-
-@pytest.fixture(autouse=True)
-def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look once in a virtual second: a look takes real time."""
-    monkeypatch.setitem(LOOKS, "sqlite", 1.0)
+fewer_looks = shops.fewer_looks
 
 
 @pytest.mark.parametrize(

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import pytest
 from sqlalchemy import Connection, update
 
+from tests import shops
 from tests.helpers import texts
 from tests.shops import BUSINESS, Shop, message
 from yamarket_chat import Pending, Retry
 from yamarket_chat.outbox import OutboxMessage, earlier
 from yamarket_chat.outbox.hand import SINGLES
 from yamarket_chat.outbox.schema import messages
-from yamarket_chat.outbox.watching import LOOKS
 from yamarket_chat.sandbox import Fault
 
-
-@pytest.fixture(autouse=True)
-def fewer_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look once in a virtual second: a look takes real time."""
-    monkeypatch.setitem(LOOKS, "sqlite", 1.0)
-
-
-@pytest.fixture
-async def shop(tmp_path: Any) -> AsyncIterator[Shop]:
-    async with Shop.open(f"sqlite:///{tmp_path}/outbox.db") as shop:
-        yield shop
+fewer_looks = shops.fewer_looks
+shop = shops.small
 
 
 async def test_chat_that_fails_for_now_holds_up_no_other_chat(shop: Shop) -> None:
