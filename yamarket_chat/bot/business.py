@@ -380,13 +380,14 @@ class Business:
             changed_at = micros(chat.updated_at)
             is_shown = bool(rows) and micros(rows[-1].created_at) >= changed_at - WHOLE
             settles = SETTLED - (now - changed_at) / 1e6
-            if now - changed_at > LATE * 1e6 or self._is_late(todo.listed_at):
+            if (rows and now - changed_at > LATE * 1e6) or self._is_late(todo.listed_at):
                 is_shown, settles = True, 0.0
             if is_shown and settles <= 0:
                 reach("before the look is noted")
-                await self._database.write(
-                    cursor.change, key, was, {"looked_at": changed_at, "begins_at": begins_at}
-                )
+                noted: dict[str, Any] = {"looked_at": changed_at}
+                if rows:  # else nothing tells what the shop had answered
+                    noted["begins_at"] = begins_at
+                await self._database.write(cursor.change, key, was, noted)
                 reach("look noted")
                 todo.chat = None
             elif is_shown:
