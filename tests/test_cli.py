@@ -58,7 +58,8 @@ async def start_really(*arguments: str, **variables: str) -> Process:
 
 async def end(process: Command | Process) -> Finished:
     try:
-        async with asyncio.timeout(30):
+        # A demo takes ten seconds, and far longer on a machine that does much else.
+        async with asyncio.timeout(120):
             out, err = await process.communicate()
     except TimeoutError:
         process.kill()
