@@ -384,10 +384,9 @@ class Business:
                 is_shown, settles = True, 0.0
             if is_shown and settles <= 0:
                 reach("before the look is noted")
-                noted: dict[str, Any] = {"looked_at": changed_at}
-                if rows:  # else nothing tells what the shop had answered
-                    noted["begins_at"] = begins_at
-                await self._database.write(cursor.change, key, was, noted)
+                await self._database.write(
+                    cursor.change, key, was, {"looked_at": changed_at, "begins_at": begins_at}
+                )
                 reach("look noted")
                 todo.chat = None
             elif is_shown:

@@ -23,10 +23,10 @@ class Start(msgspec.Struct, frozen=True):
     at: int
     waiting: bool
 
-    def begins_at(self, rows: Iterable[Message]) -> int:
+    def begins_at(self, rows: Sequence[Message]) -> int:
         """Return from when on the messages of a chat with this history are the bot's."""
         begins_at = self.at - EARLIER
-        if not self.waiting:
+        if not self.waiting or not rows:  # an empty one does not tell what the shop has answered
             return begins_at
         answered = [
             at
