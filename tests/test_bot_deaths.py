@@ -29,6 +29,7 @@ class Deaths:
         self.count = 0
         self.told: list[str] = []
         self.dead = asyncio.Event()
+        self._faults: Any = None  # the Market's, as long as one is dead
 
     def die(self) -> None:
         """Copy the database: what `kill -9` would leave of it."""
@@ -39,11 +40,16 @@ class Deaths:
             other.execute("DELETE FROM yamarket_outbox_workers")  # as if it were missed already
             other.commit()
         self.path = copy
+        # What is left of it runs on until the loop ends it, and must not reach the Market.
+        market = self.small.market
+        self._faults, market.faults = market.faults, lambda _: Fault("reset", when="before")
         self.dead.set()
 
     async def life(self, within: float, **options: Any) -> bool:
         """Run a bot until it dies. Returns whether it did."""
-        self.dead.clear()
+        if self.dead.is_set():
+            self.dead.clear()
+            self.small.market.faults = self._faults
         self.small.outbox = Outbox(f"sqlite:///{self.path}")
         bot = self.small.bot(**options)
 

@@ -106,6 +106,8 @@ class Courier:
         self.stopping: bool = False
         self.paused: str | None = None  # why
         self.failing: str | None = None  # why it could not begin yet
+        self.held: asyncio.Event = asyncio.Event()
+        """Set when what earlier couriers have marked holds its parallel slots."""
         self._ready = False
         self._paused = False
         self._trying = False  # it was paused, and one row is tried
@@ -125,6 +127,7 @@ class Courier:
                 # Before the first request of all, or it may be one too many in parallel.
                 marked = await self._database.read(marks.leaving, self.business_id)
                 self._hold(marked)
+                self.held.set()
                 await self._read_clock()
                 # Of those that were marked: an end may have come, or a later request.
                 known = await self._read_before([read.number for read in marked])

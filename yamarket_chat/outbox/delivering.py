@@ -37,6 +37,9 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 KEY_WITHIN = 60.0
 """Seconds that the function of the keys may take."""
 
+HELD_WITHIN = 10.0
+"""Seconds for which a companion waits until what is under way holds its slots."""
+
 GRACE = 30.0
 """Seconds that a stopping courier waits for what is under way."""
 
@@ -124,7 +127,7 @@ class Delivering:
         while True:
             try:
                 if self._companion is not None:
-                    await self._companion.begin(self._session)
+                    await self._companion.begin(self._companions_session)
                 await self._worker.join()
                 break
             except OutboxDatabaseError as error:
@@ -243,6 +246,19 @@ class Delivering:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({beginning})
         await courier.stop(grace)
+
+    async def _companions_session(self, business_id: int) -> Session:
+        """Make a session when what is under way for a business holds its parallel slots.
+
+        The companion's first request may be one too many otherwise.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HELD_WITHIN):
+                await self._feed.serves(business_id)
+                courier = self._couriers.get(business_id)
+                if courier is not None:
+                    await courier.held.wait()
+        return await self._session(business_id)
 
     async def _session(self, business_id: int) -> Session:
         """Ask for the key of a business, and make a session for it."""

@@ -74,6 +74,8 @@ class Feed:
         self._version: int | None = None
         self._read_for: set[int] = set()  # the grants at the last look
         self._named: set[int] = set()  # the businesses that had something then
+        self._served: frozenset[int] = frozenset()  # the grants whose couriers have begun, if any
+        self._looked = asyncio.Event()  # set when that has changed
         self._times_at = 0.0
         self._ahead = 0.0  # how many seconds the Market's clock was ahead of this machine's
         self._strangers = Strangers(database)
@@ -82,6 +84,11 @@ class Feed:
     def wake(self) -> None:
         """Look at once."""
         self._woken.set()
+
+    async def serves(self, business_id: int) -> None:
+        """Wait until a look has begun the courier of a business, if it has something."""
+        while business_id not in self._served:
+            await self._looked.wait()
 
     async def run(self) -> None:
         """Look again and again."""
@@ -158,6 +165,9 @@ class Feed:
                     self._begin(business_id)
             elif business_id not in before and courier not in asking:
                 self.wake()  # it was not asked
+        self._served = frozenset(self._read_for)
+        self._looked.set()
+        self._looked = asyncio.Event()
 
     async def _pass_time(self) -> None:
         """Let messages be due, or expire, by the Market's clock, and idle couriers end."""
