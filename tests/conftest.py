@@ -168,7 +168,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark every test of a slow file as `slow`, new tests included."""
+    """Mark every test of a slow file as `slow`, new tests included.
+
+    Tests on the real clock come first. They mostly wait, so one worker plays them while the others
+    use the cores; at the end nobody waits for the last of them.
+    """
     not_on = NOT_ON.get(config.getoption("--loop"), {})
     for item in items:
         reason = not_on.get(item.path.name) or not_on.get(getattr(item, "originalname", ""))
@@ -176,6 +180,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("real_time") is None)
 
 
 def pytest_collection_finish() -> None:

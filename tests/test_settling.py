@@ -583,6 +583,7 @@ async def test_long_ascending_history_is_read_to_its_end() -> None:
     ):
         for i in range(LONG):
             market.shop_says(CHAT, f"{i}")
+            await asyncio.sleep(0.1)
         await asyncio.sleep(120.0)
         await session.send_message(CHAT, "hi")
         assert said_by_shop(market)[LONG:] == ["hi"]

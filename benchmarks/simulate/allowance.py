@@ -130,7 +130,7 @@ def _allowance(story: Story, record: Record) -> float:
         else:
             allowed += seconds + 3 * trouble
     allowed += sum(APART + program.settle_after + CUT_OFF for m in record.messages if m.in_doubt)
-    if story.market.order == "shuffled":
+    if story.market.order == "shuffled" or story.market.page < 100 or story.market.old_rows >= 100:
         allowed += sum(AGAIN for m in record.messages if m.in_doubt)
     allowed += sum(SKEW + 2 for m in record.messages if m.why == "DeliveryUnknownError")
     allowed += sum(getattr(step, "settle", None) or 0.0 for step in story.steps)

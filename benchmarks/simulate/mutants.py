@@ -307,7 +307,34 @@ def read_once(patch: Patch) -> None:
     patch(settler, "read_history", read_history)
 
 
+@_mutant(
+    "a history was in order if its times rise or fall twelve times",
+    "if they rise or fall only",
+    story="history-seems-to-be-in-order",
+)
+def in_order_by_chance(patch: Patch) -> None:
+    async def read_history(read: Any, oldest_needed: Any, wait: Any) -> Any:
+        for _ in range(histories.READINGS):
+            history = await histories._read(read, oldest_needed)
+            times = [row.created_at for row in history.rows]
+            if history.in_order or times in (sorted(times), sorted(times, reverse=True)):
+                return history
+            await wait(histories.SHOWS_WITHIN)
+        return msgspec.structs.replace(history, changed=True)
+
+    patch(settler, "read_history", read_history)
+
+
 # The limits
+
+
+@_mutant(
+    "a 420 without a text is for parallel requests if the headers leave some",
+    "it closes the window",
+    story="refused-in-parallel-and-cut-off",
+)
+def refused_without_text(patch: Patch) -> None:
+    patch(calls, "requests_remain", lambda headers: False)
 
 
 @_mutant("a parallel slot of a request given up is held", "it is free at once")

@@ -18,6 +18,7 @@ from .._http.operations import OPERATIONS, Operation
 from .._limits.headers import (
     refused_in_parallel,
     refused_over_time,
+    requests_remain,
     retry_after,
     seconds_until,
 )
@@ -259,10 +260,12 @@ class Calls:
         self, ticket: Ticket, attempt: Attempt, operation: Operation, answer: Answer
     ) -> float | None:
         """Note a 420. Returns the seconds for which the call itself pauses, or None."""
-        parallel = refused_in_parallel(_text(answer))
-        if parallel is not None:
+        text = _text(answer)
+        in_parallel, over_time = refused_in_parallel(text), refused_over_time(text)
+        # The text is missing if the connection broke before it.
+        if in_parallel is not None or (over_time is None and requests_remain(answer.headers)):
             pause = self._scheduler.refused_in_parallel(
-                ticket, attempt, _limit_headers(operation, answer), parallel
+                ticket, attempt, _limit_headers(operation, answer), in_parallel
             )
             logger.info(
                 "%s: too many parallel requests, other programs send as well", operation.name
@@ -274,9 +277,7 @@ class Calls:
             error = self._failures.error(operation.name, answer)
             error.retry_after = seconds_until(answer.headers)
             raise error
-        closed_for = self._scheduler.refused_over_time(
-            ticket, attempt, answer.headers, refused_over_time(_text(answer))
-        )
+        closed_for = self._scheduler.refused_over_time(ticket, attempt, answer.headers, over_time)
         logger.warning(
             "%s: the Market's rate limit is used up, by other programs as well; nothing more is"
             " sent for %.0f s",

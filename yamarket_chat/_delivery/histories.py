@@ -14,8 +14,8 @@ from ..pending import Stored
 from .settling import Found, Offset, find, rows_of_shop
 
 PROVEN = 12
-"""The number of rows in a row that must descend in time before the history counts as descending. A
-few rows may descend by chance, and then a later page could still have a newer row."""
+"""How often the time must fall from row to row, and never rise, before a history counts as
+descending; or rise, and never fall. A few rows may stand in order by chance."""
 
 READINGS = 4
 """How often a history in no order is read at most."""
@@ -36,7 +36,7 @@ class History(msgspec.Struct, frozen=True):
     rows: Sequence[Message]
     unreadable: Sequence[Unreadable] = ()
     complete_since: float = -math.inf  # all rows after this moment of the storage's clock are here
-    in_order: bool = True  # the pages were in one order, and no row stood on two of them
+    in_order: bool = True  # no row can have moved from page to page during the reading
     changed: bool = False  # it was different at each reading
 
     def find(
@@ -90,9 +90,9 @@ async def read_history(
     `wait(seconds)` between them.
     """
     history = await _read(read, oldest_needed)
+    if history.in_order:
+        return history
     for _ in range(READINGS - 1):
-        if history.in_order:
-            return history
         await wait(SHOWS_WITHIN)
         before, history = history, await _read(read, oldest_needed)
         if {row.message_id for row in before.rows} == {row.message_id for row in history.rows}:
@@ -103,22 +103,22 @@ async def read_history(
 async def _read(read: ReadHistory, oldest_needed: Callable[[], float]) -> History:
     rows: dict[int, Message] = {}
     unreadable: list[Unreadable] = []
-    ascending = descending = distinct = True
+    distinct, descending = True, False
     latest: datetime | None = None
-    pages = drops = 0
+    pages = rises = falls = 0
     async for page in read():
         pages += 1
         unreadable += page.unreadable
         for row in page:
             if latest is not None:
-                ascending = ascending and row.created_at >= latest
-                descending = descending and row.created_at <= latest
-                drops += row.created_at < latest
+                rises += row.created_at > latest
+                falls += row.created_at < latest
             latest = row.created_at
             distinct = distinct and row.message_id not in rows
             rows[row.message_id] = row
-        proven = descending and distinct and drops >= PROVEN
-        if proven and latest is not None and latest.timestamp() < oldest_needed():
+        descending = distinct and falls >= PROVEN and not rises
+        if descending and latest is not None and latest.timestamp() < oldest_needed():
             return History(list(rows.values()), unreadable, latest.timestamp())
-    in_order = pages <= 1 or (distinct and (ascending or descending))
+    ascending = distinct and rises >= PROVEN and not falls
+    in_order = pages <= 1 or descending or ascending
     return History(list(rows.values()), unreadable, in_order=in_order)

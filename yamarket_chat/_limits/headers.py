@@ -38,6 +38,11 @@ def refused_over_time(text: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def requests_remain(headers: Mapping[str, str]) -> bool:
+    """Whether the limit of the method is not used up, as far as the headers tell."""
+    return (number_of(headers.get(REMAINING_HEADER)) or 0) > 0
+
+
 def number_of(text: str | int | None) -> int | None:
     """Return the number of a header; None if it has no valid one."""
     try:
