@@ -29,12 +29,13 @@ SIZE = Size(
 @pytest.mark.real_time
 async def test_killed_workers_lose_and_double_nothing(tmp_path: Path, postgres_url: Any) -> None:
     urls = [f"sqlite:///{tmp_path}/outbox.db", postgres_url]
-    crashes = [Crash(SIZE, str(url), tmp_path, None, lambda _: None) for url in urls]
+    said: list[str] = []
+    crashes = [Crash(SIZE, str(url), tmp_path, None, said.append) for url in urls]
     for verdict in await asyncio.gather(*(crash.play() for crash in crashes)):
         assert verdict.problems == []
         assert verdict.figures["kills"] == SIZE.kills
         assert verdict.figures["delivered"] > 20
-        assert verdict.figures["420"] == 0
+        assert verdict.figures["420"] == 0, said
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from ..errors import (
     ForbiddenError,
     SessionClosedError,
 )
-from ..limits import QuotaStatus
+from ..limits import CUT_OFF, QuotaStatus
 from ..pending import Pending, Stored
 from ..receipts import Receipt
 from . import checkpoint, earlier, marks
@@ -127,6 +127,7 @@ class Courier:
                 # Before the first request of all, or it may be one too many in parallel.
                 marked = await self._database.read(marks.leaving, self.business_id)
                 self._hold(marked)
+                self._hold_for_reads(len(marked))
                 self.held.set()
                 await self._read_clock()
                 # Of those that were marked: an end may have come, or a later request.
@@ -168,6 +169,16 @@ class Courier:
         if self.engine is not None:
             for read in leaving:
                 self.engine.count(operation(read), [self._settling.moment(read)], held=True)
+
+    def _hold_for_reads(self, held: int) -> None:
+        """Hold all parallel slots but one if the courier before has just died.
+
+        What it was reading is marked nowhere.
+        """
+        if self.grant.proven and self.engine is not None and self.session is not None:
+            slots = self.session.limits.parallel - 1 - held
+            until = self.grant.taken_at + CUT_OFF
+            self.engine.count("send_message", [until] * slots, held=True)
 
     def _use(self, session: Session) -> None:
         self.session = session

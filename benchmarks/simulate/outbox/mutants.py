@@ -251,6 +251,15 @@ def no_slots(patch: Patch) -> None:
     patch(DepartingEngine, "count", count)
 
 
+@_mutant(
+    "who takes over from a dead process sends one request at a time for 10 s",
+    "as many as it may",
+    story="killed-while-it-reads",
+)
+def no_room_for_reads(patch: Patch) -> None:
+    patch(courier.Courier, "_hold_for_reads", lambda self, held: None)
+
+
 # Leases
 
 

@@ -107,6 +107,7 @@ class Play:
         self.kept: list[object] = []  # of killed processes: nothing may be collected before the end
         self.machines: dict[Any, int] = {}
         self.locks = Locks(story.database.locks and not story.database.server)
+        self.proven_dead: set[str] = set()  # by name: an operating system's lock shows their end
         self.tokens = Tokens(self.world)
         self.storage = Storage(
             story, self.world, self.machines.__getitem__, self.record.met, self.say
@@ -206,7 +207,7 @@ class Play:
         story, world = self.story, self.world
         for number, market in enumerate(self.markets):
             self.market_loop.run_until_complete(market.box.__aenter__())
-            watch(market.box, partial(self._refused, number))
+            watch(market.box, partial(self._refused, number), self.proven_dead.__contains__)
         self.market_loop.set_exception_handler(self._complain)
         self._begin_markets()
         self.natures[0].begin()
@@ -320,6 +321,8 @@ class Play:
         self._meets("event killed")
         self.say("world", f"kills worker {machine}")
         loop.kill()
+        if self.locks.exist:
+            self.proven_dead.add(name_of(loop.name))
         if not self._is_over:
             self.world.call_later(down, self._boot_again, machine, self.lives[machine])
 

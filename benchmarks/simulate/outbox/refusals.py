@@ -13,12 +13,12 @@ Refused = Callable[[str, str, str], None]
 """Is told the limit, "rate" or "parallel", the operation, and the program."""
 
 
-def watch(box: Sandbox, refused: Refused) -> None:
+def watch(box: Sandbox, refused: Refused, is_proven_dead: Callable[[str], bool]) -> None:
     """Tell of messages that are refused for the rate, and of requests for the parallel limit.
 
-    A courier counts what it has under way itself, and what those before it have marked. It cannot
-    know of reads that a dead process has under way: a request that is refused because of these is
-    not told of. docs/outbox.md says so.
+    A courier counts what it has under way itself, and what those before it have marked. After a
+    proven death it leaves room for reads, all but one of the slots. It cannot know of other reads:
+    a request that is refused because of these is not told of. docs/outbox.md says so.
     """
     server: Any = box._server
     handle, acquire = server._handle_operation, server.parallel.acquire
@@ -39,8 +39,9 @@ def watch(box: Sandbox, refused: Refused) -> None:
         for other in [other for other in under_way if other._limit is None]:
             del under_way[other]
         if slot is None:
-            known = [operation in SENDS or whose == who for whose, operation in under_way.values()]
-            if all(known):
+            reads = [whose for whose, operation in under_way.values() if operation not in SENDS]
+            others = [whose for whose in reads if whose != who]
+            if len(others) < slots and all(is_proven_dead(whose) for whose in others):
                 refused("parallel", arrival.operation, who)
             return None
         if not arrival.counted and arrival.operation in SENDS:

@@ -20,12 +20,12 @@ class Locks:
     """Locks of an operating system. The lock of a killed process is free, a paused one's is not."""
 
     def __init__(self, exist: bool) -> None:
-        self._exist = exist
+        self.exist = exist
         self._held: dict[str, VirtualLoop | None] = {}
         self._made = 0
 
     def take(self, loop: VirtualLoop) -> str:
-        if not self._exist:
+        if not self.exist:
             raise OSError("there are no locks here")
         self._made += 1
         name = f"worker-{self._made}"
