@@ -40,3 +40,17 @@ async def test_message_whose_time_is_ahead_is_answered_once_when_that_time_has_c
             small.says(f"{number}")
             texts.append(f"{number}")
             await small.answered(*texts, within=1200)
+
+
+async def test_message_whose_time_is_ahead_does_not_stand_for_a_later_one_that_shows_late(
+    small: Shop,  # noqa: F811
+) -> None:
+    async with small.running():
+        small.market._clock._storage_offset = 2 * 3600.0
+        small.says("из будущего")
+        await small.answered("из будущего", within=300)
+        small.market._clock._storage_offset = 0.0
+        await asyncio.sleep(60)
+        small.market._state._history_delay = 120.0
+        small.says("да")
+        await small.answered("из будущего", "да", within=600)

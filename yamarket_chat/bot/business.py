@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from .agenda import Agenda, Todo
 from .cursor import Cursor, Hint, Key, StatementError
 from .errors import HandlerDiedError, MessageTooOldError
 from .handlers import call
-from .inbox import EARLIER, Found, Start, micros, new_messages, ordered
+from .inbox import EARLIER, Found, Start, is_shown, micros, new_messages, ordered
 from .message import BuyerMessage
 from .polling import WAITING, Polling
 from .reading import Reading, read
@@ -39,9 +39,6 @@ FIRST_PAUSE = 1.0
 
 LATE = 600.0
 """Seconds for which a chat is read again if its history does not show what has changed in it."""
-
-WHOLE = 2_000_000
-"""Microseconds. The Market's times may be whole seconds."""
 
 SETTLED = 30.0
 """Seconds after a change within which a chat is read again: earlier rows may be shown later."""
@@ -378,18 +375,18 @@ class Business:
         pauses = []
         if (chat := todo.chat) is not None:
             changed_at = micros(chat.updated_at)
-            is_shown = bool(rows) and micros(rows[-1].created_at) >= changed_at - WHOLE
+            shown_now = is_shown(rows, changed_at, now)
             settles = SETTLED - (now - changed_at) / 1e6
-            if (rows and now - changed_at > LATE * 1e6) or self._is_late(todo.listed_at):
-                is_shown, settles = True, 0.0
-            if is_shown and settles <= 0:
+            if _is_old(rows, changed_at, now) or self._is_late(todo.listed_at):
+                shown_now, settles = True, 0.0
+            if shown_now and settles <= 0:
                 reach("before the look is noted")
                 await self._database.write(
                     cursor.change, key, was, {"looked_at": changed_at, "begins_at": begins_at}
                 )
                 reach("look noted")
                 todo.chat = None
-            elif is_shown:
+            elif shown_now:
                 pauses.append(min(settles, LATE))
         if todo.hints or (todo.chat is not None and not pauses):
             todo.looks += 1
@@ -565,6 +562,11 @@ class Business:
                     self._handling.discard(chat_id)
 
         await self._agenda.alone(chat_id, in_slot)
+
+
+def _is_old(rows: Sequence[Message], changed_at: int, now: int) -> bool:
+    """Whether a change is so old that a history shows it. An empty history tells nothing."""
+    return bool(rows) and now - changed_at > LATE * 1e6
 
 
 def _growing(todo: Todo, most: float) -> float:

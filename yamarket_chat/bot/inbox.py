@@ -11,7 +11,10 @@ from ..models import Message, Sender
 from .cursor import HOUR, Cursor
 
 EARLIER = 30_000_000
-"""Microseconds before the bot began with which a chat begins: clocks differ."""
+"""Microseconds by which clocks may differ. So long before the bot began, a chat begins."""
+
+WHOLE = 2_000_000
+"""Microseconds. The Market's times may be whole seconds."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -70,6 +73,15 @@ def new_messages(rows: Sequence[Message], cursor: Cursor, begins_at: int) -> lis
         and row.message_id not in cursor.handled
         and micros(row.created_at) >= since
     ]
+
+
+def is_shown(rows: Sequence[Message], changed_at: int, now: int) -> bool:
+    """Whether a history has a message that is as late as a change of its chat.
+
+    A message whose time is ahead of `now` says nothing of the change.
+    """
+    latest = max(now, changed_at) + EARLIER
+    return any(changed_at - WHOLE <= micros(row.created_at) <= latest for row in rows)
 
 
 def anchor(rows: Sequence[Message], cursor_at: int) -> int | None:

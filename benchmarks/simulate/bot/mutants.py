@@ -17,6 +17,7 @@ from yamarket_chat.bot.runner import Runner
 from yamarket_chat.bot.steps import Steps
 from yamarket_chat.models import Sender
 from yamarket_chat.outbox import inside, store
+from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.outbox.schema import bot_chats, bot_handled
 
 from ..mutating import Mutant, Patch, added_to
@@ -303,7 +304,34 @@ def history_read_once(patch: Patch) -> None:
     patch(reading, "_rows", rows)
 
 
+@_mutant(
+    "an empty history does not tell that the shop has answered nothing",
+    "it does",
+    story="history-was-empty-at-the-first-look",
+)
+def empty_history_tells(patch: Patch) -> None:
+    original = inbox.Start.begins_at
+
+    def begins_at(self: Any, rows: Any) -> int:
+        return original(self, rows) if rows else 0
+
+    def is_old(rows: Any, changed_at: int, now: int) -> bool:
+        return now - changed_at > business.LATE * 1e6
+
+    patch(inbox.Start, "begins_at", begins_at)
+    patch(business, "_is_old", is_old)
+
+
 # Beginning and ending
+
+
+@_mutant(
+    "a bot's first request waits until what is under way holds its slots",
+    "it is sent at once",
+    story="stopped-as-its-only-slot-is-in-use",
+)
+def first_request_at_once(patch: Patch) -> None:
+    patch(Delivering, "_companions_session", Delivering._session)
 
 
 @_mutant(
