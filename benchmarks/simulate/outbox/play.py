@@ -448,7 +448,12 @@ class Play:
         for task, loop in running:
             loop.call_soon(task.cancel)
         limit = self.world.now + STOPS_WITHIN
-        self._until(lambda: all(task.done() for task, _ in running), limit, "workers do not stop")
+
+        def have_ended() -> bool:
+            # One may be killed at a point of its ending.
+            return all(task.done() or loop.is_killed for task, loop in running)
+
+        self._until(have_ended, limit, "workers do not stop")
         for name in self.locks.held():
             self.record.leaked.append(f"the lock of {name}")
 
