@@ -107,7 +107,8 @@ class Play:
         self.kept: list[object] = []  # of killed processes: nothing may be collected before the end
         self.machines: dict[Any, int] = {}
         self.locks = Locks(story.database.locks and not story.database.server)
-        self.proven_dead: set[str] = set()  # by name: an operating system's lock shows their end
+        self.died_under: dict[str, list[int]] = {}
+        """By the name of who died, as a lock of the system shows: the epoch of each business."""
         self.tokens = Tokens(self.world)
         self.storage = Storage(
             story, self.world, self.machines.__getitem__, self.record.met, self.say
@@ -207,7 +208,7 @@ class Play:
         story, world = self.story, self.world
         for number, market in enumerate(self.markets):
             self.market_loop.run_until_complete(market.box.__aenter__())
-            watch(market.box, partial(self._refused, number), self.proven_dead.__contains__)
+            watch(market.box, partial(self._refused, number), partial(self._took_over_from, number))
         self.market_loop.set_exception_handler(self._complain)
         self._begin_markets()
         self.natures[0].begin()
@@ -322,7 +323,9 @@ class Play:
         self.say("world", f"kills worker {machine}")
         loop.kill()
         if self.locks.exist:
-            self.proven_dead.add(name_of(loop.name))
+            self.died_under[name_of(loop.name)] = [
+                self._lease(business_of(number))[1] for number in range(len(self.markets))
+            ]
         if not self._is_over:
             self.world.call_later(down, self._boot_again, machine, self.lives[machine])
 
@@ -379,6 +382,11 @@ class Play:
         holder = self._lease(business_of(number))[0]
         if operation in SENDS or name_of(self.tokens.whose.get(holder, "")) == who:
             self.record.refused[limit] += 1
+
+    def _took_over_from(self, number: int, whose: str) -> bool:
+        """Whether a business was taken over from this process, which died, and not handed on."""
+        under = self.died_under.get(whose)
+        return under is not None and self._lease(business_of(number))[1] == under[number] + 1
 
     def _lease(self, business_id: int) -> tuple[str, int]:
         """Return who holds the lease of a business, and its epoch."""

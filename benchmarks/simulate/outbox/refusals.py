@@ -13,7 +13,7 @@ Refused = Callable[[str, str, str], None]
 """Is told the limit, "rate" or "parallel", the operation, and the program."""
 
 
-def watch(box: Sandbox, refused: Refused, is_proven_dead: Callable[[str], bool]) -> None:
+def watch(box: Sandbox, refused: Refused, took_over_from: Callable[[str], bool]) -> None:
     """Tell of messages that are refused for the rate, and of requests for the parallel limit.
 
     A courier counts what it has under way itself, and what those before it have marked. After a
@@ -41,7 +41,7 @@ def watch(box: Sandbox, refused: Refused, is_proven_dead: Callable[[str], bool])
         if slot is None:
             reads = [whose for whose, operation in under_way.values() if operation not in SENDS]
             others = [whose for whose in reads if whose != who]
-            if len(others) < slots and all(is_proven_dead(whose) for whose in others):
+            if len(others) < slots and all(took_over_from(whose) for whose in others):
                 refused("parallel", arrival.operation, who)
             return None
         if not arrival.counted and arrival.operation in SENDS:
