@@ -44,8 +44,8 @@ if sys.version_info >= (3, 12):
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: some tests wait for processes, and for the real clock."""
-    return (os.cpu_count() or 1) + 1
+    """Two more than there are cores: many tests wait for processes, and for the real clock."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -170,8 +170,9 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark every test of a slow file as `slow`, new tests included.
 
-    Tests on the real clock come first. They mostly wait, so one worker plays them while the others
-    use the cores; at the end nobody waits for the last of them.
+    Tests on the real clock come first, and in the middle: each of several workers begins with a part
+    of all tests. They mostly wait, so two workers play them while the others use the cores, and at
+    the end nobody waits for the last of them.
     """
     not_on = NOT_ON.get(config.getoption("--loop"), {})
     for item in items:
@@ -180,7 +181,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
         if item.path.name in SLOW:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("real_time") is None)
+    waiting = [item for item in items if item.get_closest_marker("real_time")]
+    working = [item for item in items if not item.get_closest_marker("real_time")]
+    middle = len(working) // 2
+    items[:] = [*waiting[::2], *working[:middle], *waiting[1::2], *working[middle:]]
 
 
 def pytest_collection_finish() -> None:
