@@ -170,9 +170,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark every test of a slow file as `slow`, new tests included.
 
-    Tests on the real clock come first, and in the middle: each of several workers begins with a part
-    of all tests. They mostly wait, so two workers play them while the others use the cores, and at
-    the end nobody waits for the last of them.
+    Tests on the real clock mostly wait. Half of them come first, and half in the middle. Each
+    worker begins with one part of the list, so of four workers two wait while the others work.
     """
     not_on = NOT_ON.get(config.getoption("--loop"), {})
     for item in items:

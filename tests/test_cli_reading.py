@@ -400,7 +400,7 @@ async def test_command_reads_the_dotenv_file(market: Sandbox, tmp_path: Path) ->
 
 
 async def test_command_says_that_the_market_is_silent_and_may_be_ended_then() -> None:
-    async with Sandbox(latency=9.0) as market:
+    async with Sandbox(latency=50.0) as market:
         slow = await start("chats", **variables_of(market))
         gone = await start(
             "chats", "--give-up-after", "1",

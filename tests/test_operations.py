@@ -1306,7 +1306,8 @@ async def test_request_raises_a_420_and_does_not_block_other_calls() -> None:
             body = {"status": "ERROR", "errors": [{"code": "LIMIT_EXCEEDED", "message": text}]}
             return web.json_response(body, status=420, headers=until)
         if asked.path == "/v2/unclear":
-            return web.json_response({"status": "ERROR"}, status=420)
+            left = {"X-RateLimit-Resource-Remaining": "5"}
+            return web.json_response({"status": "ERROR"}, status=420, headers=left)
         return says({"status": "OK", "result": CHAT})
 
     async with market_that(reply) as market, session_at(market.url, retry=Retry()) as session:

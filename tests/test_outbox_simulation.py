@@ -72,6 +72,8 @@ SOON = {
     "killed-before-it-has-settled-what-another-left": 75.0,
     # A request that takes 8.5 s is under way as another worker asks. That one settles nothing.
     "given-away-while-a-request-is-under-way": 30.0,
+    # The first request after a death gets a 403. The second one goes a second later.
+    "refused-as-it-begins-after-a-death": 4.0,
     # The file is sent again at once. The business is not paused for a minute.
     "answer-before-the-last-byte-of-a-file": 5.0,
 }

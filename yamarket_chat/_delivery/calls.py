@@ -262,8 +262,9 @@ class Calls:
         """Note a 420. Returns the seconds for which the call itself pauses, or None."""
         in_parallel = refused_in_parallel(_text(answer))
         over_time = refused_over_time(_text(answer))
-        # The text is missing if the connection broke before it.
-        if in_parallel is not None or (over_time is None and requests_remain(answer.headers)):
+        # It has no text if the connection broke before that.
+        cut_off = answer.fault is not None
+        if in_parallel is not None or (cut_off and requests_remain(answer.headers)):
             pause = self._scheduler.refused_in_parallel(
                 ticket, attempt, _limit_headers(operation, answer), in_parallel
             )

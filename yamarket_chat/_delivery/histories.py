@@ -14,8 +14,8 @@ from ..pending import Stored
 from .settling import Found, Offset, find, rows_of_shop
 
 PROVEN = 12
-"""How often the time must fall from row to row, and never rise, before a history counts as
-descending; or rise, and never fall. A few rows may stand in order by chance."""
+"""A history descends if its time falls this often from row to row and never rises, and ascends if
+it rises this often and never falls. A few rows may stand in order by chance."""
 
 READINGS = 4
 """How often a history in no order is read at most."""

@@ -39,7 +39,7 @@ def refused_over_time(text: str) -> int | None:
 
 
 def requests_remain(headers: Mapping[str, str]) -> bool:
-    """Whether the limit of the method is not used up, as far as the headers tell."""
+    """Whether the headers say that requests of the method's limit are left."""
     return (number_of(headers.get(REMAINING_HEADER)) or 0) > 0
 
 

@@ -11,7 +11,7 @@ from ..models import Message, Sender
 from .cursor import HOUR, Cursor
 
 EARLIER = 30_000_000
-"""Microseconds by which clocks may differ. So long before the bot began, a chat begins."""
+"""Microseconds by which clocks may differ. A chat begins this much before the bot began."""
 
 WHOLE = 2_000_000
 """Microseconds. The Market's times may be whole seconds."""

@@ -24,7 +24,7 @@ from ..errors import (
     ForbiddenError,
     SessionClosedError,
 )
-from ..limits import CUT_OFF, QuotaStatus
+from ..limits import QuotaStatus
 from ..pending import Pending, Stored
 from ..receipts import Receipt
 from . import checkpoint, earlier, marks
@@ -108,6 +108,7 @@ class Courier:
         self.failing: str | None = None  # why it could not begin yet
         self.held: asyncio.Event = asyncio.Event()
         """Set when what earlier couriers have marked holds its parallel slots."""
+        self._holds: dict[int, float] = {}  # by row: until when a slot is held for its request
         self._ready = False
         self._paused = False
         self._trying = False  # it was paused, and one row is tried
@@ -127,7 +128,7 @@ class Courier:
                 # Before the first request of all, or it may be one too many in parallel.
                 marked = await self._database.read(marks.leaving, self.business_id)
                 self._hold(marked)
-                self._hold_for_reads(len(marked))
+                self._hold_for_reads()
                 self.held.set()
                 await self._read_clock()
                 # Of those that were marked: an end may have come, or a later request.
@@ -165,20 +166,18 @@ class Courier:
         self._wake()
 
     def _hold(self, leaving: Iterable[Any]) -> None:
-        """Hold a parallel slot for each request that may be under way."""
+        """Hold a parallel slot for each request that may be under way, once."""
         if self.engine is not None:
             for read in leaving:
-                self.engine.count(operation(read), [self._settling.moment(read)], held=True)
+                if read.number not in self._holds:
+                    until = self._holds[read.number] = self._settling.moment(read)
+                    self.engine.count(operation(read), [until], held=True)
 
-    def _hold_for_reads(self, held: int) -> None:
-        """Hold all parallel slots but one if the courier before has just died.
-
-        What it was reading is marked nowhere.
-        """
-        if self.grant.proven and self.engine is not None and self.session is not None:
-            slots = self.session.limits.parallel - 1 - held
-            until = self.grant.taken_at + CUT_OFF
-            self.engine.count("send_message", [until] * slots, held=True)
+    def _hold_for_reads(self) -> None:
+        if self.engine is not None and self.session is not None:
+            now = self._loop.time()
+            held = sum(until > now for until in self._holds.values())
+            earlier.hold_for_reads(self.engine, self.grant, self.session.limits.parallel, held)
 
     def _use(self, session: Session) -> None:
         self.session = session

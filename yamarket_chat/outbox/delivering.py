@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..arguments import check_id
 from ..errors import ChatError, InvalidArgumentError
+from . import earlier
 from .calling import NotAsyncError, call, check_async
 from .claims import OtherBot
 from .courier import Courier, Seen
@@ -250,7 +251,8 @@ class Delivering:
     async def _companions_session(self, business_id: int) -> Session:
         """Make a session when what is under way for a business holds its parallel slots.
 
-        The companion's first request may be one too many otherwise.
+        The companion's first request may be one too many otherwise. A business without messages
+        has no courier, which would hold slots for what a dead companion was reading.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(HELD_WITHIN):
@@ -258,7 +260,10 @@ class Delivering:
                 courier = self._couriers.get(business_id)
                 if courier is not None:
                     await courier.held.wait()
-        return await self._session(business_id)
+        session = await self._session(business_id)
+        if (grant := self._grants.get(business_id)) is not None:
+            earlier.hold_for_reads(session.departing(), grant, session.limits.parallel, 0)
+        return session
 
     async def _session(self, business_id: int) -> Session:
         """Ask for the key of a business, and make a session for it."""

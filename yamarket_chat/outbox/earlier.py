@@ -13,6 +13,7 @@ from .._delivery.departing import DepartingEngine
 from .._delivery.settling import content_of_text
 from ..limits import Limits
 from ..pending import Content, Pending, Stored
+from .lease import Grant
 from .marks import Before
 
 LONGEST_REST = 60.0
@@ -83,6 +84,23 @@ def may_be_stored(pending: Pending, *, surely: bool = False) -> Stored | None:
         else Content(file_name=pending.file_name, file_size=pending.file_size)
     )
     return Stored(content, pending.since.timestamp(), pending.until.timestamp(), surely)
+
+
+def hold_for_reads(engine: DepartingEngine, grant: Grant, parallel: int, held: int) -> None:
+    """Hold all parallel slots but one if the holder before has just died.
+
+    No mark tells what it was reading.
+
+    Args:
+        engine: That of the business.
+        grant: Under which the business was taken over.
+        parallel: The number of slots.
+        held: How many hold what the holder before has marked.
+    """
+    until = grant.reads_until()
+    if not grant.reads_held and until > asyncio.get_running_loop().time():
+        grant.reads_held = True
+        engine.count("send_message", [until] * (parallel - 1 - held), held=True)
 
 
 def learn(

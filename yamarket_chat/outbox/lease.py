@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import secrets
 import socket
@@ -17,6 +18,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..arguments import is_id
+from ..limits import CUT_OFF
 from ..version import __version__
 from . import claims, points, shares
 from .database import Database
@@ -56,9 +58,19 @@ class Grant:
         proven: Whether the system's lock has proven that the holder before is dead.
         seen_at: Returns when a beat of a worker, by its token and number, was first seen.
         over: Whether the lease is lost or given away. Nothing may be sent under it then.
+        reads_held: Whether parallel slots are held for what the holder before was reading.
     """
 
-    __slots__ = ("business_id", "epoch", "over", "proven", "seen_at", "taken_at", "token")
+    __slots__ = (
+        "business_id",
+        "epoch",
+        "over",
+        "proven",
+        "reads_held",
+        "seen_at",
+        "taken_at",
+        "token",
+    )
 
     def __init__(
         self,
@@ -76,6 +88,7 @@ class Grant:
         self.proven: bool = proven
         self.seen_at: Callable[[str, int], float | None] = seen_at
         self.over: bool = False
+        self.reads_held: bool = False
 
     def __repr__(self) -> str:
         return f"Grant({self.business_id}, epoch={self.epoch}{', over' if self.over else ''})"
@@ -90,6 +103,10 @@ class Grant:
             settle_after: Seconds that the Market may take to carry a request out.
         """
         return settle_after + (0.0 if self.proven else max(timeout, KERNEL))
+
+    def reads_until(self) -> float:
+        """Return until when the Market may be at what the holder before was reading as it died."""
+        return self.taken_at + CUT_OFF if self.proven else -math.inf
 
 
 class Courier(Protocol):
@@ -461,11 +478,13 @@ class Worker:
 
     async def _hear(self, survey: claims.Survey) -> None:
         """Begin to release businesses that others ask for, if these have fewer."""
-        token = self.token
+        token, now = self.token, asyncio.get_running_loop().time()
         wanted = [
             (business_id, asker)
             for business_id, asker in await self._database.read(claims.wanted, token)
-            if business_id in self.held and business_id not in self._releases
+            if business_id in self.held
+            and business_id not in self._releases
+            and self.held[business_id].reads_until() <= now  # only this worker knows of the death
         ]
         if token != self.token or not self._entered:
             return

@@ -241,9 +241,8 @@ class BotPlay(Play):
     # The end
 
     def _refused(self, number: int, limit: str, operation: str, who: str) -> None:
-        """A bot that begins knows nothing of what a dead or a paused one has under way."""
-        disturbed = self.record.kills or self.record.met["event stop"]
-        if operation in SENDS or not disturbed:
+        """A bot that begins knows nothing of what a paused one has under way."""
+        if operation in SENDS or not self.record.met["event stop"]:
             super()._refused(number, limit, operation, who)
 
     def is_defect(self, said: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import bindparam, update
 
 from yamarket_chat._delivery.departing import DepartingEngine
-from yamarket_chat.outbox import claims, courier, marks, points, settling
+from yamarket_chat.outbox import claims, courier, earlier, marks, points, settling
 from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.deaths import Moment, Watcher
 from yamarket_chat.outbox.hand import Hand
@@ -257,7 +257,7 @@ def no_slots(patch: Patch) -> None:
     story="killed-while-it-reads",
 )
 def no_room_for_reads(patch: Patch) -> None:
-    patch(courier.Courier, "_hold_for_reads", lambda self, held: None)
+    patch(earlier, "hold_for_reads", lambda engine, grant, parallel, held: None)
 
 
 # Leases

@@ -107,8 +107,11 @@ class Play:
         self.kept: list[object] = []  # of killed processes: nothing may be collected before the end
         self.machines: dict[Any, int] = {}
         self.locks = Locks(story.database.locks and not story.database.server)
-        self.died_under: dict[str, list[int]] = {}
-        """By the name of who died, as a lock of the system shows: the epoch of each business."""
+        self.died_under: dict[str, dict[int, int]] = {}
+        """By the name of each killed process: the epoch of each business that it held.
+
+        Empty if there are no locks: nothing proves a death then.
+        """
         self.tokens = Tokens(self.world)
         self.storage = Storage(
             story, self.world, self.machines.__getitem__, self.record.met, self.say
@@ -323,9 +326,7 @@ class Play:
         self.say("world", f"kills worker {machine}")
         loop.kill()
         if self.locks.exist:
-            self.died_under[name_of(loop.name)] = [
-                self._lease(business_of(number))[1] for number in range(len(self.markets))
-            ]
+            self.died_under[name_of(loop.name)] = self._epochs_of(name_of(loop.name))
         if not self._is_over:
             self.world.call_later(down, self._boot_again, machine, self.lives[machine])
 
@@ -385,8 +386,16 @@ class Play:
 
     def _took_over_from(self, number: int, whose: str) -> bool:
         """Whether a business was taken over from this process, which died, and not handed on."""
-        under = self.died_under.get(whose)
-        return under is not None and self._lease(business_of(number))[1] == under[number] + 1
+        under = self.died_under.get(whose, {}).get(number)
+        return under is not None and self._lease(business_of(number))[1] == under + 1
+
+    def _epochs_of(self, name: str) -> dict[int, int]:
+        found = {}
+        for number in range(len(self.markets)):
+            holder, epoch = self._lease(business_of(number))
+            if name_of(self.tokens.whose.get(holder, "")) == name:
+                found[number] = epoch
+        return found
 
     def _lease(self, business_id: int) -> tuple[str, int]:
         """Return who holds the lease of a business, and its epoch."""

@@ -17,8 +17,8 @@ def watch(box: Sandbox, refused: Refused, took_over_from: Callable[[str], bool])
     """Tell of messages that are refused for the rate, and of requests for the parallel limit.
 
     A courier counts what it has under way itself, and what those before it have marked. After a
-    proven death it leaves room for reads, all but one of the slots. It cannot know of other reads:
-    a request that is refused because of these is not told of. docs/outbox.md says so.
+    proven death it holds all slots but one for reads of the dead process. It cannot know of other
+    reads: a request that is refused because of these is not told of. docs/outbox.md says so.
     """
     server: Any = box._server
     handle, acquire = server._handle_operation, server.parallel.acquire
