@@ -39,9 +39,11 @@ def watch(box: Sandbox, refused: Refused, took_over_from: Callable[[str], bool])
         for other in [other for other in under_way if other._limit is None]:
             del under_way[other]
         if slot is None:
-            reads = [whose for whose, operation in under_way.values() if operation not in SENDS]
-            others = [whose for whose in reads if whose != who]
-            if len(others) < slots and all(took_over_from(whose) for whose in others):
+            others = [(whose, what) for whose, what in under_way.values() if whose != who]
+            reads = [whose for whose, what in others if what not in SENDS]
+            # One request may be sent in any case, also if none of the slots is free.
+            room = len(others) < slots
+            if not reads or (room and all(took_over_from(whose) for whose in reads)):
                 refused("parallel", arrival.operation, who)
             return None
         if not arrival.counted and arrival.operation in SENDS:
