@@ -115,21 +115,12 @@ def learn(
     clock = engine.market_clock()
     assert clock is not None  # noqa: S101 - it was read before
     now = asyncio.get_running_loop().time()
-    for read in known.ended:
-        if read.state != "delivered":
-            pending = pending_of(read)
-            if remember(engine, pending, surely=False) is not None:
-                assert pending.until is not None  # noqa: S101 - or there is nothing to remember
-                until = pending.until.timestamp() - clock.least
-                engine.rest(read.chat_id, min(until, now + LONGEST_REST))
-            continue
-        content = (
-            Content(file_name=read.file_name, file_size=read.file_size)
-            if read.file_name is not None
-            else content_of_text(read.text or "")
-        )
-        stored = _decode_stored(read.pending)
-        engine.remember(read.chat_id, msgspec.structs.replace(stored, content=content))
+    sent = [(read, stored) for read in known.ended if (stored := _stored(read)) is not None]
+    for read, stored in sorted(sent, key=_in_order_of_sending):
+        engine.remember(read.chat_id, stored)
+        if not stored.surely:
+            until = stored.latest - clock.least
+            engine.rest(read.chat_id, min(until, now + LONGEST_REST))
     rates = limits.rates()
     for read in known.counted:
         mine = counted.get((business_id, read.operation, read.minute), 0)
@@ -137,3 +128,24 @@ def learn(
         until = (read.minute + 1) * 60 - clock.least + timeout + rates[read.operation].per
         if until > now:
             engine.count(read.operation, [until] * max(read.requests - mine, 0))
+
+
+def _stored(read: Any) -> Stored | None:
+    """Return what an ended row says, and when it can have been stored; None if nobody knows."""
+    if read.state != "delivered":
+        return may_be_stored(pending_of(read))
+    content = (
+        Content(file_name=read.file_name, file_size=read.file_size)
+        if read.file_name is not None
+        else content_of_text(read.text or "")
+    )
+    return msgspec.structs.replace(_decode_stored(read.pending), content=content)
+
+
+def _in_order_of_sending(sent: tuple[Any, Stored]) -> tuple[float, int]:
+    """Return the key by which the messages of a chat are in the order in which they were sent.
+
+    The time of an answer has whole seconds. Within one, the numbers tell.
+    """
+    read, stored = sent
+    return round((stored.earliest + stored.latest) / 2, 1), read.number

@@ -439,13 +439,11 @@ def before(
     )  # fmt: skip
     # Those that were delivered or are unknown, and those of which somebody has decided.
     ended = connection.execute(
-        select(*columns)
-        .where(*about, _row.ended_at.is_not(None), _row.ended_at >= since)
-        .order_by(_row.ended_at)
+        select(*columns).where(*about, _row.ended_at.is_not(None), _row.ended_at >= since)
     ).all()
     # Those that are to be sent again, once they surely cannot arrive any more.
     again = connection.execute(
-        select(*columns).where(*about, _OPEN, _row.due_at.is_not(None)).order_by(_row.due_at)
+        select(*columns).where(*about, _OPEN, _row.due_at.is_not(None))
     ).all()
     mine = counts.c.business_id == business_id
     counted = connection.execute(

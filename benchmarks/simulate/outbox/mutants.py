@@ -252,6 +252,15 @@ def no_slots(patch: Patch) -> None:
 
 
 @_mutant(
+    "who takes over knows in which order the messages of a second were sent",
+    "by when each was stored at the latest",
+    story="three-in-a-second-from-two-processes",
+)
+def order_by_latest(patch: Patch) -> None:
+    patch(earlier, "_in_order_of_sending", lambda sent: sent[1].latest)
+
+
+@_mutant(
     "who takes over from a dead process sends one request at a time for 10 s",
     "as many as it may",
     story="killed-while-it-reads",
