@@ -36,7 +36,7 @@ from yamarket_chat import Pending, connector
 from yamarket_chat.outbox import Outbox, OutboxFile, OutboxMessage, earlier, points
 from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.delivering import Delivering
-from yamarket_chat.outbox.lease import Grant
+from yamarket_chat.outbox.grant import Grant
 from yamarket_chat.outbox.turns import Session
 from yamarket_chat.sandbox import Sandbox
 

@@ -28,7 +28,8 @@ from yamarket_chat.outbox import (
 )
 from yamarket_chat.outbox.checkpoint import Passage
 from yamarket_chat.outbox.deaths import Beat, Moment, Watcher
-from yamarket_chat.outbox.lease import Grant, Worker
+from yamarket_chat.outbox.grant import Grant
+from yamarket_chat.outbox.lease import Worker
 from yamarket_chat.outbox.marks import Mark
 from yamarket_chat.outbox.schema import leases, workers
 

@@ -16,7 +16,7 @@ from benchmarks.simulate.outbox.generate import generate
 from benchmarks.simulate.outbox.story import from_json
 from benchmarks.simulate.story import to_json
 from yamarket_chat.outbox.delivering import GRACE, Delivering
-from yamarket_chat.outbox.lease import Grant
+from yamarket_chat.outbox.grant import Grant
 
 OUTBOX = kind_of("outbox")
 ROOT = Path(__file__).parents[1]

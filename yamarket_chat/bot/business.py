@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
 from ..outbox import Outbox, OutboxDatabaseError, inside
-from ..outbox.lease import Grant
+from ..outbox.grant import Grant
 from ..outbox.pausing import AGAIN, Reminder, pauses
 from ..outbox.points import reach
 from ..outbox.turns import Session

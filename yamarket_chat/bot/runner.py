@@ -10,7 +10,8 @@ from contextlib import suppress
 from ..errors import ChatError
 from ..outbox import Outbox, OutboxDatabaseError, inside
 from ..outbox.claims import OtherBot, other_bots
-from ..outbox.lease import BEATS, Grant
+from ..outbox.grant import Grant
+from ..outbox.lease import BEATS
 from ..outbox.pausing import Reminder
 from ..outbox.rows import now
 from ..outbox.turns import Session

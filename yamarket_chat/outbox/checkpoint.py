@@ -15,8 +15,9 @@ from . import fuse
 from .deaths import Moment
 from .earlier import encode_pending
 from .errors import OutboxDatabaseError
+from .grant import Grant
 from .hand import TEXT, Row
-from .lease import BEATS, TRUST, Grant, Worker
+from .lease import BEATS, TRUST, Worker
 from .marks import Mark
 from .points import reach
 from .writer import Writer

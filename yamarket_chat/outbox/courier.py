@@ -31,8 +31,9 @@ from . import checkpoint, earlier, marks
 from .checkpoint import Passage
 from .database import Database
 from .errors import OutboxDatabaseError
+from .grant import Grant
 from .hand import Hand, Kind, Row, operation, taken
-from .lease import Grant, Worker
+from .lease import Worker
 from .marks import End
 from .openings import Openings
 from .outcomes import encode_outcome

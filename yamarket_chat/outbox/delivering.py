@@ -17,7 +17,8 @@ from .courier import Courier, Seen
 from .database import Database
 from .errors import OutboxDatabaseError
 from .feed import Feed
-from .lease import Grant, Worker
+from .grant import Grant
+from .lease import Worker
 from .telling import OnFailure, Telling
 from .turns import Session
 from .writer import Writer

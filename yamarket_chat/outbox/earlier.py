@@ -13,7 +13,7 @@ from .._delivery.departing import DepartingEngine
 from .._delivery.settling import content_of_text
 from ..limits import Limits
 from ..pending import Content, Pending, Stored
-from .lease import Grant
+from .grant import Grant
 from .marks import Before
 
 LONGEST_REST = 60.0

@@ -17,7 +17,7 @@ from . import marks
 from .courier import Courier
 from .database import Database
 from .errors import OutboxDatabaseError
-from .lease import Grant
+from .grant import Grant
 from .schema import messages
 from .strangers import Strangers
 from .watching import LOOKS

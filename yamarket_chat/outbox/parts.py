@@ -9,8 +9,8 @@ from .._delivery.departing import DepartingEngine
 from ..errors import ChatError
 from ..pending import Pending, Stored
 from ..receipts import Receipt
+from .grant import Grant
 from .hand import Hand, Row
-from .lease import Grant
 from .turns import Session
 
 
