@@ -215,7 +215,22 @@ def _outage(far: _Far, program: Callable[[], Coroutine[Any, Any, None]]) -> None
     _ip(f"addr add {CLIENT}/24 dev near")
     _ip("link set near up")
     far.link()
-    asyncio.run(program())
+
+    async def connected() -> None:
+        await _reach(far.ports["http"])
+        await program()
+
+    asyncio.run(connected())
+
+
+async def _reach(port: int) -> None:
+    """Wait for the link: the kernel repeats a first packet that is lost after a second only."""
+    while True:
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(0.1):
+                _, writer = await asyncio.open_connection(SERVER, port)
+            writer.close()
+            return
 
 
 async def _through_an_outage(far: _Far, certificate: Path) -> None:
@@ -228,7 +243,7 @@ async def _through_an_outage(far: _Far, certificate: Path) -> None:
             1,
             base_url=urls[scheme],
             insecure_http=True,
-            timeout=1.0,  # the first messages connect as well, on a machine that does much else
+            timeout=1.0,
             http=http,
             retry=RAISE_UNKNOWN,
         )
