@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import sqlite3
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -544,7 +546,7 @@ def test_outbox_works_on_one_event_loop_after_another(database_url: Any) -> None
     run(outbox.close())
 
 
-def test_outbox_works_after_a_fork(database_url: Any) -> None:
+def test_outbox_works_after_a_fork(postgres_url: Any) -> None:
     program = """
         import asyncio, os, sys, warnings
         from yamarket_chat.outbox import Outbox, OutboxMessage
@@ -560,8 +562,75 @@ def test_outbox_works_after_a_fork(database_url: Any) -> None:
         asyncio.run(outbox.put(text))  # the child has not closed the parent's connection
         assert asyncio.run(outbox.status()).waiting == 3
     """
-    url = make_url(database_url).render_as_string(hide_password=False)
+    url = make_url(postgres_url).render_as_string(hide_password=False)
     subprocess.run([sys.executable, "-c", textwrap.dedent(program), url], check=True)  # noqa: S603
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_loses_nothing_when_its_parent_is_gone(tmp_path: Path) -> None:
+    """SQLite keeps its locks in the memory of a process: a child would trust in its parent's."""
+    program = """
+        import asyncio, os, sqlite3, sys
+        from yamarket_chat.outbox import Outbox, OutboxMessage
+        text = OutboxMessage(12345, 17, "x")
+        outbox = Outbox("sqlite:///" + sys.argv[1])
+        asyncio.run(outbox.create())
+        asyncio.run(outbox.put(text))
+        parent, child = os.pipe(), os.pipe()
+        if os.fork() == 0:
+            other = Outbox("sqlite:///" + sys.argv[1])
+            for each in outbox, other:
+                asyncio.run(each.put(text))
+            os.write(child[1], b"x")
+            os.read(parent[0], 1)
+            for each in outbox, other:
+                asyncio.run(each.put(text))
+            os._exit(0)
+        os.read(child[0], 1)
+        asyncio.run(outbox.close())  # as at its end
+        # The last one that closes a file removes its log.
+        shop = sqlite3.connect(sys.argv[1])
+        assert shop.execute("SELECT count(*) FROM yamarket_outbox_messages").fetchone() == (3,)
+        shop.close()
+        os.write(parent[1], b"x")
+        assert os.wait()[1] == 0
+        assert asyncio.run(outbox.status()).waiting == 5
+    """
+    path = str(tmp_path / "outbox.db")
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], check=True)  # noqa: S603
+
+
+async def test_put_beside_a_fork_of_another_thread_puts(outbox: Outbox) -> None:
+    """The connections to SQLite are closed then. Who needs one opens it again."""
+
+    def fork() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork
+            child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+
+    async def forks() -> None:
+        for _ in range(20):
+            await asyncio.to_thread(fork)
+
+    async def puts() -> None:
+        for _ in range(50):
+            await outbox.put(TEXT)
+
+    await asyncio.gather(forks(), puts(), puts())
+    assert (await outbox.status()).waiting == 100
+
+
+async def test_log_that_was_removed_beside_a_process_takes_no_more_puts(tmp_path: Path) -> None:
+    async with Outbox(f"sqlite:///{tmp_path}/outbox.db") as outbox:
+        await outbox.create()
+        await outbox.put(TEXT)
+        await outbox.put(TEXT)
+        (tmp_path / "outbox.db-wal").unlink()
+        error = await error_of(outbox.put(TEXT))
+        assert "restart the process" in str(error)
 
 
 def test_process_that_is_killed_loses_nothing_that_was_put(database_url: Any) -> None:

@@ -122,7 +122,7 @@ class Runner:
 
     async def _follow_hints(self) -> None:
         database, loop = self._database, asyncio.get_running_loop()
-        version: int | None = None
+        version: tuple[int, int] | None = None
         drop_at, others_at = loop.time(), loop.time() + self._lease
         while True:
             wait = LOOKS[database.dialect]

@@ -30,6 +30,9 @@ from .troubles import BrokenConnectionError, refuse_network, translated
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_File = tuple[int, int] | None
+"""A file that has a path; None if there is none."""
+
 THREADS = {"sqlite": 1, "postgresql": 4}
 """SQLite has one writer at a time, so more threads would only wait for each other."""
 
@@ -37,7 +40,13 @@ PATIENCE = 10.0
 """Seconds to wait for somebody else's lock, for a connection, and for a peer that is silent."""
 
 _of_parents: list[object] = []
-"""What a fork left of the parent's connections."""
+"""What a fork left of the parent's connections to PostgreSQL."""
+
+_of_sqlite: weakref.WeakSet[Database] = weakref.WeakSet()
+"""The databases of this process whose connections are closed before a fork."""
+
+_opening = threading.Lock()
+"""Held while connections are opened or given up, and while a process forks."""
 
 _URLS = "sqlite:///outbox.db, or postgresql+psycopg://user:password@host/database"
 
@@ -51,6 +60,7 @@ class _Mine(threading.local):
 
     engine: Engine
     watching: list[sqlite3.Connection]
+    opened: int
 
 
 _mine = _Mine()
@@ -83,18 +93,22 @@ class Database:
         self._check_driver()
         self._checked = False
         self._pid = 0
+        self._opened = 0  # how often
         self._engine: Engine | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._watching: list[sqlite3.Connection] = []
         self._closing: Callable[[], Any] | None = None
+        if self.dialect == "sqlite":
+            _of_sqlite.add(self)
 
     def __repr__(self) -> str:
         return f"Database({self.shown!r})"
 
     async def call(self, function: Callable[P, T], *args: P.args, **_: P.kwargs) -> T:
         """Run a function in a thread."""
-        self._open()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        with _opening:
+            self._open()
+            done = asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        return await done
 
     async def write(
         self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **_: P.kwargs
@@ -125,17 +139,22 @@ class Database:
         """Check the version of the tables at the next call: somebody may have changed them."""
         self._checked = False
 
-    async def data_version(self) -> int | None:
-        """Return a number that changes when anybody commits; None if the database has none."""
+    async def data_version(self) -> tuple[int, int] | None:
+        """Return numbers that change when anybody commits; None if the database has none."""
         return await self.call(self._data_version) if self.dialect == "sqlite" else None
 
     async def close(self) -> None:
         """Close the connections. A later call opens them again."""
-        closing = self._closing
-        # Before this waits: a call that comes meanwhile opens others.
-        self._closing = self._engine = self._threads = None
+        with _opening:
+            closing = self._give_up()
         if closing is not None:
             await asyncio.get_running_loop().run_in_executor(None, closing)
+
+    def _give_up(self) -> Callable[[], Any] | None:
+        """Let the next call open other connections. Returns what closes these."""
+        closing = self._closing
+        self._closing = self._engine = self._threads = None
+        return closing
 
     def _open(self) -> Engine:
         if self._engine is not None and self._pid == os.getpid():
@@ -143,7 +162,7 @@ class Database:
         if self._engine is not None:
             # After a fork neither the threads nor the connections are of this process. They must
             # not even be closed, because they are the parent's.
-            _of_parents.append((self._engine, self._watching))
+            _of_parents.append(self._engine)
         threads = THREADS[self.dialect]
         options: dict[str, Any] = {"poolclass": QueuePool, "pool_size": threads, "max_overflow": 0}
         if self.dialect == "sqlite":
@@ -162,11 +181,12 @@ class Database:
         engine = create_engine(self.url, hide_parameters=True, **options)
         event.listen(engine, "begin", self._on_begin)
         event.listen(engine, "connect", self._on_connect)
+        self._opened += 1
         watching: list[sqlite3.Connection] = []
-        executor = ThreadPoolExecutor(threads, "yamarket-outbox", _use, (engine, watching))
+        use = engine, watching, self._opened
+        executor = ThreadPoolExecutor(threads, "yamarket-outbox", _use, use)
         self._pid, self._engine, self._threads = os.getpid(), engine, executor
-        self._watching = watching
-        self._closing = weakref.finalize(self, _close, engine, executor, self._watching, self._pid)
+        self._closing = weakref.finalize(self, _close, engine, executor, watching, self._pid)
         return engine
 
     def _transact(
@@ -189,15 +209,16 @@ class Database:
                 # A kept connection: the server was restarted since. Nothing was sent on it.
         raise AssertionError
 
-    def _data_version(self) -> int:
-        # A connection does not count its own commits, so this one makes none.
+    def _data_version(self) -> tuple[int, int]:
+        # A connection does not count its own commits, so this one makes none. The numbers of two
+        # connections have nothing to do with each other.
         try:
             if not _mine.watching:
                 _mine.watching.append(self._connect_sqlite())
             (version,) = _mine.watching[0].execute("PRAGMA data_version").fetchone()
         except sqlite3.Error as error:
             raise translated(error, self.shown) from error
-        return int(version)
+        return _mine.opened, int(version)
 
     def _create(self) -> None:
         if self.dialect == "sqlite":
@@ -237,7 +258,7 @@ class Database:
 
     def _on_connect(self, driver: Any, record: Any) -> None:
         if self.dialect == "sqlite":
-            record.info["file"] = self._file()
+            record.info["files"] = self._files()
             return
         driver.autocommit = True  # `_on_begin` begins the transactions
         with driver.cursor() as cursor:
@@ -252,25 +273,24 @@ class Database:
         if self.dialect == "postgresql":
             connection.exec_driver_sql(connection.info["begin"])
             return
-        if self._file() != connection.info["file"]:
-            # What is written to the open one would be lost with it.
+        files, opened = self._files(), connection.info["files"]
+        if files[0] != opened[0] or (opened[1] is not None and files[1] != opened[1]):
+            # What is written to the open ones would be lost with them.
             raise OutboxDatabaseError(
-                f"{self.url.database} was removed or replaced while this process had it open:"
-                " restart the process"
+                f"{self.url.database} or its -wal file was removed or replaced while this process"
+                " had it open: restart the process"
             )
+        connection.info["files"] = files  # the first transaction may have made the log
         if connection.get_execution_options().get("outbox_reading"):
             connection.exec_driver_sql("BEGIN")
         else:
             # A transaction that begins with reading could not write after somebody else wrote.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
-    def _file(self) -> tuple[int, int] | None:
-        """Return which file has the path now; None if there is none."""
-        try:
-            stat = os.stat(self.url.database or "")
-        except OSError:
-            return None
-        return stat.st_dev, stat.st_ino
+    def _files(self) -> tuple[_File, _File]:
+        """Return which files have the paths of the database and of its log now."""
+        path = self.url.database or ""
+        return _file(path), _file(f"{path}-wal")
 
     def _check_driver(self) -> None:
         if self.dialect == "postgresql":
@@ -312,6 +332,14 @@ def _checked(url: object) -> URL:
     return made.set(database=os.path.abspath(made.database))
 
 
+def _file(path: str) -> _File:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
 def _write_ahead(connection: sqlite3.Connection) -> str:
     """Switch to the write-ahead log, and return which journal there is then.
 
@@ -339,9 +367,9 @@ def _sync_folder(path: str) -> None:
             os.close(folder)
 
 
-def _use(engine: Engine, watching: list[sqlite3.Connection]) -> None:
+def _use(engine: Engine, watching: list[sqlite3.Connection], opened: int) -> None:
     """Begin a thread."""
-    _mine.engine, _mine.watching = engine, watching
+    _mine.engine, _mine.watching, _mine.opened = engine, watching, opened
 
 
 def _close(
@@ -352,3 +380,23 @@ def _close(
         engine.dispose()
         while watching:
             watching.pop().close()
+
+
+def _before_fork() -> None:
+    """Close the connections to SQLite. Both processes open others when they need them.
+
+    SQLite notes in the memory of a process which locks it has. A child would believe that it has
+    its parent's. So others would take the file for unused, and remove the log into which the child
+    writes.
+    """
+    _opening.acquire()
+    for database in list(_of_sqlite):
+        closing = database._give_up()
+        if closing is not None:
+            closing()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_opening.release, after_in_child=_opening.release
+    )

@@ -71,7 +71,7 @@ class Feed:
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
-        self._version: int | None = None
+        self._version: tuple[int, int] | None = None
         self._read_for: set[int] = set()  # the grants at the last look
         self._named: set[int] = set()  # the businesses that had something then
         self._served: frozenset[int] = frozenset()  # the grants whose couriers have begun, if any

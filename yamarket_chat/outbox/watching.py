@@ -43,7 +43,7 @@ class Watch:
 
     async def _look(self) -> None:
         seen: set[int] = set()  # looked for at the version before, and not ended then
-        version: int | None = None
+        version: tuple[int, int] | None = None
         while True:
             try:
                 newest = await self._database.data_version()
