@@ -306,6 +306,45 @@ async def test_403_of_one_chat_refuses_and_403_of_the_business_pauses(small: Sho
     assert (texts(small.market, 17), texts(small.market, 18)) == ([], ["два", "три"])
 
 
+async def test_403_of_one_order_refuses_and_pauses_nothing(small: Shop) -> None:
+    """It is an order of somebody else, perhaps."""
+    small.market.faults = lambda request: (
+        Fault("status", status=403) if request.operation == "create_chat" else None
+    )
+    refused = await small.put(OutboxMessage.to_order(BUSINESS, 55, "раз"))
+    paused: list[object] = []
+    async with small.delivering():
+        for chat in range(1, 20):
+            fine = await small.put(message("два", chat))
+            await small.outbox.result(fine, timeout=10)
+            paused += (await small.outbox.status()).paused
+            await asyncio.sleep(5)
+        with pytest.raises(ForbiddenError):
+            await small.outbox.result(refused, timeout=1)
+    assert paused == []
+
+
+async def test_paused_business_tries_one_order_a_minute(small: Shop) -> None:
+    """Else they would use up the limit of createChat with a key that is refused."""
+    async with small.delivering():
+        await small.outbox.result(await small.put(message("раз")), timeout=10)
+        small.market.revoked = True
+        numbers = [
+            await small.put(OutboxMessage.to_order(BUSINESS, order, "два"))
+            for order in range(1, 41)
+        ]
+        await asyncio.sleep(30)
+        assert (await small.outbox.status()).paused
+        small.market.arrivals.clear()
+        await asyncio.sleep(600)
+        opened = [one for one in small.market.arrivals if one.operation == "create_chat"]
+        assert 8 <= len(opened) <= 11
+        small.market.revoked = False
+        for number in numbers:
+            await small.outbox.result(number, timeout=100)
+        assert (await small.outbox.status()).paused == {}
+
+
 async def test_requests_of_the_process_before_count_for_the_limit(shop: Shop) -> None:
     shop.market.rate_limit_headers = False  # so that nobody but the outbox knows
     limits = Limits(send_message=Rate(3, per=60))

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -37,6 +37,7 @@ from .lease import Worker
 from .marks import End
 from .openings import Openings
 from .outcomes import encode_outcome
+from .parts import About
 from .pausing import AGAIN, Reminder, pauses
 from .points import reach
 from .settling import Settling
@@ -99,7 +100,7 @@ class Courier:
         self._own: set[asyncio.Task[None]] = set()  # that nobody has to wait for
         self._settling = Settling(self)
         self._openings = Openings(self, database)
-        self._refused_for_good: set[int] = set()  # chats whose 403 is not about the business
+        self._refused_for_good: set[About] = set()  # whose 403 is not about the business
         self.session: Session | None = None
         self.engine: DepartingEngine | None = None
         self._timeout = 0.0
@@ -111,8 +112,9 @@ class Courier:
         """Set when what earlier couriers have marked holds its parallel slots."""
         self._holds: dict[int, float] = {}  # by row: until when a slot is held for its request
         self._ready = False
-        self._paused = False
-        self._trying = False  # it was paused, and one row is tried
+        self.trying: bool = False  # it was paused, and one row is tried
+        self.goes_on: asyncio.Event = asyncio.Event()  # not set while it is paused
+        self.goes_on.set()
         self._reminder = Reminder()
         self._idle_since = self._loop.time()
         self._pumping = False
@@ -271,7 +273,7 @@ class Courier:
 
     def wants(self) -> tuple[int, int]:
         """Return how many singles and how many others may be taken."""
-        if not self._ready or self.stopping or self._paused:
+        if not self._ready or self.stopping or not self.goes_on.is_set():
             return 0, 0
         return self.hand.wants()
 
@@ -327,11 +329,11 @@ class Courier:
     def _pump(self) -> None:
         """Submit what may be sent."""
         self._pumping = False
-        if self.stopping or self._paused or not self._ready:
+        if self.stopping or not self.goes_on.is_set() or not self._ready:
             return
         best, later = self.hand.next(self._loop.time(), self._turns.in_front)
         for kind, row in best.items():
-            if self._trying and self.hand.busy:
+            if self.trying and self.hand.busy:
                 break
             self._submit(row, kind)
         if later < self._pumps_at:
@@ -444,27 +446,32 @@ class Courier:
         self.end(row, "refused", error)
         return False
 
-    def is_for_good(self, error: ChatError, chat_id: int | None) -> bool:
+    def is_for_good(self, error: ChatError, about: About) -> bool:
         """Whether an error is about a message, and will not pass. Pauses the business if not."""
         if not pauses(error):
             return error.retry_after is None
-        if isinstance(error, ForbiddenError) and chat_id is not None:
-            if chat_id in self._refused_for_good:
-                return True
-            self.in_background(self._ask_what_is_forbidden(chat_id, str(error)))
-        else:
+        if not isinstance(error, ForbiddenError):
             self.pause(str(error))
+        elif about in self._refused_for_good:
+            return True
+        else:
+            self.in_background(self._ask_what_is_forbidden(about, str(error)))
         return False
 
-    async def _ask_what_is_forbidden(self, chat_id: int, why: str) -> None:
-        """Find out whether a 403 is about a chat or about the business."""
+    async def _ask_what_is_forbidden(self, about: About, why: str) -> None:
+        """Find out whether a 403 is about a chat, an order or a return, or about the business."""
         if self.session is not None:
             with suppress(ChatError):
                 token = await self.session.token()
-                await self.session.get_chat(chat_id)
+                if isinstance(about, int):
+                    await self.session.get_chat(about)
+                else:
+                    async with aclosing(self.session.chats().pages()) as pages:
+                        await anext(pages)
                 if SCOPES.intersection(str(scope).lower() for scope in token.auth_scopes):
-                    self._refused_for_good.add(chat_id)
-                    self.hand.wake(chat_id)
+                    self._refused_for_good.add(about)
+                    if isinstance(about, int):
+                        self.hand.wake(about)
                     return
         self.pause(why)
 
@@ -504,8 +511,8 @@ class Courier:
                     self._tell()
             if state == "waiting":
                 self.hand.more[row.bulk] = True
-            elif self._trying and not self.stopping:
-                self._trying = False
+            elif self.trying and not self.stopping:
+                self.trying = False
                 self.in_background(self._go_on())
             self._pump_soon()
 
@@ -528,8 +535,8 @@ class Courier:
     # Pausing the business
 
     def pause(self, why: str) -> None:
-        if not self._paused:
-            self._paused = True
+        if self.goes_on.is_set():
+            self.goes_on.clear()
             if self._reminder.is_due(self._loop.time()):
                 logger.warning("business %d is paused: %s", self.business_id, why)
             self.in_background(self._resume(why))
@@ -550,7 +557,8 @@ class Courier:
         self._use(session)
         if former is not None:
             self.in_background(self._retire(former))
-        self._paused, self._trying = False, True
+        self.trying = True
+        self.goes_on.set()
         self.hand.wake()
 
     async def _retire(self, former: Session) -> None:

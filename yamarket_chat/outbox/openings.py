@@ -10,11 +10,8 @@ from . import marks
 from .database import Database
 from .errors import OutboxDatabaseError
 from .hand import OF_CHAT, Row
-from .parts import Whole
+from .parts import Context, Whole
 from .pausing import AGAIN
-
-Context = tuple[str, int]
-"""An order or a return."""
 
 
 class Openings:
@@ -26,6 +23,7 @@ class Openings:
         self._waiting: dict[Context, list[Row]] = {}
         self._full: set[Context] = set()  # those that have more messages than there is room for
         self._failing: set[Context] = set()  # those that could not be opened yet
+        self._one = asyncio.Lock()  # while it is tried whether the business is still paused
 
     def begin(self, row: Row, context: Context) -> None:
         """Let a row wait for its chat, which is found or opened."""
@@ -53,21 +51,21 @@ class Openings:
 
     async def _open(self, context: Context) -> None:
         courier = self._courier
-        about = courier.business_id, *context
         refused: ChatError | None = None
         while True:
             try:
-                # The rows learn it, and are read anew.
-                if await self._database.write(marks.chat_of, *about) is None:
-                    if courier.session is None:
-                        raise closed_error()
-                    chat_id = await courier.session.create_chat(**{f"{context[0]}_id": context[1]})
-                    await self._database.write(marks.opened, *about, chat_id)
+                await courier.goes_on.wait()
+                if courier.trying:
+                    async with self._one:
+                        await courier.goes_on.wait()
+                        await self._find(context)
+                else:
+                    await self._find(context)
             except ChatError as error:
                 if courier.stopping:
                     return
                 passes = isinstance(error, (OutboxDatabaseError, SessionClosedError))
-                if passes or not courier.is_for_good(error, None):
+                if passes or not courier.is_for_good(error, context):
                     self._failing.add(context)
                     for row in self._waiting[context]:
                         courier.hand.count(row, counts=False)
@@ -84,3 +82,13 @@ class Openings:
                 courier.end(row, "refused", refused)
             else:
                 courier.hand.drop(row)
+
+    async def _find(self, context: Context) -> None:
+        """Find or open a chat. The rows learn it, and are read anew."""
+        about = self._courier.business_id, *context
+        if await self._database.write(marks.chat_of, *about) is None:
+            session = self._courier.session
+            if session is None:
+                raise closed_error()
+            chat_id = await session.create_chat(**{f"{context[0]}_id": context[1]})
+            await self._database.write(marks.opened, *about, chat_id)

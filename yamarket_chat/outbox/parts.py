@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -12,6 +13,12 @@ from ..receipts import Receipt
 from .grant import Grant
 from .hand import Hand, Row
 from .turns import Session
+
+Context = tuple[str, int]
+"""An order or a return."""
+
+About = int | Context
+"""What an error may be about, other than the business: a chat, or what has none yet."""
 
 
 class Whole(Protocol):
@@ -24,6 +31,8 @@ class Whole(Protocol):
     engine: DepartingEngine | None
     settle_after: float
     stopping: bool
+    goes_on: asyncio.Event
+    trying: bool
 
     def end(
         self,
@@ -37,7 +46,7 @@ class Whole(Protocol):
     def pause(self, why: str) -> None:
         """Pause the business."""
 
-    def is_for_good(self, error: ChatError, chat_id: int | None) -> bool:
+    def is_for_good(self, error: ChatError, about: About) -> bool:
         """Whether an error is about a message, and will not pass. Pauses the business if not."""
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
