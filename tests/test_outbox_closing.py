@@ -111,7 +111,7 @@ async def test_failures_are_told_after_a_defect(
     async def failed(entry: OutboxEntry) -> None:
         told.append(entry.number)
 
-    _broken_once(monkeypatch, "_untold")
+    _broken_once(monkeypatch, "_next_untold")
     first = await small.put(message("раз"))
     async with small.delivering(on_failure=failed):
         await asyncio.sleep(20)

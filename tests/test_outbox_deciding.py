@@ -202,6 +202,33 @@ async def test_handler_is_not_told_of_what_was_settled_as_delivered(outbox: Outb
     assert told == []
 
 
+async def test_handler_is_not_told_of_what_was_sent_again_while_it_worked(outbox: Outbox) -> None:
+    first, second = [await outbox.put(message(text)) for text in ("да", "нет")]
+    for number in first, second:
+        await becomes(outbox, number, "unknown", untold=True, chat_id=17)
+    told: list[int] = []
+
+    async def tell(entry: Any) -> None:
+        told.append(entry.number)
+        await outbox.settle(second, delivered=True)
+
+    async with outbox.delivering({BUSINESS: "key"}, on_failure=tell):
+        await asyncio.sleep(20)
+    assert told == [first]
+
+
+async def test_failure_that_nobody_was_told_of_is_kept_longer(outbox: Outbox) -> None:
+    """The handler may have raised for a week."""
+    numbers = [await outbox.put(message(text)) for text in ("да", "нет")]
+    for number, days in zip(numbers, (29, 31), strict=True):
+        ended = round((datetime.now(UTC) - timedelta(days=days)).timestamp() * 1e6)
+        await becomes(outbox, number, "refused", untold=True, ended_at=ended)
+    assert await outbox.prune() == 1
+    assert [entry.number async for entry in outbox.entries()] == numbers[:1]
+    await becomes(outbox, numbers[0], "refused", untold=False, ended_at=ended)
+    assert await outbox.prune() == 1
+
+
 # Again
 
 

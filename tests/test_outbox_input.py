@@ -61,6 +61,11 @@ async def test_wrong_id_that_is_added_to_keys_later_holds_up_no_other(shop: Shop
         await shop.outbox.result(number, timeout=100)
 
 
+async def test_lease_within_which_no_worker_can_beat_is_refused(shop: Shop) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"at least 0\.1 s"):
+        await shop.outbox.deliver({BUSINESS: "key"}, lease=0.01)
+
+
 async def test_put_into_a_file_that_was_replaced_is_not_lost(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/outbox.db"
     async with Outbox(url) as web, Outbox(url) as other:

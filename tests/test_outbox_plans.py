@@ -75,10 +75,10 @@ OFTEN: dict[str, Callable[[Connection], Any]] = {
     "ended": lambda connection: store.ended(connection, [1, 2, ROWS]),
     "cancel": lambda connection: deciding.cancel(connection, ROWS - 1),
     "next to prune": lambda connection: pruning.next_business(connection, 5),
-    "prune": lambda connection: pruning.remove_ended(connection, 5, 10),
+    "prune": lambda connection: pruning.remove_ended(connection, 5, 10, 5),
     "last ended": lambda connection: pruning.last_ended(connection, 5),
     "next to tell": lambda connection: telling._next_business(connection, 5),
-    "untold": lambda connection: telling._untold(connection, 5, 7),
+    "untold": lambda connection: telling._next_untold(connection, 5, 7),
     "told": _told,
     "forget texts": lambda connection: pruning.forget_texts(connection, 5, 10, (0, 0)),
 }

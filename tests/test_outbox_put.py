@@ -135,6 +135,7 @@ WRONG: list[tuple[Any, str]] = [
     (message(not_after=datetime(2026, 1, 1)), "pass an aware datetime"),
     (message(not_after="2026-01-01"), "not_after is a datetime"),
     (message(not_before=NOON, not_after=NOON - timedelta(1)), "could never leave"),
+    (message(not_before=NOON, not_after=NOON), "is not after not_before"),
     (
         message(not_after=datetime.max.replace(tzinfo=timezone(timedelta(hours=-12)))),
         "pass None for no limit",
@@ -474,6 +475,17 @@ async def test_connection_without_a_transaction_is_refused(outbox: Outbox) -> No
     engine.dispose()
     with pytest.raises(InvalidArgumentError, match="Connection or a Session of SQLAlchemy's"):
         await outbox.put(message(), connection=sqlite3)  # type: ignore[arg-type]
+
+
+async def test_connection_to_another_database_is_refused(outbox: Outbox, tmp_path: Path) -> None:
+    """The message would stand where no worker looks for it."""
+    async with Outbox(f"sqlite:///{tmp_path}/another.db") as another:
+        await another.create()
+        engine = engine_of(another)
+        with engine.begin() as connection, pytest.raises(InvalidArgumentError, match="is one to"):
+            await outbox.put(message(), connection=connection)
+        engine.dispose()
+        assert (await another.status()).waiting == 0
 
 
 @pytest.mark.real_time

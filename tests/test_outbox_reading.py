@@ -39,6 +39,7 @@ from yamarket_chat.outbox import (
     OutboxEntry,
     OutboxFile,
     OutboxMessage,
+    marks,
     rows,
 )
 from yamarket_chat.outbox.outcomes import decode_outcome, encode_outcome
@@ -300,14 +301,14 @@ async def test_status_counts_what_waits(outbox: Outbox) -> None:
     await end(outbox, numbers[1], "leaving")
 
     def pause(connection: Connection) -> None:
-        connection.execute(leases.insert().values(business_id=2, paused="401: the key is wrong"))
-        connection.execute(leases.insert().values(business_id=1))
+        connection.execute(leases.insert(), [{"business_id": 1}, {"business_id": 2}])
+        marks.pause(connection, 2, "401: the key\0is wrong")  # a text of the Market's
 
     await outbox._database.write(pause)
     status = await outbox.status()
     assert (status.waiting, status.leaving) == (2, 1)
     assert status.oldest == (await got(outbox, numbers[1])).created_at
-    assert status.paused == {2: "401: the key is wrong"}
+    assert status.paused == {2: "401: the key\ufffdis wrong"}
     one = await outbox.status(1)
     assert (one.waiting, one.leaving, one.paused) == (1, 1, {})
     assert (await outbox.status("2")).waiting == 1
@@ -340,6 +341,15 @@ async def test_prune_removes_many_in_pieces(outbox: Outbox) -> None:
     await outbox._database.write(change)
     assert await outbox.prune() == 1_200
     assert await outbox.get(numbers[0]) is None
+
+
+@pytest.mark.parametrize("keep", [1e300, 1e308])
+async def test_messages_may_be_kept_for_ever(database_url: Any, keep: float) -> None:
+    async with Outbox(database_url, keep=keep) as outbox:
+        await outbox.create()
+        number = await outbox.put(message())
+        await end(outbox, number, "delivered", RECEIPT, ago=3_000 * DAY)
+        assert await outbox.prune() == 0
 
 
 async def test_contents_of_delivered_files_are_removed(outbox: Outbox) -> None:

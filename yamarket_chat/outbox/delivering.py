@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from ..arguments import check_id
+from ..arguments import check_id, check_seconds
 from ..errors import ChatError, InvalidArgumentError
 from . import earlier
 from .calling import NotAsyncError, call, check_async
@@ -35,6 +35,9 @@ TAKEN = {
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0
 """Seconds until a beginning delivery looks again for a database that is away: they double."""
+
+SHORTEST_LEASE = 0.1
+"""Seconds. A beat is a commit, and six of them go into a lease."""
 
 KEY_WITHIN = 60.0
 """Seconds that the function of the keys may take."""
@@ -328,6 +331,16 @@ def check_keys(keys: object) -> Keys:
     raise InvalidArgumentError(
         "keys is a mapping of business ids to keys, or an async function of the business id"
     )
+
+
+def check_lease(lease: object) -> float:
+    """Check the seconds of a lease."""
+    seconds = check_seconds("lease", lease)
+    if seconds < SHORTEST_LEASE:
+        raise InvalidArgumentError(
+            f"lease is at least {SHORTEST_LEASE:g} s: a worker has to beat several times within it"
+        )
+    return seconds
 
 
 def check_on_failure(on_failure: OnFailure | None) -> OnFailure | None:

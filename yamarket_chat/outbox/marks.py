@@ -563,7 +563,8 @@ def pause(connection: Connection, business_id: int, reason: str | None) -> None:
         update(leases)
         .where(leases.c.business_id == business_id)
         .values(
-            paused=reason,
+            # PostgreSQL stores no NUL, and the Market's text may have one.
+            paused=None if reason is None else reason.replace("\0", "\ufffd"),
             # It is noted anew each minute, and was paused before.
             paused_at=None if reason is None else func.coalesce(leases.c.paused_at, now()),
         )

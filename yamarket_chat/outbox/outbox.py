@@ -206,7 +206,7 @@ class Outbox:
             message = OutboxMessage(business_id, 17, "Заказ собран")
             statement, parameters = outbox.sql(message, "postgresql", paramstyle="numeric_dollar")
         """
-        if dialect not in DIALECTS:
+        if not isinstance(dialect, str) or dialect not in DIALECTS:
             raise InvalidArgumentError(f"dialect is one of {', '.join(DIALECTS)}")
         if paramstyle not in PARAMSTYLES:
             raise InvalidArgumentError(f"paramstyle is one of {', '.join(PARAMSTYLES)}")
@@ -475,13 +475,19 @@ class Outbox:
         companion: Companion | None = None,
     ) -> AsyncIterator[None]:
         # A program that only puts needs none of it.
-        from .delivering import Delivering, check_keys, check_on_failure, check_options
+        from .delivering import (
+            Delivering,
+            check_keys,
+            check_lease,
+            check_on_failure,
+            check_options,
+        )
 
         check_options(options, reserve)
         delivery = Delivering(
             self._database,
             check_keys(keys),
-            lease=check_seconds("lease", lease),
+            lease=check_lease(lease),
             reserve=reserve,
             on_failure=check_on_failure(on_failure),
             options=options,

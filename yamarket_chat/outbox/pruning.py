@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, tuple_, update
 
 from . import marks
 from .database import Database
@@ -21,6 +21,9 @@ FORGET_AFTER = 3_600_000_000
 FORGET_SURELY = 24 * FORGET_AFTER
 """Microseconds for which the last texts of a business are kept, if it has sent nothing since."""
 
+UNTOLD_FOR = 30 * FORGET_SURELY
+"""Microseconds for which a failure is kept that `on_failure` was not told of. There may be none."""
+
 _row = messages.c
 
 
@@ -33,8 +36,8 @@ async def prune(database: Database, keep: float, *, forget_text: bool) -> int:
         # This machine's clock may be wrong, and who sends next needs the last ones.
         last = await read(last_ended, business)
         needed = wall if last is None else last - FORGET_AFTER
-        before = max(min(wall - round(keep * 1e6), needed), 0)
-        while (count := await write(remove_ended, business, before)) > 0:
+        before = min(wall - round(min(keep * 1e6, wall)), max(needed, 0))
+        while (count := await write(remove_ended, business, before, wall - UNTOLD_FOR)) > 0:
             removed += count
         if forget_text:
             before = min(wall - FORGET_AFTER, max(needed, wall - FORGET_SURELY))
@@ -66,9 +69,13 @@ def last_ended(connection: Connection, business_id: int) -> int | None:
     return found
 
 
-def remove_ended(connection: Connection, business_id: int, before: int) -> int:
-    """Remove a piece of the messages of a business that ended before a time; return how many."""
-    piece = _ended_before(business_id, before)
+def remove_ended(connection: Connection, business_id: int, before: int, untold_before: int) -> int:
+    """Remove a piece of the messages of a business that ended before a time; return how many.
+
+    A failure that nobody was told of must have ended before another time as well.
+    """
+    is_done = or_(_row.untold.is_(False), _row.ended_at < untold_before)
+    piece = _ended_before(business_id, before, is_done)
     return connection.execute(delete(messages).where(_row.number.in_(piece))).rowcount
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import weakref
 from array import array
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import URL, Connection, select
 
 from ..errors import InvalidArgumentError
 from . import store
@@ -19,7 +20,6 @@ from .errors import KeyConflictError, OutboxDatabaseError
 from .messages import OutboxFile, OutboxMessage
 from .numbers import Numbers
 from .rows import Row, prepare
-from .schema import DIALECTS
 from .together import Together
 
 if TYPE_CHECKING:
@@ -124,10 +124,7 @@ class Putting:
     async def _put_with(self, rows: list[Row], connection: CallersConnection) -> Stored:
         def work(given: Connection | Session) -> Stored:
             target = given if isinstance(given, Connection) else given.connection()
-            if target.dialect.name not in DIALECTS:
-                raise InvalidArgumentError(
-                    f"connection is one to {' or '.join(DIALECTS)}, not to {target.dialect.name}"
-                )
+            _check_leads_to(self._database.url, target)
             self._database.usable(target)
             if _commits_by_itself(target):
                 raise InvalidArgumentError(
@@ -146,6 +143,26 @@ class Putting:
             f" {type(connection).__module__}.{type(connection).__qualname__}: with another library,"
             " execute the statement that Outbox.sql returns"
         )
+
+
+def _check_leads_to(url: URL, connection: Connection) -> None:
+    """Check that a connection is one to the outbox's database, as far as that can be seen."""
+    dialect = url.get_backend_name()
+    if connection.dialect.name != dialect:
+        raise InvalidArgumentError(
+            f"connection is one to {connection.dialect.name}, and the outbox is in {dialect}"
+        )
+    if dialect == "sqlite":
+        attached = connection.exec_driver_sql("PRAGMA database_list")
+        if not any(_are_one_file(row[2], url.database or "") for row in attached.all()):
+            raise InvalidArgumentError("connection is one to another file than the outbox's")
+
+
+def _are_one_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def _commits_by_itself(connection: Connection) -> bool:

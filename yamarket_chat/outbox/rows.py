@@ -73,8 +73,10 @@ def prepare(message: object, own_key: str | None = None) -> Row:
     key = own_key or (_random_key() if message.key is None else check_key(message.key))
     not_before = _moment("not_before", message.not_before)
     not_after = _moment("not_after", message.not_after)
-    if not_before is not None and not_after is not None and not_after < not_before:
-        raise InvalidArgumentError("not_after is before not_before: the message could never leave")
+    if not_before is not None and not_after is not None and not_after <= not_before:
+        raise InvalidArgumentError(
+            "not_after is not after not_before: the message could never leave"
+        )
     to = f"{context or 'chat'}:{context_id or chat_id}:{'text' if content is None else 'file'}:"
     return Row(
         {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any
 
 from sqlalchemy import Connection, func, select, update
 
@@ -23,9 +22,6 @@ OnFailure = Callable[[OutboxEntry], Awaitable[None]]
 
 LOOK = 5.0
 """Seconds between two looks for what other processes, or the time, have ended."""
-
-PIECE = 50
-"""How many messages are read at a time."""
 
 AGAIN = 1.0
 LONGEST = 60.0
@@ -86,22 +82,22 @@ class Telling:
         fine, business_id = True, 0
         while (found := await self._database.read(_next_business, business_id)) is not None:
             business_id, after = found, 0
+            # One after another is read: as the handler works, another message may be sent again.
             while business_id in self._businesses:
-                untold = await self._database.read(_untold, business_id, after)
-                for one in untold:
-                    after = one.number
-                    try:
-                        await self._call(one)
-                    except NotNowError as error:
-                        logger.warning("message %d is told again: %s", one.number, error)
-                        fine = False
-                    except Exception:
-                        logger.exception("on_failure failed for message %d", one.number)
-                        fine = False
-                    else:
-                        await self._database.write(told, one)
-                if len(untold) < PIECE:
+                one = await self._database.read(_next_untold, business_id, after)
+                if one is None:
                     break
+                after = one.number
+                try:
+                    await self._call(one)
+                except NotNowError as error:
+                    logger.warning("message %d is told again: %s", one.number, error)
+                    fine = False
+                except Exception:
+                    logger.exception("on_failure failed for message %d", one.number)
+                    fine = False
+                else:
+                    await self._database.write(told, one)
         return fine
 
     async def _call(self, one: OutboxEntry) -> None:
@@ -128,14 +124,14 @@ def _next_business(connection: Connection, after: int) -> int | None:
     return found
 
 
-def _untold(connection: Connection, business_id: int, after: int) -> list[OutboxEntry]:
-    rows: Any = connection.execute(
+def _next_untold(connection: Connection, business_id: int, after: int) -> OutboxEntry | None:
+    row = connection.execute(
         select(messages)
         .where(UNTOLD, _row.business_id == business_id, _row.number > after)
         .order_by(_row.business_id, _row.number)
-        .limit(PIECE)
-    )
-    return [entry(row) for row in rows]
+        .limit(1)
+    ).first()
+    return None if row is None else entry(row)
 
 
 def told(connection: Connection, one: OutboxEntry) -> bool:
