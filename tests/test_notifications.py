@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -212,9 +213,17 @@ async def test_handler_that_fails_is_answered_500(
     assert "on_event" in caplog.text
 
 
-async def test_handler_that_is_no_async_function_is_answered_500() -> None:
-    receiver = Receiver(lambda event: None, name="x", version="1")  # type: ignore[arg-type,return-value]
-    assert (await receiver.reply(MESSAGE, MARKET)).status == 500
+async def test_handler_that_is_no_async_function_has_done_its_work_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After a 500 the Market sends the event again, and the function would run again."""
+    events: list[Event] = []
+    receiver = Receiver(events.append, name="x", version="1")  # type: ignore[arg-type]
+    assert (await receiver.reply(MESSAGE, MARKET)).status == 200
+    assert events == [parse(MESSAGE)]
+    [line] = caplog.records
+    assert line.levelno == logging.ERROR
+    assert "write `async def`" in line.getMessage()
 
 
 async def test_handler_that_takes_too_long_is_cancelled_and_answered_500_before_10_s() -> None:
@@ -465,6 +474,11 @@ def test_wrong_setting_is_refused(settings: dict[str, Any], told: str) -> None:
         Receiver(Handler(), **{"name": "my-shop", "version": "1.0"} | settings)
 
 
-def test_on_event_must_be_callable() -> None:
-    with pytest.raises(InvalidArgumentError, match="on_event"):
-        Receiver(None, name="my-shop", version="1.0")  # type: ignore[arg-type]
+async def _yields(event: Event) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("on_event", [None, _yields])
+def test_on_event_must_be_callable_and_no_generator(on_event: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="on_event is an async function"):
+        Receiver(on_event, name="my-shop", version="1.0")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -149,7 +151,14 @@ class Handling:
         return None
 
     async def _call(self, event: Event) -> None:
-        await self._on_event(event)
+        running: Any = self._on_event(event)
+        if inspect.isawaitable(running):
+            await running
+        else:  # it has done its work: after a 500 the Market would have it done again for 14 days
+            logger.error(
+                "on_event is no async function: write `async def`. It has returned, so the Market"
+                " was answered 200"
+            )
 
     def _accepted(self) -> Reply:
         now = datetime.fromtimestamp(wall_time(asyncio.get_running_loop()), UTC)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
+from ..arguments import check_async
 from ..errors import InvalidArgumentError
 from .asgi import AsgiReceiver
 from .gate import MARKET_NETWORKS, Gate, Header
@@ -71,8 +72,7 @@ class Receiver:
         networks: Iterable[str | IPv4Network | IPv6Network] = MARKET_NETWORKS,
         trusted_proxies: Iterable[str | IPv4Network | IPv6Network] = (),
     ) -> None:
-        if not callable(on_event):
-            raise InvalidArgumentError("on_event is not callable; pass an async function")
+        check_async("on_event", on_event)
         self._handling = Handling(
             on_event,
             _checked("name", name),
