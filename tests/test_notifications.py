@@ -456,6 +456,46 @@ async def test_flood_from_foreign_addresses_writes_one_line_a_minute(
 
 
 @pytest.mark.parametrize(
+    ("remote", "headers", "told"),
+    [
+        (FOREIGN, {"X-Forwarded-For": MARKET}, f"{FOREIGN}: not from the Market's networks; if"),
+        ("testclient", {}, "'testclient', which is no address"),
+        (
+            PROXY,
+            {"X-Forwarded-For": f"{MARKET}, {FOREIGN}, 10.0.0.7"},
+            f"{FOREIGN}, as the trusted proxy {PROXY} says in X-Forwarded-For: not from the",
+        ),
+        (PROXY, {}, f"the trusted proxy {PROXY}, which has sent neither X-Forwarded-For nor Forw"),
+        (
+            PROXY,
+            {"X-Forwarded-For": f"{MARKET}, unknown"},
+            f"the trusted proxy {PROXY}, whose X-Forwarded-For has 'unknown' instead of an address",
+        ),
+        (PROXY, {"Forwarded": MARKET}, f"the trusted proxy {PROXY}, whose Forwarded has '' instea"),
+        (
+            None,
+            {"Forwarded": f"for={FOREIGN}"},
+            f"{FOREIGN}, as a trusted proxy without an address says in Forwarded: not from the",
+        ),
+    ],
+)
+async def test_log_names_the_address_that_was_not_let_in(
+    remote: str | None, headers: dict[str, str], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = receiver_of(trusted_proxies=["10.0.0.0/8", "unix:"])
+    assert (await receiver.reply(MESSAGE, remote, headers)).status == 403
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"1 request(s) answered 403, the last from {told}")
+    # What is a trusted proxy already is not to be passed in trusted_proxies.
+    assert ("trusted_proxies" in line) is (remote == FOREIGN)
+
+
+async def test_log_says_how_a_unix_socket_is_trusted(caplog: pytest.LogCaptureFixture) -> None:
+    assert (await receiver_of().reply(MESSAGE, None)).status == 403
+    assert "pass 'unix:' in trusted_proxies" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({"name": ""}, "name must be a text of 1 to 100 characters"),
