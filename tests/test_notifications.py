@@ -284,6 +284,8 @@ async def test_closing_lets_handlers_end_and_refuses_new_requests_with_503() -> 
     assert (await begun).status == 200
     assert len(handler.ended) == 1
     await receiver.close()  # nothing left to do
+    receiver.open()
+    assert (await receiver.reply(MESSAGE, MARKET)).status == 200
 
 
 async def test_closing_does_not_wait_for_ever() -> None:

@@ -311,6 +311,20 @@ async def test_only_http_1_has_a_header_that_closes_the_connection(
     assert ((b"connection", b"close") in sent[0]["headers"]) is hangs_up
 
 
+async def test_application_that_is_started_again_answers_again() -> None:
+    """A test suite opens a test client for the same application in each test."""
+    receiver = receiver_of()
+    for _ in range(2):
+        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        task = asyncio.create_task(receiver.asgi({"type": "lifespan"}, told.get, said.put))
+        for turn, status in (("startup", 200), ("shutdown", 503)):
+            await told.put({"type": f"lifespan.{turn}"})
+            assert await said.get() == {"type": f"lifespan.{turn}.complete"}
+            assert (await receiver.reply(PING, MARKET)).status == status
+        await task
+
+
 async def test_length_that_is_no_number_harms_nobody() -> None:
     told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()

@@ -89,10 +89,14 @@ class AsgiReceiver:
         return reply
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Be an application of its own: close the receiver as the server shuts down."""
+        """Be an application of its own: close the receiver as the server shuts down.
+
+        A test client starts the same application again and again.
+        """
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self._handling.open()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self._handling.close()

@@ -199,6 +199,10 @@ class Handling:
         time = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return Reply(200, msgspec.json.encode(_Accepted(self._version, self._name, time)))
 
+    def open(self) -> None:
+        """Answer again after `close`."""
+        self._is_closing = False
+
     async def close(self) -> None:
         """Answer 503 from now on, and wait for the handlers that have begun."""
         self._is_closing = True

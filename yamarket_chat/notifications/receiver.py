@@ -33,7 +33,7 @@ class Receiver:
 
     Requests that do not come from the Market are answered 403, and their body is not read.
 
-    A receiver belongs to one event loop. `on_event` must not block it.
+    A receiver belongs to one event loop at a time. `on_event` must not block it.
 
     Attributes:
         asgi: The receiver as an ASGI application, for FastAPI, Starlette, Litestar, Django and
@@ -140,6 +140,17 @@ class Receiver:
             await receiver.close()
         """
         await self._handling.close()
+
+    def open(self) -> None:
+        """Answer again after `close`: if a test starts the same application more than once.
+
+        `asgi` does this by itself if an ASGI server runs it as an application of its own, and
+        `Bot.running` does it as it begins.
+
+        Example:
+            receiver.open()
+        """
+        self._handling.open()
 
 
 def _header(headers: Headers) -> Header:
