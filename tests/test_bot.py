@@ -432,6 +432,8 @@ async def test_arguments_are_checked(small: Shop) -> None:
         {"concurrency": 0},
         {"handler_timeout": 0},
         {"max_age": -1},
+        {"networks": None},
+        {"trusted_proxies": None},
         {"keys": 5},
         {"max_wait": 5},
     ):

@@ -509,6 +509,10 @@ async def test_log_says_how_a_unix_socket_is_trusted(caplog: pytest.LogCaptureFi
         ({"networks": ["unix:"]}, "networks: "),
         ({"trusted_proxies": "unix:"}, "trusted_proxies is a text"),
         ({"trusted_proxies": ["proxy"]}, "trusted_proxies: "),
+        ({"networks": None}, "networks is a list of networks"),
+        ({"trusted_proxies": None}, "trusted_proxies is a list of networks"),
+        ({"trusted_proxies": b"10.0.0.0/8"}, "trusted_proxies is a text"),
+        ({"name": "\ud800"}, "name has half of a surrogate pair"),
     ],
 )
 def test_wrong_setting_is_refused(settings: dict[str, Any], told: str) -> None:

@@ -30,12 +30,18 @@ class Networks:
     """A set of networks."""
 
     def __init__(self, name: str, networks: Iterable[object]) -> None:
-        if isinstance(networks, (str, bytes)):
-            raise InvalidArgumentError(f"{name} is a text; pass a list of networks")
         self._networks = [_network(name, network) for network in networks]
 
     def __contains__(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def _listed(name: str, networks: object) -> list[object]:
+    if isinstance(networks, (str, bytes)):
+        raise InvalidArgumentError(f"{name} is a text; pass a list of networks")
+    if not isinstance(networks, Iterable):
+        raise InvalidArgumentError(f"{name} is a list of networks")
+    return list(networks)
 
 
 def _network(name: str, network: object) -> IPv4Network | IPv6Network:
@@ -55,10 +61,8 @@ class Gate:
     """Decides by its address whether a request is from the Market."""
 
     def __init__(self, networks: Iterable[object], trusted_proxies: Iterable[object]) -> None:
-        if isinstance(trusted_proxies, str):
-            raise InvalidArgumentError("trusted_proxies is a text; pass a list of networks")
-        proxies = list(trusted_proxies)
-        self._networks = Networks("networks", networks)
+        proxies = _listed("trusted_proxies", trusted_proxies)
+        self._networks = Networks("networks", _listed("networks", networks))
         self._trusts_unix = UNIX in proxies
         self._proxies = Networks("trusted_proxies", (p for p in proxies if p != UNIX))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
-from ..arguments import check_async
+from ..arguments import check_async, check_encodable
 from ..errors import InvalidArgumentError
 from .asgi import AsgiReceiver
 from .gate import MARKET_NETWORKS, Gate, Header
@@ -161,4 +161,5 @@ def _header(headers: Headers) -> Header:
 def _checked(name: str, value: object) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME:
         raise InvalidArgumentError(f"{name} must be a text of 1 to {MAX_NAME} characters")
+    check_encodable(name, value)
     return value
