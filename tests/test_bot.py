@@ -412,6 +412,17 @@ async def test_a_mapping_ignores_other_businesses(small: Shop) -> None:
     assert await small.hints() == 0
 
 
+async def test_a_bot_that_runs_again_answers_the_market_again(small: Shop) -> None:
+    """A test suite starts the same web application in each test."""
+    bot = small.bot(networks=["127.0.0.0/8"])
+    for _ in range(2):
+        async with bot.running():
+            body = b'{"notificationType": "PING"}'
+            assert (await bot.receiver.reply(body, "127.0.0.1")).status == 200
+            await bot.receiver.close()
+            assert (await bot.receiver.reply(body, "127.0.0.1")).status == 503
+
+
 async def test_arguments_are_checked(small: Shop) -> None:
     for wrong in (
         {"name": "мой бот"},
@@ -421,6 +432,8 @@ async def test_arguments_are_checked(small: Shop) -> None:
         {"concurrency": 0},
         {"handler_timeout": 0},
         {"max_age": -1},
+        {"networks": None},
+        {"trusted_proxies": None},
         {"keys": 5},
         {"max_wait": 5},
     ):

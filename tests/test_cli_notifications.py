@@ -103,7 +103,10 @@ async def test_listen_lets_the_client_of_a_trusted_proxy_in() -> None:
             headers = {"X-Forwarded-For": address}
             async with client.post(url, data=body_of(), headers=headers) as response:
                 assert response.status == status
-    assert "answered 403, the last from 127.0.0.1" in (await stop(process)).err
+    told = (
+        f"answered 403, the last from {MARKET}, as the trusted proxy 127.0.0.1 says in X-Forwarded-"
+    )
+    assert told in (await stop(process)).err
 
 
 async def test_sandbox_notifies_the_address_of_the_option() -> None:
@@ -152,10 +155,13 @@ def test_wrong_usage_of_notifications_prints_one_line(
 ) -> None:
     for arguments, told in (
         (("send",), "Missing argument 'URL'"),
-        (("send", "127.0.0.1:8080"), "is not the URL of a receiver"),
+        (("send", "127.0.0.1:8080"), "is no URL of a receiver"),
+        (("send", "http://[::1"), "is no URL of a receiver"),
+        (("send", "http://127.0.0.1:99999/"), "Port out of range"),
         (("send", "http://127.0.0.1:1/", "--kind", "ORDER_CREATED"), "Invalid value for"),
         (("listen", "--network", "everybody"), "networks: "),
         (("listen", "--port", "65536"), "Invalid value for"),
+        (("listen", "--host", ".."), "is no name or address of a machine"),
     ):
         finished = in_process("notifications", *arguments)
         assert finished.status == 2, arguments
@@ -163,6 +169,9 @@ def test_wrong_usage_of_notifications_prints_one_line(
     finished = in_process("sandbox", "--notify-faults", "0.5")
     assert finished.status == 2
     assert finished.err.startswith("Error: --notify-faults needs the address of a receiver")
+    finished = in_process("sandbox", "--host", "..")
+    assert finished.status == 2
+    assert "is no name or address of a machine" in finished.err
     finished = in_process("sandbox", "--notify", "localhost:8080")
     assert finished.status == 2
     assert "is no URL of a receiver" in finished.err

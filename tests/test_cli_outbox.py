@@ -261,6 +261,8 @@ WRONG = [
     (["schema", "--dialect", "mysql"], "--dialect is one of sqlite, postgresql"),
     (["schema"], "Missing option '--dialect'"),
     (["prune", "--keep", "0"], "Invalid value for '--keep'"),
+    (["prune", "--keep", "1e300"], "Invalid value for '--keep'"),
+    (["deliver", "--api-key", "k", "--keep", "1e300"], "Invalid value for '--keep'"),
     (["status", "--database", "mysql://x"], "the outbox does not work with"),
     (["status", "--database", "postgresql:x"], "the address of the outbox is one such as"),
     (["status", "--database", "sqlite://"], "an outbox in memory does not survive the process"),
@@ -290,6 +292,18 @@ def test_key_of_another_message_is_a_conflict(shell: Shell) -> None:
     shell("put", "17", "да", "--key", "a")
     assert "the key 'a' belongs to message 1" in shell("put", "17", "нет", "--key", "a", status=1)
     assert len(shell.json("list")) == 1
+
+
+@pytest.mark.parametrize("state", ["cancelled", "delivered", "expired"])
+def test_put_says_that_the_message_of_a_key_waits_no_more(shell: Shell, state: str) -> None:
+    put = ("put", "17", "да", "--key", "a", "--not-after", "2020-01-01")
+    shell(*put)
+    assert shell(*put) == "Message 1 waits in the outbox\n"
+    shell.becomes(1, state)
+    again = shell.run("outbox", *put)
+    assert again.out == f"Message 1 has this key already, and is {state}\n"
+    assert again.err == ""  # nothing about what becomes of it
+    assert shell.json(*put) == [{"number": 1}]
 
 
 COMMANDS = [
@@ -329,6 +343,8 @@ def test_database_of_env_file_or_a_plain_path_is_used(empty: Shell) -> None:
     empty("create", "--database", "50%.db")
     assert Path("50%.db").exists()
     assert empty.json("create", "--database", "50%.db") == [{"version": 1}]
+    empty("create", "--database", "sqlite:///a:b@c.db")
+    assert Path("a:b@c.db").exists()
 
 
 def test_tables_that_are_too_new_are_refused(shell: Shell) -> None:
@@ -367,6 +383,26 @@ def test_password_on_the_command_line_is_warned_of(empty: Shell) -> None:
     assert "tiger" not in finished.err
     empty.patch.setenv("YAMARKET_OUTBOX", url)
     assert "Warning" not in empty.run("outbox", "list").err
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("u:tiger@127.0.0.1/d", "begins with postgresql:// or sqlite:///"),
+        ("postgresql//u:tiger@127.0.0.1/d", "begins with postgresql:// or sqlite:///"),
+        ("//u:tiger@127.0.0.1/d", "begins with postgresql:// or sqlite:///"),
+        ("tiger\udcff.db", "has bytes that could not be decoded"),
+        ("sqlite:///tiger\udcff.db", "has bytes that could not be decoded"),
+        ("tiger\0.db", "has a NUL in it"),
+    ],
+)
+def test_address_that_makes_no_sense_is_not_shown(empty: Shell, address: str, told: str) -> None:
+    for command in (["create"], ["status", "--healthy"]):
+        finished = empty.run("outbox", *command, "--database", address)
+        assert finished.status == 2
+        assert told in finished.err
+        assert "tiger" not in finished.err
+    assert list(Path.cwd().iterdir()) == []
 
 
 def test_missing_driver_says_what_to_install(empty: Shell) -> None:

@@ -407,6 +407,20 @@ def test_standard_input_has_an_outbox_if_one_is_named(
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
+def test_outbox_whose_path_is_no_text_is_refused_before_it_is_made(
+    tmp_path: Path,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    file = write(tmp_path / "m\udcff.csv", [A])
+    refused = in_process("send-many", file)
+    assert refused.status == 2
+    assert "the path of the outbox (see --outbox) has bytes that could not be" in refused.err
+    assert len(list(tmp_path.iterdir())) == 1
+    assert in_process("send-many", file, "--outbox", str(tmp_path / "o")).status == 0
+    assert served_market.messages_stored == 1
+
+
 # Disks
 
 

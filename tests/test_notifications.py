@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -212,9 +213,17 @@ async def test_handler_that_fails_is_answered_500(
     assert "on_event" in caplog.text
 
 
-async def test_handler_that_is_no_async_function_is_answered_500() -> None:
-    receiver = Receiver(lambda event: None, name="x", version="1")  # type: ignore[arg-type,return-value]
-    assert (await receiver.reply(MESSAGE, MARKET)).status == 500
+async def test_handler_that_is_no_async_function_has_done_its_work_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After a 500 the Market sends the event again, and the function would run again."""
+    events: list[Event] = []
+    receiver = Receiver(events.append, name="x", version="1")  # type: ignore[arg-type]
+    assert (await receiver.reply(MESSAGE, MARKET)).status == 200
+    assert events == [parse(MESSAGE)]
+    [line] = caplog.records
+    assert line.levelno == logging.ERROR
+    assert "write `async def`" in line.getMessage()
 
 
 async def test_handler_that_takes_too_long_is_cancelled_and_answered_500_before_10_s() -> None:
@@ -275,6 +284,8 @@ async def test_closing_lets_handlers_end_and_refuses_new_requests_with_503() -> 
     assert (await begun).status == 200
     assert len(handler.ended) == 1
     await receiver.close()  # nothing left to do
+    receiver.open()
+    assert (await receiver.reply(MESSAGE, MARKET)).status == 200
 
 
 async def test_closing_does_not_wait_for_ever() -> None:
@@ -447,6 +458,46 @@ async def test_flood_from_foreign_addresses_writes_one_line_a_minute(
 
 
 @pytest.mark.parametrize(
+    ("remote", "headers", "told"),
+    [
+        (FOREIGN, {"X-Forwarded-For": MARKET}, f"{FOREIGN}: not from the Market's networks; if"),
+        ("testclient", {}, "'testclient', which is no address"),
+        (
+            PROXY,
+            {"X-Forwarded-For": f"{MARKET}, {FOREIGN}, 10.0.0.7"},
+            f"{FOREIGN}, as the trusted proxy {PROXY} says in X-Forwarded-For: not from the",
+        ),
+        (PROXY, {}, f"the trusted proxy {PROXY}, which has sent neither X-Forwarded-For nor Forw"),
+        (
+            PROXY,
+            {"X-Forwarded-For": f"{MARKET}, unknown"},
+            f"the trusted proxy {PROXY}, whose X-Forwarded-For has 'unknown' instead of an address",
+        ),
+        (PROXY, {"Forwarded": MARKET}, f"the trusted proxy {PROXY}, whose Forwarded has '' instea"),
+        (
+            None,
+            {"Forwarded": f"for={FOREIGN}"},
+            f"{FOREIGN}, as a trusted proxy without an address says in Forwarded: not from the",
+        ),
+    ],
+)
+async def test_log_names_the_address_that_was_not_let_in(
+    remote: str | None, headers: dict[str, str], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = receiver_of(trusted_proxies=["10.0.0.0/8", "unix:"])
+    assert (await receiver.reply(MESSAGE, remote, headers)).status == 403
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"1 request(s) answered 403, the last from {told}")
+    # What is a trusted proxy already is not to be passed in trusted_proxies.
+    assert ("trusted_proxies" in line) is (remote == FOREIGN)
+
+
+async def test_log_says_how_a_unix_socket_is_trusted(caplog: pytest.LogCaptureFixture) -> None:
+    assert (await receiver_of().reply(MESSAGE, None)).status == 403
+    assert "pass 'unix:' in trusted_proxies" in caplog.text
+
+
+@pytest.mark.parametrize(
     ("settings", "told"),
     [
         ({"name": ""}, "name must be a text of 1 to 100 characters"),
@@ -458,6 +509,10 @@ async def test_flood_from_foreign_addresses_writes_one_line_a_minute(
         ({"networks": ["unix:"]}, "networks: "),
         ({"trusted_proxies": "unix:"}, "trusted_proxies is a text"),
         ({"trusted_proxies": ["proxy"]}, "trusted_proxies: "),
+        ({"networks": None}, "networks is a list of networks"),
+        ({"trusted_proxies": None}, "trusted_proxies is a list of networks"),
+        ({"trusted_proxies": b"10.0.0.0/8"}, "trusted_proxies is a text"),
+        ({"name": "\ud800"}, "name has half of a surrogate pair"),
     ],
 )
 def test_wrong_setting_is_refused(settings: dict[str, Any], told: str) -> None:
@@ -465,6 +520,11 @@ def test_wrong_setting_is_refused(settings: dict[str, Any], told: str) -> None:
         Receiver(Handler(), **{"name": "my-shop", "version": "1.0"} | settings)
 
 
-def test_on_event_must_be_callable() -> None:
-    with pytest.raises(InvalidArgumentError, match="on_event"):
-        Receiver(None, name="my-shop", version="1.0")  # type: ignore[arg-type]
+async def _yields(event: Event) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("on_event", [None, _yields])
+def test_on_event_must_be_callable_and_no_generator(on_event: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="on_event is an async function"):
+        Receiver(on_event, name="my-shop", version="1.0")

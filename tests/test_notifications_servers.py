@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,6 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.helpers import http_server
 from tests.test_notifications import MARKET, MESSAGE, PING, Handler, body_of, receiver_of
 from yamarket_chat.notifications import Receiver, parse
 from yamarket_chat.notifications import asgi as asgi_module
@@ -221,13 +223,42 @@ async def test_server_that_shuts_down_lets_handlers_end(framework: str) -> None:
     assert (await receiver.reply(PING, "127.0.0.1")).status == 503
 
 
-async def test_application_alone_refuses_what_is_no_post() -> None:
+@pytest.mark.parametrize("server", ["aiohttp", "uvicorn"])
+async def test_what_is_no_post_is_answered_400_and_logged_once_a_minute(
+    server: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A redirect makes a GET of a POST: each event would be lost without a word."""
     receiver = receiver_of(networks=LOOPBACK)
-    async with serving(receiver.asgi) as url, aiohttp.ClientSession() as client:
-        for method in ("GET", "PUT", "DELETE", "OPTIONS"):
-            async with client.request(method, f"{url}/") as response:
+    with caplog.at_level(logging.WARNING, "yamarket_chat"):
+        async with (
+            http_server(receiver.aiohttp) if server == "aiohttp" else serving(receiver.asgi) as url,
+            aiohttp.ClientSession() as client,
+        ):
+            for method in ("GET", "PUT", "DELETE", "OPTIONS"):
+                async with client.request(method, f"{url}/") as response:
+                    assert response.status == 400
+                    assert (await response.json())["error"]["type"] == "WRONG_EVENT_FORMAT"
+    [line] = [record.getMessage() for record in caplog.records if record.name == "yamarket_chat"]
+    assert line.startswith("1 request(s) answered 400, the last with the method GET: ")
+
+
+async def test_body_that_cannot_be_decompressed_is_answered_400_and_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    receiver = receiver_of(networks=LOOPBACK)
+    async with http_server(receiver.aiohttp) as url, aiohttp.ClientSession() as client:
+        for _ in range(2):
+            headers = {"Content-Encoding": "gzip"}
+            async with client.post(url, data=b"abc", headers=headers) as response:
                 assert response.status == 400
                 assert (await response.json())["error"]["type"] == "WRONG_EVENT_FORMAT"
+    [line] = [record.getMessage() for record in caplog.records if record.name == "yamarket_chat"]
+    assert line.startswith("1 request(s) answered 400, the body of the last cannot be read: ")
+
+
+async def test_application_alone_refuses_a_websocket() -> None:
+    receiver = receiver_of(networks=LOOPBACK)
+    async with serving(receiver.asgi) as url, aiohttp.ClientSession() as client:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await client.ws_connect(url)
         assert refused.value.status == 403
@@ -278,6 +309,34 @@ async def test_only_http_1_has_a_header_that_closes_the_connection(
     await receiver_of().asgi(scope, receive, send)
     assert sent[0]["status"] == 403
     assert ((b"connection", b"close") in sent[0]["headers"]) is hangs_up
+
+
+async def test_application_that_is_started_again_answers_again() -> None:
+    """A test suite opens a test client for the same application in each test."""
+    receiver = receiver_of()
+    for _ in range(2):
+        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        task = asyncio.create_task(receiver.asgi({"type": "lifespan"}, told.get, said.put))
+        for turn, status in (("startup", 200), ("shutdown", 503)):
+            await told.put({"type": f"lifespan.{turn}"})
+            assert await said.get() == {"type": f"lifespan.{turn}.complete"}
+            assert (await receiver.reply(PING, MARKET)).status == status
+        await task
+
+
+async def test_length_that_is_no_number_harms_nobody() -> None:
+    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    await told.put({"type": "http.request", "body": PING})
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "client": (MARKET, 443),
+        "headers": [(b"content-length", "²".encode("latin-1"))],  # it is a digit, says Python
+    }
+    await receiver_of().asgi(scope, told.get, said.put)
+    assert (await said.get())["status"] == 200
 
 
 async def test_large_notification_in_many_pieces_is_read() -> None:

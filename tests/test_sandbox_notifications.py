@@ -219,6 +219,10 @@ def test_random_notifications_depend_on_the_seed_only() -> None:
     [
         (("ftp://127.0.0.1/",), "pass http"),
         (("127.0.0.1:8080",), "pass http"),
+        (("http://",), "pass http"),
+        (("http://[::1",), "pass http"),
+        (("http://127.0.0.1:99999/",), "Port out of range"),
+        ((5,), "pass http"),
         (("http://127.0.0.1:8080/", 3), "plan must be"),
     ],
 )

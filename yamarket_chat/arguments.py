@@ -6,6 +6,7 @@ is expected.
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
 import math
 import os
@@ -207,6 +208,16 @@ def check_type(name: str, value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
         raise InvalidArgumentError(f"{name} is of type {kind.__name__}, not {type(value).__name__}")
     return value
+
+
+def check_async(name: str, function: object) -> None:
+    """Check that a function may be async. Not all that are async can be known by looking at it."""
+    if (
+        not callable(function)
+        or inspect.isasyncgenfunction(function)
+        or inspect.isgeneratorfunction(function)
+    ):
+        raise InvalidArgumentError(f"{name} is an async function: write `async def` and no `yield`")
 
 
 def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> float:

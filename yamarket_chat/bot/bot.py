@@ -221,6 +221,7 @@ class Bot:
             keys.__contains__ if isinstance(keys, Mapping) else lambda _: True,
         )
         self._runner = runner
+        self.receiver.open()  # a test suite starts the same program again and again
         try:
             async with inside.delivering(
                 self._outbox,

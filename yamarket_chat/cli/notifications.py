@@ -8,13 +8,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import msgspec
 import typer
 from aiohttp import web
 
-from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.notifications import (
     MARKET_NETWORKS,
     ChatEvent,
@@ -55,7 +53,7 @@ def listen(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")
     ] = 8080,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: options.Host = "127.0.0.1",
     network: Annotated[
         list[str] | None,
         typer.Option(
@@ -171,10 +169,7 @@ def send(
 
     Example: yamarket-chat notifications send http://127.0.0.1:8080/notification
     """
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise InvalidArgumentError(
-            f"{url} is not the URL of a receiver; pass http://HOST:PORT/PATH"
-        )
+    notifier.check_url(url)
     now = datetime.now(UTC).replace(microsecond=0)
     sent = [
         notifier.notification_of(one, business_id, chat, message, now) for one in kind or list(Kind)

@@ -33,6 +33,14 @@ def _check_key(context: typer.Context, value: str | None) -> str | None:
     return value
 
 
+def _check_host(value: str) -> str:
+    try:
+        value.encode("idna")  # as the resolver does
+    except UnicodeError:
+        raise typer.BadParameter(f"{value!r:.60} is no name or address of a machine") from None
+    return value
+
+
 ChatId = Annotated[int, typer.Argument(metavar="CHAT_ID", min=1, help="The id of the chat.")]
 ApiKey = Annotated[
     str | None,
@@ -66,6 +74,7 @@ InsecureHttp = Annotated[
         "--insecure-http", help="Allow plain http to other machines, not only to this one."
     ),
 ]
+Host = Annotated[str, typer.Option(help="The address to listen on.", callback=_check_host)]
 GiveUpAfter = Annotated[
     float,
     typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import contextmanager
 from datetime import datetime
@@ -11,6 +12,7 @@ import msgspec
 import typer
 from rich.table import Table
 
+from yamarket_chat.arguments import check_encodable
 from yamarket_chat.errors import ChatError, InvalidArgumentError
 from yamarket_chat.receipts import Receipt
 
@@ -32,6 +34,8 @@ STATES = ("waiting", "leaving", "delivered", "refused", "unknown", "cancelled", 
 VARIABLE = environment.OUTBOX
 SCHEMES = ("sqlite", "postgres", "postgresql")
 DAY = 24 * 3600.0
+MOST_DAYS = 36_500.0
+"""The most days of --keep. Many more cannot be counted back from today."""
 
 SHOWN = 100
 """How many characters of a text are shown in one line of a file."""
@@ -84,7 +88,10 @@ Yes = Annotated[bool, typer.Option("--yes", help="Do so without a question.")]
 KeepDays = Annotated[
     float,
     typer.Option(
-        min=0.001, metavar="DAYS", help="For how many days a message is kept after it ended."
+        min=0.001,
+        max=MOST_DAYS,
+        metavar="DAYS",
+        help="For how many days a message is kept after it ended.",
     ),
 ]
 ForgetText = Annotated[
@@ -99,9 +106,18 @@ def url_of(database: str | None) -> URL | str:
         raise InvalidArgumentError(
             f"--database is missing; pass it or set {VARIABLE}, such as sqlite:///outbox.db"
         )
+    check_encodable("the address of the outbox", database)
+    if "\0" in database:
+        raise InvalidArgumentError("the address of the outbox has a NUL in it")
     scheme, colon, _ = database.partition(":")
     if "://" in database or (colon and scheme.partition("+")[0].lower() in SCHEMES):
         return database
+    # Rather a mistyped address than a path: it may contain a password, so no text shows it.
+    if "@" in os.path.splitdrive(database)[1].partition(":")[2]:
+        raise InvalidArgumentError(
+            "the address of the outbox begins with postgresql:// or sqlite:///, also that of a file"
+            " whose path has a : and an @"
+        )
     with installed():
         from sqlalchemy import URL
 

@@ -14,7 +14,7 @@ from yamarket_chat.errors import InvalidArgumentError
 from . import console, options, outbox_options
 
 if TYPE_CHECKING:
-    from yamarket_chat.outbox import OutboxFile, OutboxMessage
+    from yamarket_chat.outbox import OutboxFile, OutboxMessage, OutboxState
 
 
 class _Put(msgspec.Struct):
@@ -116,16 +116,21 @@ def put(
         {"key": key, "bulk": bulk, "not_before": not_before, "not_after": not_after},
     )  # fmt: skip
 
-    async def work() -> int:
-        return await outbox.put(message)
+    async def work() -> tuple[int, OutboxState]:
+        # Looked up before: what is put now may be delivered a moment later.
+        known = None if key is None else await outbox.get(business_id=business_id, key=key)
+        number = await outbox.put(message)
+        return number, known.state if known and known.number == number else "waiting"
 
-    number = outbox_options.run(outbox, work)
+    number, state = outbox_options.run(outbox, work)
     if json:
         console.data(_Put(number))
-    else:
+    elif state == "waiting":
         console.result(f"Message {number} waits in the outbox")
+    else:
+        console.result(f"Message {number} has this key already, and is {state}")
     # The process that delivers goes by the Market's clock, and this machine's may be wrong.
-    if not_after is not None and not_after <= datetime.now(UTC):
+    if state == "waiting" and not_after is not None and not_after <= datetime.now(UTC):
         console.warning(
             f"by this machine's clock, --not-after is over: {console.moment(not_after)}. If it is"
             " over by the Market's clock too, the message expires and is not sent"

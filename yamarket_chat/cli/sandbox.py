@@ -19,7 +19,7 @@ from yamarket_chat.sandbox import (
     random_notifications,
 )
 
-from . import console, signals
+from . import console, options, signals
 from .say import say
 
 DOCUMENTED = Limits()
@@ -33,7 +33,7 @@ sandbox.command()(say)
 def run(
     context: typer.Context,
     *,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: options.Host = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free port.")
     ] = 0,

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from yamarket_chat.arguments import BASE_URL
+from yamarket_chat.arguments import BASE_URL, check_encodable
 from yamarket_chat.errors import InvalidArgumentError
 from yamarket_chat.limits import Limits, Rate
 
@@ -138,6 +138,8 @@ def send_many(
     if outbox is None and kept:
         # Of the file itself: another name of it must not send it once more.
         outbox = Path(os.path.realpath(file) + SUFFIX)
+    if outbox is not None:
+        check_encodable("the path of the outbox (see --outbox)", str(outbox))
     if resume and (outbox is None or not outbox.exists()):
         raise _usage_error(
             f"there is no outbox {outbox or 'of standard input'}, which knows what was sent; pass"

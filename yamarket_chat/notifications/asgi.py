@@ -9,7 +9,6 @@ from typing import Any
 from .handling import (
     ANSWER_WITHIN,
     MAX_BODY,
-    NOT_POSTED,
     READ_WITHIN,
     TOO_LARGE,
     TOO_SLOW,
@@ -81,18 +80,23 @@ class AsgiReceiver:
         client = scope.get("client")
         reply = self._handling.refuses(client[0] if client else None, header)
         if reply is None and scope["method"] != "POST":
-            return NOT_POSTED
+            return self._handling.not_posted(scope["method"])
         if reply is None and any(
-            length.isdigit() and int(length[:20]) > MAX_BODY for length in header("content-length")
+            length.isascii() and length.isdigit() and int(length[:20]) > MAX_BODY
+            for length in header("content-length")
         ):
             return TOO_LARGE
         return reply
 
     async def _live(self, receive: Receive, send: Send) -> None:
-        """Be an application of its own: close the receiver as the server shuts down."""
+        """Be an application of its own: close the receiver as the server shuts down.
+
+        A test client starts the same application again and again.
+        """
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self._handling.open()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 await self._handling.close()

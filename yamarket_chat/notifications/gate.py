@@ -30,12 +30,18 @@ class Networks:
     """A set of networks."""
 
     def __init__(self, name: str, networks: Iterable[object]) -> None:
-        if isinstance(networks, (str, bytes)):
-            raise InvalidArgumentError(f"{name} is a text; pass a list of networks")
         self._networks = [_network(name, network) for network in networks]
 
     def __contains__(self, address: Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def _listed(name: str, networks: object) -> list[object]:
+    if isinstance(networks, (str, bytes)):
+        raise InvalidArgumentError(f"{name} is a text; pass a list of networks")
+    if not isinstance(networks, Iterable):
+        raise InvalidArgumentError(f"{name} is a list of networks")
+    return list(networks)
 
 
 def _network(name: str, network: object) -> IPv4Network | IPv6Network:
@@ -55,43 +61,59 @@ class Gate:
     """Decides by its address whether a request is from the Market."""
 
     def __init__(self, networks: Iterable[object], trusted_proxies: Iterable[object]) -> None:
-        if isinstance(trusted_proxies, str):
-            raise InvalidArgumentError("trusted_proxies is a text; pass a list of networks")
-        proxies = list(trusted_proxies)
-        self._networks = Networks("networks", networks)
+        proxies = _listed("trusted_proxies", trusted_proxies)
+        self._networks = Networks("networks", _listed("networks", networks))
         self._trusts_unix = UNIX in proxies
         self._proxies = Networks("trusted_proxies", (p for p in proxies if p != UNIX))
 
-    def admits(self, remote: str | None, header: Header) -> bool:
-        """Return True if a request is let in. `remote` is None if the connection has no address.
+    def stranger(self, remote: str | None, header: Header) -> str | None:
+        """Return from whom a request is that is not let in, for the log; None if it is let in.
 
-        A header counts only if the connection is a trusted proxy's. If both headers are there,
-        both must name the Market: a proxy sets one of them, and passes the other one on as the
-        client has sent it.
+        `remote` is None if the connection has no address. A header counts only if the connection is
+        a trusted proxy's. If both headers are there, both must name the Market: a proxy sets one of
+        them, and passes the other one on as the client has sent it.
         """
         peer = address_of(remote) if remote else None
         if peer is None:
-            if remote or not self._trusts_unix:
-                return False
+            if remote:
+                return f"{remote!r:.60}, which is no address"
+            if not self._trusts_unix:
+                return (
+                    "a connection without an address; if that is your own proxy's, pass"
+                    f" {UNIX!r} in trusted_proxies"
+                )
         elif peer not in self._proxies:
-            return peer in self._networks
-        chains = [
-            entries(lines)
-            for name, entries in _HEADERS.items()
-            if (lines := header(name))  # the usual request has one of them
-        ]
-        if not chains:
-            return peer is not None and peer in self._networks
-        return all(self._is_from_the_market(peer, chain) for chain in chains)
+            if peer in self._networks:
+                return None
+            return (
+                f"{peer}: not from the Market's networks; if that is your own proxy, pass it in"
+                " trusted_proxies"
+            )
+        proxy = f"the trusted proxy {peer}" if peer else "a trusted proxy without an address"
+        is_named = False
+        for name, entries in _HEADERS.items():
+            if not (lines := header(name)):  # the usual request has one of them
+                continue
+            is_named = True
+            client, entry = self._client(entries(lines))
+            if client is None:
+                return f"{proxy}, whose {name.title()} has {entry!r:.60} instead of an address"
+            if client not in self._networks:
+                return (
+                    f"{client}, as {proxy} says in {name.title()}: not from the Market's networks"
+                )
+        if is_named or (peer is not None and peer in self._networks):
+            return None
+        return f"{proxy}, which has sent neither {' nor '.join(map(str.title, _HEADERS))}"
 
-    def _is_from_the_market(self, peer: Address | None, chain: Iterable[str]) -> bool:
-        """Look at the first address from the right that is not a trusted proxy's."""
-        client = peer
+    def _client(self, chain: Iterable[str]) -> tuple[Address | None, str]:
+        """Return the first address from the right that is not a trusted proxy's, and its text."""
+        client, entry = None, ""
         for entry in chain:
             client = address_of(entry)
             if client is None or client not in self._proxies:
                 break
-        return client is not None and client in self._networks
+        return client, entry.strip()
 
 
 def address_of(text: str) -> Address | None:

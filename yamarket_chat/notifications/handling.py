@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -26,7 +28,7 @@ CLOSE_WITHIN = 10.0
 """Seconds that `close` waits for handlers at most; it then cancels them."""
 
 REPORT_EVERY = 60.0
-"""Seconds between two lines of the log about requests that were not let in."""
+"""Seconds between two lines of the log about the same trouble with requests."""
 
 OnEvent = Callable[[Event], Awaitable[None]]
 
@@ -84,6 +86,23 @@ _FAILED = failure(500, "The event was not processed")
 _TOO_LATE = failure(500, "The event was not processed in time")
 
 
+class _Line:
+    """A line of the log, written once in a while only: a flood must not fill the log."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._count = 0
+        self._written_at = -REPORT_EVERY
+
+    def write(self, detail: str) -> None:
+        """Count a request, and write the line if that was not done lately."""
+        self._count += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._written_at >= REPORT_EVERY:
+            logger.warning(self._text, self._count, detail)
+            self._count, self._written_at = 0, now
+
+
 class Handling:
     """Lets requests in, has their events handled, and answers."""
 
@@ -94,19 +113,36 @@ class Handling:
         self._gate = gate
         self._running: set[asyncio.Task[None]] = set()
         self._is_closing = False
-        self._not_admitted = 0
-        self._reported_at = -REPORT_EVERY
+        self._not_admitted = _Line("%d request(s) answered 403, the last from %s")
+        self._not_posted = _Line(
+            "%d request(s) answered 400, the last with the method %s: notifications are POSTed; a"
+            " redirect on the way may have made a GET of a POST"
+        )
+        self._unreadable = _Line(
+            "%d request(s) answered 400, the body of the last cannot be read: %s"
+        )
 
     def admits(self, remote: str | None, header: Header) -> bool:
         """Return True if a request is let in."""
-        return not self._is_closing and self._gate.admits(remote, header)
+        return not self._is_closing and self._gate.stranger(remote, header) is None
 
     def refuses(self, remote: str | None, header: Header) -> Reply | None:
         """Return the answer to a request that is not let in. Its body need not be read."""
-        if not self._gate.admits(remote, header):
-            self._report(remote)
+        stranger = self._gate.stranger(remote, header)
+        if stranger is not None:
+            self._not_admitted.write(stranger)
             return NOT_ADMITTED
         return CLOSING if self._is_closing else None
+
+    def not_posted(self, method: str) -> Reply:
+        """Return the answer to a request that was let in and is no POST."""
+        self._not_posted.write(method)
+        return NOT_POSTED
+
+    def unreadable(self, error: Exception) -> Reply:
+        """Return the answer to a request whose body cannot be read."""
+        self._unreadable.write(type(error).__name__)
+        return UNREADABLE
 
     async def answer(self, body: bytes, deadline: float) -> Reply:
         """Answer a request that was let in. `deadline` is a time of the event loop."""
@@ -149,25 +185,23 @@ class Handling:
         return None
 
     async def _call(self, event: Event) -> None:
-        await self._on_event(event)
+        running: Any = self._on_event(event)
+        if inspect.isawaitable(running):
+            await running
+        else:  # it has done its work: after a 500 the Market would have it done again for 14 days
+            logger.error(
+                "on_event is no async function: write `async def`. It has returned, so the Market"
+                " was answered 200"
+            )
 
     def _accepted(self) -> Reply:
         now = datetime.fromtimestamp(wall_time(asyncio.get_running_loop()), UTC)
         time = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         return Reply(200, msgspec.json.encode(_Accepted(self._version, self._name, time)))
 
-    def _report(self, remote: str | None) -> None:
-        # One line in a while: a flood must not fill the log.
-        self._not_admitted += 1
-        now = asyncio.get_running_loop().time()
-        if now - self._reported_at >= REPORT_EVERY:
-            logger.warning(
-                "%d request(s) answered 403, the last from %s: not from the Market's networks; if"
-                " that is your own proxy, pass it in trusted_proxies",
-                self._not_admitted,
-                remote or "a connection without an address",
-            )
-            self._not_admitted, self._reported_at = 0, now
+    def open(self) -> None:
+        """Answer again after `close`."""
+        self._is_closing = False
 
     async def close(self) -> None:
         """Answer 503 from now on, and wait for the handlers that have begun."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING
 
+from ..arguments import check_async, check_encodable
 from ..errors import InvalidArgumentError
 from .asgi import AsgiReceiver
 from .gate import MARKET_NETWORKS, Gate, Header
@@ -32,7 +33,7 @@ class Receiver:
 
     Requests that do not come from the Market are answered 403, and their body is not read.
 
-    A receiver belongs to one event loop. `on_event` must not block it.
+    A receiver belongs to one event loop at a time. `on_event` must not block it.
 
     Attributes:
         asgi: The receiver as an ASGI application, for FastAPI, Starlette, Litestar, Django and
@@ -71,8 +72,7 @@ class Receiver:
         networks: Iterable[str | IPv4Network | IPv6Network] = MARKET_NETWORKS,
         trusted_proxies: Iterable[str | IPv4Network | IPv6Network] = (),
     ) -> None:
-        if not callable(on_event):
-            raise InvalidArgumentError("on_event is not callable; pass an async function")
+        check_async("on_event", on_event)
         self._handling = Handling(
             on_event,
             _checked("name", name),
@@ -141,6 +141,17 @@ class Receiver:
         """
         await self._handling.close()
 
+    def open(self) -> None:
+        """Answer again after `close`: if a test starts the same application more than once.
+
+        `asgi` does this by itself if an ASGI server runs it as an application of its own, and
+        `Bot.running` does it as it begins.
+
+        Example:
+            receiver.open()
+        """
+        self._handling.open()
+
 
 def _header(headers: Headers) -> Header:
     pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
@@ -150,4 +161,5 @@ def _header(headers: Headers) -> Header:
 def _checked(name: str, value: object) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME:
         raise InvalidArgumentError(f"{name} must be a text of 1 to {MAX_NAME} characters")
+    check_encodable(name, value)
     return value

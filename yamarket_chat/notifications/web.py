@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from .handling import (
     ANSWER_WITHIN,
     MAX_BODY,
-    NOT_POSTED,
     READ_WITHIN,
     TOO_LARGE,
     TOO_SLOW,
@@ -34,8 +33,10 @@ async def respond(handling: Handling, request: web.BaseRequest) -> web.StreamRes
                 body = await _read(request)
         except TimeoutError:
             reply = TOO_SLOW
-        except Exception:  # noqa: BLE001 - aiohttp raises whatever decompressing or the socket does
+        except OSError:  # the client has gone, and sees no answer
             reply = UNREADABLE
+        except Exception as error:  # noqa: BLE001 - whatever decompressing or the socket raises
+            reply = handling.unreadable(error)
         else:
             reply = await handling.answer(body, began + ANSWER_WITHIN)
     response = web.Response(
@@ -49,7 +50,7 @@ async def respond(handling: Handling, request: web.BaseRequest) -> web.StreamRes
 def _refuses(handling: Handling, request: web.BaseRequest) -> Reply | None:
     reply = handling.refuses(request.remote, lambda name: request.headers.getall(name, []))
     if reply is None and request.method != "POST":
-        return NOT_POSTED
+        return handling.not_posted(request.method)
     if reply is None and (request.content_length or 0) > MAX_BODY:
         return TOO_LARGE
     return reply

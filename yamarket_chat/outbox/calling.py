@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from ..errors import InvalidArgumentError
+from ..arguments import check_async as check_async
 
 T = TypeVar("T")
 
@@ -17,16 +17,6 @@ LINGERS = 30.0
 
 class NotAsyncError(TypeError):
     """A function has returned what cannot be awaited. It has done its work."""
-
-
-def check_async(name: str, function: object) -> None:
-    """Check that a function may be async. Not all that are async can be known by looking at it."""
-    if (
-        not callable(function)
-        or inspect.isasyncgenfunction(function)
-        or inspect.isgeneratorfunction(function)
-    ):
-        raise InvalidArgumentError(f"{name} is an async function: write `async def` and no `yield`")
 
 
 async def call(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:

@@ -177,6 +177,20 @@ class _Failed(msgspec.Struct):
     error: _Error
 
 
+def check_url(url: object) -> None:
+    """Check the address of a receiver."""
+    why = ""
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:  # as for a port that is out of range
+        is_url, why = False, f" ({error})"
+    if not is_url:
+        raise InvalidArgumentError(
+            f"{url!r} is no URL of a receiver{why}; pass http://HOST:PORT/PATH"
+        )
+
+
 def connected() -> aiohttp.ClientSession:
     """Return a session that opens a connection for each notification: none is kept for later."""
     return aiohttp.ClientSession(
@@ -258,8 +272,8 @@ class Notifier:
         now: datetime,
     ) -> None:
         """Send to this address from now on. What is unsent for another one is dropped."""
-        if url is not None and urlsplit(url).scheme not in ("http", "https"):
-            raise InvalidArgumentError(f"{url!r} is no URL of a receiver; pass http://HOST:PORT/…")
+        if url is not None:
+            check_url(url)
         if isinstance(plan, Mapping):
             plan = _numbered(plan)
         elif plan is not None and not callable(plan):
