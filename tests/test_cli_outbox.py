@@ -393,7 +393,7 @@ def test_password_on_the_command_line_is_warned_of(empty: Shell) -> None:
         ("//u:tiger@127.0.0.1/d", "begins with postgresql:// or sqlite:///"),
         ("tiger\udcff.db", "has bytes that could not be decoded"),
         ("sqlite:///tiger\udcff.db", "has bytes that could not be decoded"),
-        ("tiger\0.db", "has a NUL in it"),
+        ("tiger\0.db", "has a NUL character"),
     ],
 )
 def test_address_that_makes_no_sense_is_not_shown(empty: Shell, address: str, told: str) -> None:

@@ -72,6 +72,10 @@ async def error_of(calling: Any) -> OutboxDatabaseError:
         ("sqlite:///:memory:", "does not survive the process"),
         ("sqlite:///file:outbox.db?uri=true", "does not survive the process"),
         ("sqlite:///outbox.db?timeout=5", "has no parameters"),
+        ("sqlite://outbox.db", "three slashes"),
+        ("sqlite://scott:tiger@host/db", "three slashes"),
+        ("sqlite:///out\0box.db", "NUL character"),
+        ("sqlite:///out\udcffbox.db", "bytes that could not be decoded"),
     ],
 )
 def test_unknown_address_is_refused_without_showing_a_password(url: Any, said: str) -> None:

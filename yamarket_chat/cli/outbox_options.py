@@ -12,7 +12,6 @@ import msgspec
 import typer
 from rich.table import Table
 
-from yamarket_chat.arguments import check_encodable
 from yamarket_chat.errors import ChatError, InvalidArgumentError
 from yamarket_chat.receipts import Receipt
 
@@ -106,9 +105,6 @@ def url_of(database: str | None) -> URL | str:
         raise InvalidArgumentError(
             f"--database is missing; pass it or set {VARIABLE}, such as sqlite:///outbox.db"
         )
-    check_encodable("the address of the outbox", database)
-    if "\0" in database:
-        raise InvalidArgumentError("the address of the outbox has a NUL in it")
     scheme, colon, _ = database.partition(":")
     if "://" in database or (colon and scheme.partition("+")[0].lower() in SCHEMES):
         return database

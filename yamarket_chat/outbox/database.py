@@ -22,6 +22,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+from ..arguments import check_encodable
 from ..errors import InvalidArgumentError
 from . import schema
 from .errors import OutboxDatabaseError
@@ -321,6 +322,11 @@ def _checked(url: object) -> URL:
         raise InvalidArgumentError(
             f"the outbox does not work with {made.drivername!r}: pass {_URLS}"
         )
+    if made.host or made.username or made.password or made.port:
+        raise InvalidArgumentError(
+            "the address of an SQLite file has three slashes, and names no server:"
+            " sqlite:///outbox.db, or sqlite:////folder/outbox.db"
+        )
     if not made.database or made.database == ":memory:" or made.database.startswith("file:"):
         raise InvalidArgumentError(
             "an outbox in memory does not survive the process: pass the path of a file, such as"
@@ -328,6 +334,9 @@ def _checked(url: object) -> URL:
         )
     if made.query:
         raise InvalidArgumentError("the address of an SQLite file has no parameters: remove them")
+    check_encodable("the path of the outbox", made.database)
+    if "\0" in made.database:
+        raise InvalidArgumentError("the path of the outbox has a NUL character: remove it")
     # As it is now: the program may change its folder later.
     return made.set(database=os.path.abspath(made.database))
 
