@@ -426,6 +426,9 @@ async def test_arguments_are_checked(small: Shop) -> None:
     ):
         with pytest.raises(InvalidArgumentError):
             small.bot(**wrong)
+    for decorator in (small.bot().message, small.bot().error):
+        with pytest.raises(InvalidArgumentError, match="async def"):
+            decorator("handler")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="no handler"):
         await Bot(small.outbox, {1: "key"}).run()
 

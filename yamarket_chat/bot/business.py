@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
 from ..outbox import Outbox, OutboxDatabaseError, inside
+from ..outbox.calling import NotAsyncError
 from ..outbox.grant import Grant
 from ..outbox.pausing import AGAIN, Reminder, pauses
 from ..outbox.points import reach
@@ -491,7 +492,10 @@ class Business:
             )  # fmt: skip
             if failure is not None:
                 self._errors[about] = failure
-            after = await self._steps.change(key, was, {"running": False})
+            values: dict[str, Any] = {"running": False}
+            if isinstance(failure, NotAsyncError):  # it has done its work, and would do it again
+                tries = values["tries"] = TRIES
+            after = await self._steps.change(key, was, values)
             if after is None:
                 return None
             was = after
