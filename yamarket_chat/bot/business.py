@@ -18,7 +18,7 @@ from ..outbox.points import reach
 from ..outbox.turns import Session
 from ..system import wall_time
 from . import cursor
-from .agenda import Agenda, Todo
+from .agenda import FIRST_PAUSE, Agenda, Todo
 from .cursor import Cursor, Hint, Key, StatementError
 from .errors import HandlerDiedError, MessageTooOldError
 from .handlers import call
@@ -34,9 +34,6 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 PAUSES = (2.0, 10.0, 60.0, 300.0)
 """Seconds after which a handler that failed is called again."""
-
-FIRST_PAUSE = 1.0
-"""Seconds until something is tried again that failed for now. They double."""
 
 LATE = 600.0
 """Seconds for which a chat is read again if its history does not show what has changed in it."""
@@ -266,12 +263,14 @@ class Business:
                 self._reading.may_read(self.session),
                 self._slots.slot(alone=chat_id in self._suspects),
             ):
+                todo.has_turn = True
                 pause = await self._look(chat_id, todo)
                 self._suspects.discard(chat_id)
         except NotFoundError:  # the chat is gone
             self._suspects.discard(chat_id)
             with suppress(OutboxDatabaseError):
-                await self._database.write(cursor.followed, _hints(todo))
+                hints = [hint for hint, _ in todo.hints.values()]
+                await self._database.write(cursor.followed, hints)
                 key = self._key(chat_id)
                 await self._forget(key, await self._database.read(cursor.read, key))
         except SessionClosedError:
@@ -288,7 +287,7 @@ class Business:
         if failure is not None:
             todo.looks += 1
             passes = isinstance(failure, ChatError) and failure.retry_after is not None
-            pause = _growing(todo, AGAIN if passes else LATE)
+            pause = todo.pause(AGAIN if passes else LATE)
             self._agenda.rest(chat_id, pause)
         return pause
 
@@ -391,7 +390,7 @@ class Business:
                 pauses.append(min(settles, LATE))
         if todo.hints or (todo.chat is not None and not pauses):
             todo.looks += 1
-            pauses.append(_growing(todo, AGAIN))
+            pauses.append(todo.pause(AGAIN))
         return pauses
 
     def _is_late(self, since: float) -> bool:
@@ -571,11 +570,3 @@ class Business:
 def _is_old(rows: Sequence[Message], changed_at: int, now: int) -> bool:
     """Whether a change is so old that a history shows it. An empty history tells nothing."""
     return bool(rows) and now - changed_at > LATE * 1e6
-
-
-def _growing(todo: Todo, most: float) -> float:
-    return min(FIRST_PAUSE * 2.0 ** min(todo.looks, 10), most)
-
-
-def _hints(todo: Todo) -> list[Hint]:
-    return [hint for hint, _ in todo.hints.values()]
