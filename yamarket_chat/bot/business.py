@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
 from ..outbox import Outbox, OutboxDatabaseError, inside
@@ -19,12 +21,12 @@ from ..outbox.turns import Session
 from ..system import wall_time
 from . import cursor
 from .agenda import FIRST_PAUSE, Agenda, Todo
-from .cursor import Cursor, Hint, Key, StatementError
+from .cursor import WAITED, Cursor, Hint, Key, StatementError
 from .errors import HandlerDiedError, MessageTooOldError
 from .handlers import call
-from .inbox import EARLIER, Found, Start, is_shown, micros, new_messages, ordered
+from .inbox import Found, Start, is_shown, micros, new_messages, ordered
 from .message import BuyerMessage
-from .polling import WAITING, Polling
+from .polling import Polling, has_waited, may_have_news
 from .reading import Reading, read
 from .settings import Settings
 from .slots import Slots
@@ -69,7 +71,7 @@ class Business:
         self._slots = slots
         self._loop = asyncio.get_running_loop()
         self._session: Session | None = None
-        self._start = Start(0, False)
+        self._start = Start(0, False, False)
         self._ready = asyncio.Event()
         self._agenda = Agenda(self._look_in_turn)
         self._reading = Reading()
@@ -170,7 +172,7 @@ class Business:
         )
         reach("begun")
         self._paused |= began.paused is not None
-        self._start = Start(began.began_at, began.waiting)
+        self._start = Start(began.began_at, began.waiting, began.sweep is not None)
         about = self.business_id, settings.name
         # Before any handler is called: what runs now is not dead.
         suspects = await self._database.read(cursor.suspects, *about)
@@ -219,6 +221,7 @@ class Business:
         await self._database.write(
             cursor.swept, self.business_id, self._settings.name, chats, seconds
         )
+        self._start = msgspec.structs.replace(self._start, all_listed=True)
 
     async def _changed(self, chats: list[Chat]) -> None:
         """Look at those chats of a page that have changed since they were looked at."""
@@ -227,16 +230,17 @@ class Business:
             about = self._settings.name, self.business_id
             logger.info("bot %s, business %d is no longer paused", *about)
             await self._note_pause(None)
-        ids = [chat.chat_id for chat in chats]
-        known = await self._database.read(cursor.looked, self.business_id, self._settings.name, ids)
+        ids, bot = [chat.chat_id for chat in chats], (self.business_id, self._settings.name)
+        known = await self._database.read(cursor.looked, *bot, ids)
+        new = [chat for chat in chats if chat.chat_id not in known]
+        if waited := [chat.chat_id for chat in new if has_waited(chat, self._start)]:
+            # It is not known later: the chat may change before it is looked at.
+            await self._database.write(cursor.waited, *bot, waited)
         for chat in chats:
-            changed_at = micros(chat.updated_at)
             if chat.chat_id in known:
-                changed = known[chat.chat_id] != changed_at
+                changed = known[chat.chat_id] != micros(chat.updated_at)
             else:
-                changed = changed_at >= self._start.at - EARLIER or (
-                    self._start.waiting and chat.status in WAITING
-                )
+                changed = may_have_news(chat, self._start)
             if changed:
                 self._remember(chat)
                 self._agenda.look_at(chat.chat_id, chat=chat)
@@ -297,7 +301,7 @@ class Business:
         now, began = self._now(), self._loop.time()
         was = await self._database.read(cursor.read, key)
         rows = ordered(await read(self.session(), chat_id, was.anchor))
-        begins_at = self._start.begins_at(rows) if was.begins_at is None else was.begins_at
+        begins_at = await self._begins_at(chat_id, todo, was.begins_at, rows)
         for found in new_messages(rows, was, begins_at):
             if self._agenda.stopping:
                 return None
@@ -316,6 +320,20 @@ class Business:
         todo.once_more = tuple(at for at in todo.once_more if at > began)
         pauses += (max(0.0, at - self._loop.time()) for at in todo.once_more)
         return min(pauses, default=None)
+
+    async def _begins_at(
+        self, chat_id: int, todo: Todo, known: int | None, rows: list[Message]
+    ) -> int:
+        """Return from when on the messages of a chat are the bot's."""
+        if known is not None and known != WAITED:
+            return known
+        waited = known == WAITED
+        if known is None and todo.chat is None and self._start.waiting:
+            # Nobody has listed it for this look, and what is remembered may be out of date.
+            chat = await self.session().get_chat(chat_id)
+            self._remember(chat)
+            waited = has_waited(chat, self._start)
+        return self._start.begins_at(rows, waited)
 
     def _key(self, chat_id: int) -> Key:
         return Key(self.business_id, self._settings.name, chat_id)

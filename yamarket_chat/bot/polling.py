@@ -14,6 +14,7 @@ from ..errors import ApiError, UnexpectedAnswerError
 from ..limits import Rate
 from ..models import Chat, ChatStatus
 from ..session import ChatSession
+from .inbox import EARLIER, Start, micros
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
@@ -25,6 +26,22 @@ SHARE = 0.2
 
 SWEPT = 4
 """Of so many pages, one at least is of the sweep, however many chats wait."""
+
+
+def may_have_news(chat: Chat, start: Start) -> bool:
+    """Whether a chat of which nothing is known is to be looked at."""
+    is_waiting = start.waiting and chat.status in WAITING
+    return is_waiting or micros(chat.updated_at) >= start.at - EARLIER
+
+
+def has_waited(chat: Chat, start: Start) -> bool:
+    """Whether a chat of which nothing is known waited for the shop as the bot began.
+
+    One that waits and has changed since may have waited, until all chats were listed once.
+    """
+    if not start.waiting or chat.status not in WAITING:
+        return False
+    return not start.all_listed or micros(chat.updated_at) < start.at
 
 
 class Polling:
