@@ -27,7 +27,7 @@ from .handlers import call
 from .inbox import Found, Start, is_shown, micros, new_messages, ordered
 from .message import BuyerMessage
 from .polling import Polling, has_waited, may_have_news
-from .reading import Reading, read
+from .reading import Reading, earlier, read
 from .settings import Settings
 from .slots import Slots
 from .steps import TRIES, Steps
@@ -373,14 +373,19 @@ class Business:
 
         Returns in how many seconds to look again, if it does not.
         """
-        shown = was.handled | {row.message_id for row in rows}
+        shown = was.handled | {row.message_id for row in rows} | {0}  # 0 tells of no message
+        if was.anchor is not None and was.cursor_at is not None:
+            # The history is not read from its start. The Market may tell again of what is old.
+            unshown = todo.hints.keys() - shown
+            since = was.cursor_at - cursor.HOUR
+            shown |= await earlier(self.session(), key.chat_id, sorted(unshown), since)
         passed = [
             hint
             for hint, seen_at in todo.hints.values()
-            if hint.message_id == 0 or hint.message_id in shown or self._is_late(seen_at)
+            if hint.message_id in shown or self._is_late(seen_at)
         ]
         for hint in passed:
-            if hint.message_id and hint.message_id not in shown:
+            if hint.message_id not in shown:
                 logger.warning(
                     "bot %s, chat %d: the Market told of message %d, which the chat's history does"
                     " not show",
