@@ -164,6 +164,34 @@ async def test_a_handler_that_raises_what_is_no_exception_is_called_again(small:
     assert isinstance(error.__cause__, _Outcome)
 
 
+async def test_error_of_a_handler_is_told_if_its_message_gets_too_old(small: Shop) -> None:
+    bot = small.bot(max_age=30.0)
+
+    @bot.message
+    async def answer(message: BuyerMessage) -> None:
+        raise ValueError("the model is away")
+
+    async with bot.running():
+        small.says("да")
+        await small.until(lambda: small.told)
+    ((_, error),) = small.told
+    assert str(error) == "the model is away"
+
+
+async def test_a_message_that_got_too_old_was_tried_or_not(small: Shop) -> None:
+    async with small.running():
+        small.says("да")
+        await small.answered("да")
+    await _dead(small, small.says("раз"), tries=1)
+    small.says("два", 18)
+    await asyncio.sleep(60)
+    async with small.running(max_age=30.0):
+        await small.until(lambda: len(small.told) == 2)
+    said = {text: str(error) for text, error in small.told}
+    assert said["раз"].endswith("is not called again")
+    assert said["два"].endswith("is not called")
+
+
 async def test_chats_are_worked_in_side_by_side(small: Shop) -> None:
     bot, inside, most = small.bot(concurrency=3), 0, 0
 

@@ -159,9 +159,9 @@ class Bot:
 
         It is called if the handler of the message failed five times (with its last error), if its
         process died each time (`HandlerDiedError`), if the message is older than `max_age`
-        (`MessageTooOldError`), and if a reply was refused, is unknown or has expired (with the
-        error of the outbox). It may reply as well. It is called at least once; if it fails, that is
-        logged, and the chat goes on.
+        (`MessageTooOldError`, or the last error of its handler), and if a reply was refused, is
+        unknown or has expired (with the error of the outbox). It may reply as well. It is called at
+        least once; if it fails, that is logged, and the chat goes on.
 
         Args:
             handler: An async function of a `BuyerMessage` and an exception.

@@ -528,13 +528,17 @@ class Business:
     def _given_up(self, about: tuple[int, int], created_at: int, tries: int) -> Exception | None:
         """Return why the handler of a message is not called, or not any more."""
         most = self._settings.max_age
-        if most is not None and self._now() - created_at > most * 1e6:
-            return MessageTooOldError(
-                f"the message is older than {most:g} s, so its handler was not called"
-            )
-        if tries <= TRIES:
+        is_too_old = most is not None and self._now() - created_at > most * 1e6
+        if not is_too_old and tries <= TRIES:
             return None
-        return self._errors.get(about) or HandlerDiedError(
+        if about in self._errors:
+            return self._errors[about]
+        if is_too_old:
+            again = " again" if 1 < tries <= TRIES else ""
+            return MessageTooOldError(
+                f"the message is older than {most:g} s, so its handler is not called{again}"
+            )
+        return HandlerDiedError(
             f"the handler was called {TRIES} times: its process died, or an earlier process has the"
             " errors in its log"
         )
