@@ -64,7 +64,7 @@ async def test_notification_of_an_old_message_that_is_told_again_costs_one_look(
     small: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shorter_hour(monkeypatch, 20)
-    bot = small.bot(every=3600.0)
+    bot = small.bot(every=3600.0, limits=Limits(chats=Rate(10, per=3600)))
     async with bot.running():
         await asyncio.sleep(60)
         old = small.says("раз")
