@@ -60,6 +60,27 @@ async def test_notification_is_answered_long_before_the_next_look(shop: Shop) ->
     await shop.answered("Где заказ?")
 
 
+async def test_notification_of_an_old_message_that_is_told_again_costs_one_look(
+    small: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shorter_hour(monkeypatch, 20)
+    bot = small.bot(every=3600.0, limits=Limits(chats=Rate(10, per=3600)))
+    async with bot.running():
+        await asyncio.sleep(60)
+        old = small.says("раз")
+        for text_ in ("два", "три"):
+            await asyncio.sleep(60)
+            await bot.hear(told_of(small.says(text_)))
+            await small.until(lambda: small.seen[-1:] == [text_])  # noqa: B023
+        await asyncio.sleep(60)
+        before = small.market.requests("history")
+        await bot.hear(told_of(old))
+        await asyncio.sleep(700)
+        assert small.market.requests("history") - before == 1
+        assert await small.hints() == 0
+    assert "does not show" not in caplog.text
+
+
 async def test_notification_is_followed_by_another_process(shop: Shop) -> None:
     web = shop.bot(every=3600.0)  # it only hears
     async with shop.running(every=3600.0):
@@ -439,6 +460,9 @@ async def test_arguments_are_checked(small: Shop) -> None:
     ):
         with pytest.raises(InvalidArgumentError):
             small.bot(**wrong)
+    for decorator in (small.bot().message, small.bot().error):
+        with pytest.raises(InvalidArgumentError, match="async def"):
+            decorator("handler")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="no handler"):
         await Bot(small.outbox, {1: "key"}).run()
 

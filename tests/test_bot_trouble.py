@@ -128,13 +128,68 @@ async def test_timeout_is_told(small: Shop) -> None:
     assert isinstance(small.told[0][1], HandlerTimeoutError)
 
 
-async def test_a_function_that_is_not_async_is_told(small: Shop) -> None:
+async def test_a_function_that_is_not_async_is_called_once_and_told(small: Shop) -> None:
     bot = small.bot()
-    bot.message(lambda message: None)  # type: ignore[arg-type, return-value]
+
+    @bot.message  # type: ignore[arg-type]
+    def answer(message: BuyerMessage) -> None:
+        small.seen.append(message.text)
+
     async with bot.running():
         small.says("да")
+        await small.until(lambda: small.told, within=60)
+        await asyncio.sleep(400)
+    assert small.seen == ["да"]
+    assert "write `async def`" in str(small.told[0][1])
+
+
+class _Outcome(BaseException):
+    """As those of pytest's `fail` and `skip`."""
+
+
+async def test_a_handler_that_raises_what_is_no_exception_is_called_again(small: Shop) -> None:
+    bot = small.bot()
+
+    @bot.message
+    async def answer(message: BuyerMessage) -> None:
+        small.seen.append(message.text)
+        raise _Outcome("odd")
+
+    async with bot.running():
+        small.says("да")
+        await asyncio.sleep(60)
+        assert len(small.seen) == 3
         await small.until(lambda: small.told, within=1000)
-    assert "no async function" in str(small.told[0][1])
+    ((_, error),) = small.told
+    assert isinstance(error.__cause__, _Outcome)
+
+
+async def test_error_of_a_handler_is_told_if_its_message_gets_too_old(small: Shop) -> None:
+    bot = small.bot(max_age=30.0)
+
+    @bot.message
+    async def answer(message: BuyerMessage) -> None:
+        raise ValueError("the model is away")
+
+    async with bot.running():
+        small.says("да")
+        await small.until(lambda: small.told)
+    ((_, error),) = small.told
+    assert str(error) == "the model is away"
+
+
+async def test_a_message_that_got_too_old_was_tried_or_not(small: Shop) -> None:
+    async with small.running():
+        small.says("да")
+        await small.answered("да")
+    await _dead(small, small.says("раз"), tries=1)
+    small.says("два", 18)
+    await asyncio.sleep(60)
+    async with small.running(max_age=30.0):
+        await small.until(lambda: len(small.told) == 2)
+    said = {text: str(error) for text, error in small.told}
+    assert said["раз"].endswith("is not called again")
+    assert said["два"].endswith("is not called")
 
 
 async def test_chats_are_worked_in_side_by_side(small: Shop) -> None:

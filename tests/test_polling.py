@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from contextlib import suppress
+from typing import Any
+
+import pytest
 
 from tests.helpers import now, session_of
 from yamarket_chat import ConnectionFailedError, Limits, Rate, Retry
 from yamarket_chat.bot.polling import Polling
 from yamarket_chat.models import Chat
-from yamarket_chat.sandbox import Sandbox
+from yamarket_chat.sandbox import Sandbox, api, wire
 
 
 class Listener:
@@ -83,3 +88,43 @@ async def test_looks_and_sweep_together_use_a_fifth_of_the_limit() -> None:
             assert market.requests("chats") - at_once <= took / 3.6
             assert market.requests("chats") > took / 3.6 * 0.85
             assert listener.swept
+
+
+async def test_chats_in_an_undocumented_form_are_counted_and_named_once_an_hour(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    odd = True
+    encoded = api._ok
+
+    def answer(result: Any) -> bytes:
+        body = encoded(result)
+        if not odd or not isinstance(result, wire.ChatPage):
+            return body
+        page = json.loads(body)
+        for chat in page["result"]["chats"]:
+            if chat["chatId"] in (2, 3):
+                chat["updatedAt"] = None
+        return json.dumps(page).encode()
+
+    monkeypatch.setattr(api, "_ok", answer)
+    async with Sandbox() as market:
+        for chat_id in (1, 2):
+            market.buyer_says(chat_id, "hello")
+        market.shop_says(3, "hello")
+        listener = Listener()
+        async with session_of(market) as session:
+            polling = Polling(session, Rate(500, per=3600), 60, listener.find, listener.sweep)
+            for seconds, is_odd, lines in ((3000, True, 2), (1500, True, 4), (300, False, 4)):
+                odd = is_odd
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await polling.run()
+                assert len(caplog.records) == lines
+    assert set(listener.found) == {1, 2, 3}
+    assert {chats for chats, _ in listener.swept} == {3}
+    waiting, every = (record.getMessage() for record in caplog.records[:2])
+    assert "the chats that wait: the Market sent 1 " in waiting
+    assert waiting.endswith("Ids: 2")
+    assert "all chats: the Market sent 2 " in every
+    assert every.endswith("Ids: 2, 3")

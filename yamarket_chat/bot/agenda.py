@@ -16,6 +16,10 @@ from .cursor import Hint
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 
+FIRST_PAUSE = 1.0
+"""Seconds until something is tried again that failed for now. They double."""
+
+
 class Todo(msgspec.Struct):
     """Why a chat is looked at. Times are the loop's."""
 
@@ -24,6 +28,11 @@ class Todo(msgspec.Struct):
     hints: dict[int, tuple[Hint, float]] = {}
     looks: int = 0  # that did not find what they should
     once_more: tuple[float, ...] = ()  # when to look again in any case
+    has_turn: bool = False  # its handler may be at work; otherwise the look waits to begin
+
+    def pause(self, most: float) -> float:
+        """Return in how many seconds to look again. They double."""
+        return min(FIRST_PAUSE * 2.0 ** min(self.looks, 10), most)
 
     def knows(self, hint: Hint) -> bool:
         """Whether this look is for a hint as well."""
@@ -50,6 +59,7 @@ class Agenda:
         self._at_work: dict[int, tuple[asyncio.Task[None], Todo]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._not_before: dict[int, float] = {}
+        self._alone: list[int] = []  # chats at which nobody looks until something else is done
         self.stopping: bool = False
 
     def look_at(self, chat_id: int, *, chat: Chat | None = None, hint: Hint | None = None) -> None:
@@ -76,19 +86,30 @@ class Agenda:
     async def alone(self, chat_id: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do something else for a chat while nobody looks at it.
 
+        A look that has not got its turn yet may wait for an hour: it is begun again afterwards.
+
         Raises SessionClosedError if it was stopped.
         """
-        while (looking := self._at_work.get(chat_id)) is not None:
-            await asyncio.wait({looking[0]})
-            await asyncio.sleep(0)  # it is no longer at work one pass after it is done
-        if self.stopping:
-            raise SessionClosedError("another process works for this business now")
-        task = self._loop.create_task(work())
-        self._keep(chat_id, task, Todo())
+        self._alone.append(chat_id)
         try:
-            await asyncio.wait({task})
+            while (looking := self._at_work.get(chat_id)) is not None:
+                looks, todo = looking
+                if not todo.has_turn and not looks.done():
+                    self._put_back(chat_id, todo)
+                    looks.cancel()
+                await asyncio.wait({looks})
+                await asyncio.sleep(0)  # it is no longer at work one pass after it is done
+            if self.stopping:
+                raise SessionClosedError("another process works for this business now")
+            task = self._loop.create_task(work())
+            self._keep(chat_id, task, Todo(has_turn=True))
+            try:
+                await asyncio.wait({task})
+            finally:
+                task.cancel()
         finally:
-            task.cancel()
+            self._alone.remove(chat_id)
+            self._go_on(chat_id)
         if task.cancelled():
             raise SessionClosedError("another process works for this business now")
         task.result()
@@ -113,7 +134,7 @@ class Agenda:
         )
 
     def _begin_soon(self, chat_id: int, after: float) -> None:
-        if self.stopping or chat_id in self._at_work:
+        if self._must_wait(chat_id):
             return  # or it is begun again when that has ended
         timer = self._timers.pop(chat_id, None)
         if timer is not None:
@@ -128,9 +149,12 @@ class Agenda:
     def _begin(self, chat_id: int) -> None:
         self._timers.pop(chat_id, None)
         self._not_before.pop(chat_id, None)
+        if self._must_wait(chat_id):
+            return  # the same
         todo = self._todo.pop(chat_id, None)
-        if self.stopping or chat_id in self._at_work or todo is None:
+        if todo is None:
             return
+        todo.has_turn = False
         self._keep(chat_id, self._loop.create_task(self._work(chat_id, todo)), todo)
 
     def _keep(self, chat_id: int, task: asyncio.Task[None], todo: Todo) -> None:
@@ -138,24 +162,34 @@ class Agenda:
 
         def ended(task: asyncio.Task[None]) -> None:
             del self._at_work[chat_id]
-            if chat_id in self._todo and chat_id not in self._timers:
-                self._begin_soon(chat_id, 0.0)
+            self._go_on(chat_id)
 
         task.add_done_callback(ended)
+
+    def _must_wait(self, chat_id: int) -> bool:
+        return self.stopping or chat_id in self._at_work or chat_id in self._alone
+
+    def _go_on(self, chat_id: int) -> None:
+        if chat_id in self._todo and chat_id not in self._timers:
+            self._begin_soon(chat_id, 0.0)
 
     async def _work(self, chat_id: int, todo: Todo) -> None:
         pause = await self._look(chat_id, todo)
         if pause is None or self.stopping:
             return
-        newer = self._todo.setdefault(chat_id, todo)
-        if newer is todo:
+        if self._put_back(chat_id, todo):  # what came meanwhile is looked at at once
             at = self._loop.time() + pause
             self._timers[chat_id] = self._loop.call_at(at, self._again, chat_id)
-        else:  # what came meanwhile is looked at at once
+
+    def _put_back(self, chat_id: int, todo: Todo) -> bool:
+        """Note that a look is to be made again. Returns whether there is no newer reason for it."""
+        newer = self._todo.setdefault(chat_id, todo)
+        if newer is not todo:
             if newer.chat is None or newer.is_listed_as(todo.chat):
                 newer.chat, newer.listed_at = todo.chat, todo.listed_at
             newer.hints = {**todo.hints, **newer.hints}
             newer.once_more = newer.once_more or todo.once_more
+        return newer is todo
 
     def _again(self, chat_id: int) -> None:
         self._timers.pop(chat_id, None)

@@ -14,7 +14,7 @@ from ..arguments import check_seconds, check_type
 from ..errors import ChatError, InvalidArgumentError
 from ..notifications import MARKET_NETWORKS, ChatEvent, Event, Receiver
 from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
-from ..outbox.calling import call
+from ..outbox.calling import call, check_async
 from ..outbox.outbox import SessionOptions
 from ..outbox.points import reach
 from ..outbox.rows import now
@@ -142,11 +142,15 @@ class Bot:
             handler: An async function of a `BuyerMessage`. If it raises, it is called again after
                 2, 10, 60 and 300 s; then `error` is told, and the chat goes on.
 
+        Raises:
+            InvalidArgumentError: It is no async function.
+
         Example:
             @bot.message
             async def answer(message: BuyerMessage) -> None:
                 await message.reply("Здравствуйте!")
         """
+        check_async("handler", handler)
         self._message = handler
         return handler
 
@@ -155,18 +159,22 @@ class Bot:
 
         It is called if the handler of the message failed five times (with its last error), if its
         process died each time (`HandlerDiedError`), if the message is older than `max_age`
-        (`MessageTooOldError`), and if a reply was refused, is unknown or has expired (with the
-        error of the outbox). It may reply as well. It is called at least once; if it fails, that is
-        logged, and the chat goes on.
+        (`MessageTooOldError`, or the last error of its handler), and if a reply was refused, is
+        unknown or has expired (with the error of the outbox). It may reply as well. It is called at
+        least once; if it fails, that is logged, and the chat goes on.
 
         Args:
             handler: An async function of a `BuyerMessage` and an exception.
+
+        Raises:
+            InvalidArgumentError: It is no async function.
 
         Example:
             @bot.error
             async def failed(message: BuyerMessage, error: Exception) -> None:
                 await message.reply("Вам ответит сотрудник магазина")
         """
+        check_async("handler", handler)
         self._error = handler
         return handler
 

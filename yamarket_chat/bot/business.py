@@ -8,23 +8,26 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from ..errors import ChatError, NotFoundError, SessionClosedError
 from ..models import Chat, Message
 from ..outbox import Outbox, OutboxDatabaseError, inside
+from ..outbox.calling import NotAsyncError
 from ..outbox.grant import Grant
 from ..outbox.pausing import AGAIN, Reminder, pauses
 from ..outbox.points import reach
 from ..outbox.turns import Session
 from ..system import wall_time
 from . import cursor
-from .agenda import Agenda, Todo
-from .cursor import Cursor, Hint, Key, StatementError
+from .agenda import FIRST_PAUSE, Agenda, Todo
+from .cursor import WAITED, Cursor, Hint, Key, StatementError
 from .errors import HandlerDiedError, MessageTooOldError
 from .handlers import call
-from .inbox import EARLIER, Found, Start, is_shown, micros, new_messages, ordered
+from .inbox import Found, Start, is_shown, micros, new_messages, ordered
 from .message import BuyerMessage
-from .polling import WAITING, Polling
-from .reading import Reading, read
+from .polling import Polling, has_waited, may_have_news
+from .reading import Reading, earlier, read
 from .settings import Settings
 from .slots import Slots
 from .steps import TRIES, Steps
@@ -33,9 +36,6 @@ logger: logging.Logger = logging.getLogger("yamarket_chat")
 
 PAUSES = (2.0, 10.0, 60.0, 300.0)
 """Seconds after which a handler that failed is called again."""
-
-FIRST_PAUSE = 1.0
-"""Seconds until something is tried again that failed for now. They double."""
 
 LATE = 600.0
 """Seconds for which a chat is read again if its history does not show what has changed in it."""
@@ -71,7 +71,7 @@ class Business:
         self._slots = slots
         self._loop = asyncio.get_running_loop()
         self._session: Session | None = None
-        self._start = Start(0, False)
+        self._start = Start(0, False, False)
         self._ready = asyncio.Event()
         self._agenda = Agenda(self._look_in_turn)
         self._reading = Reading()
@@ -172,7 +172,7 @@ class Business:
         )
         reach("begun")
         self._paused |= began.paused is not None
-        self._start = Start(began.began_at, began.waiting)
+        self._start = Start(began.began_at, began.waiting, began.sweep is not None)
         about = self.business_id, settings.name
         # Before any handler is called: what runs now is not dead.
         suspects = await self._database.read(cursor.suspects, *about)
@@ -221,6 +221,7 @@ class Business:
         await self._database.write(
             cursor.swept, self.business_id, self._settings.name, chats, seconds
         )
+        self._start = msgspec.structs.replace(self._start, all_listed=True)
 
     async def _changed(self, chats: list[Chat]) -> None:
         """Look at those chats of a page that have changed since they were looked at."""
@@ -229,16 +230,17 @@ class Business:
             about = self._settings.name, self.business_id
             logger.info("bot %s, business %d is no longer paused", *about)
             await self._note_pause(None)
-        ids = [chat.chat_id for chat in chats]
-        known = await self._database.read(cursor.looked, self.business_id, self._settings.name, ids)
+        ids, bot = [chat.chat_id for chat in chats], (self.business_id, self._settings.name)
+        known = await self._database.read(cursor.looked, *bot, ids)
+        new = [chat for chat in chats if chat.chat_id not in known]
+        if waited := [chat.chat_id for chat in new if has_waited(chat, self._start)]:
+            # It is not known later: the chat may change before it is looked at.
+            await self._database.write(cursor.waited, *bot, waited)
         for chat in chats:
-            changed_at = micros(chat.updated_at)
             if chat.chat_id in known:
-                changed = known[chat.chat_id] != changed_at
+                changed = known[chat.chat_id] != micros(chat.updated_at)
             else:
-                changed = changed_at >= self._start.at - EARLIER or (
-                    self._start.waiting and chat.status in WAITING
-                )
+                changed = may_have_news(chat, self._start)
             if changed:
                 self._remember(chat)
                 self._agenda.look_at(chat.chat_id, chat=chat)
@@ -265,12 +267,14 @@ class Business:
                 self._reading.may_read(self.session),
                 self._slots.slot(alone=chat_id in self._suspects),
             ):
+                todo.has_turn = True
                 pause = await self._look(chat_id, todo)
                 self._suspects.discard(chat_id)
         except NotFoundError:  # the chat is gone
             self._suspects.discard(chat_id)
             with suppress(OutboxDatabaseError):
-                await self._database.write(cursor.followed, _hints(todo))
+                hints = [hint for hint, _ in todo.hints.values()]
+                await self._database.write(cursor.followed, hints)
                 key = self._key(chat_id)
                 await self._forget(key, await self._database.read(cursor.read, key))
         except SessionClosedError:
@@ -287,7 +291,7 @@ class Business:
         if failure is not None:
             todo.looks += 1
             passes = isinstance(failure, ChatError) and failure.retry_after is not None
-            pause = _growing(todo, AGAIN if passes else LATE)
+            pause = todo.pause(AGAIN if passes else LATE)
             self._agenda.rest(chat_id, pause)
         return pause
 
@@ -297,7 +301,7 @@ class Business:
         now, began = self._now(), self._loop.time()
         was = await self._database.read(cursor.read, key)
         rows = ordered(await read(self.session(), chat_id, was.anchor))
-        begins_at = self._start.begins_at(rows) if was.begins_at is None else was.begins_at
+        begins_at = await self._begins_at(chat_id, todo, was.begins_at, rows)
         for found in new_messages(rows, was, begins_at):
             if self._agenda.stopping:
                 return None
@@ -316,6 +320,20 @@ class Business:
         todo.once_more = tuple(at for at in todo.once_more if at > began)
         pauses += (max(0.0, at - self._loop.time()) for at in todo.once_more)
         return min(pauses, default=None)
+
+    async def _begins_at(
+        self, chat_id: int, todo: Todo, known: int | None, rows: list[Message]
+    ) -> int:
+        """Return from when on the messages of a chat are the bot's."""
+        if known is not None and known != WAITED:
+            return known
+        waited = known == WAITED
+        if known is None and todo.chat is None and self._start.waiting:
+            # Nobody has listed it for this look, and what is remembered may be out of date.
+            chat = await self.session().get_chat(chat_id)
+            self._remember(chat)
+            waited = has_waited(chat, self._start)
+        return self._start.begins_at(rows, waited)
 
     def _key(self, chat_id: int) -> Key:
         return Key(self.business_id, self._settings.name, chat_id)
@@ -355,14 +373,19 @@ class Business:
 
         Returns in how many seconds to look again, if it does not.
         """
-        shown = was.handled | {row.message_id for row in rows}
+        shown = was.handled | {row.message_id for row in rows} | {0}  # 0 tells of no message
+        if was.anchor is not None and was.cursor_at is not None:
+            # The history is not read from its start. The Market may tell again of what is old.
+            unshown = todo.hints.keys() - shown
+            since = was.cursor_at - cursor.HOUR
+            shown |= await earlier(self.session(), key.chat_id, sorted(unshown), since)
         passed = [
             hint
             for hint, seen_at in todo.hints.values()
-            if hint.message_id == 0 or hint.message_id in shown or self._is_late(seen_at)
+            if hint.message_id in shown or self._is_late(seen_at)
         ]
         for hint in passed:
-            if hint.message_id and hint.message_id not in shown:
+            if hint.message_id not in shown:
                 logger.warning(
                     "bot %s, chat %d: the Market told of message %d, which the chat's history does"
                     " not show",
@@ -390,7 +413,7 @@ class Business:
                 pauses.append(min(settles, LATE))
         if todo.hints or (todo.chat is not None and not pauses):
             todo.looks += 1
-            pauses.append(_growing(todo, AGAIN))
+            pauses.append(todo.pause(AGAIN))
         return pauses
 
     def _is_late(self, since: float) -> bool:
@@ -491,7 +514,10 @@ class Business:
             )  # fmt: skip
             if failure is not None:
                 self._errors[about] = failure
-            after = await self._steps.change(key, was, {"running": False})
+            values: dict[str, Any] = {"running": False}
+            if isinstance(failure, NotAsyncError):  # it has done its work, and would do it again
+                tries = values["tries"] = TRIES
+            after = await self._steps.change(key, was, values)
             if after is None:
                 return None
             was = after
@@ -502,13 +528,17 @@ class Business:
     def _given_up(self, about: tuple[int, int], created_at: int, tries: int) -> Exception | None:
         """Return why the handler of a message is not called, or not any more."""
         most = self._settings.max_age
-        if most is not None and self._now() - created_at > most * 1e6:
-            return MessageTooOldError(
-                f"the message is older than {most:g} s, so its handler was not called"
-            )
-        if tries <= TRIES:
+        is_too_old = most is not None and self._now() - created_at > most * 1e6
+        if not is_too_old and tries <= TRIES:
             return None
-        return self._errors.get(about) or HandlerDiedError(
+        if about in self._errors:
+            return self._errors[about]
+        if is_too_old:
+            again = " again" if 1 < tries <= TRIES else ""
+            return MessageTooOldError(
+                f"the message is older than {most:g} s, so its handler is not called{again}"
+            )
+        return HandlerDiedError(
             f"the handler was called {TRIES} times: its process died, or an earlier process has the"
             " errors in its log"
         )
@@ -567,11 +597,3 @@ class Business:
 def _is_old(rows: Sequence[Message], changed_at: int, now: int) -> bool:
     """Whether a change is so old that a history shows it. An empty history tells nothing."""
     return bool(rows) and now - changed_at > LATE * 1e6
-
-
-def _growing(todo: Todo, most: float) -> float:
-    return min(FIRST_PAUSE * 2.0 ** min(todo.looks, 10), most)
-
-
-def _hints(todo: Todo) -> list[Hint]:
-    return [hint for hint, _ in todo.hints.values()]

@@ -29,6 +29,10 @@ HINTS = 1_000
 HINT_KEPT = 24 * HOUR
 """Microseconds after which a hint is dropped that nobody has followed."""
 
+WAITED = -1
+"""`begins_at` of a chat that waited for the shop as the bot began: that is behind the shop's last
+message then."""
+
 _chat, _bot, _done, _hint = bot_chats.c, bots.c, bot_handled.c, bot_hints.c
 
 
@@ -45,7 +49,7 @@ class Cursor(msgspec.Struct, frozen=True):
 
     Attributes:
         version: How often it was changed; 0 if it is not stored yet.
-        begins_at: Messages before it are not the bot's.
+        begins_at: Messages before it are not the bot's; `WAITED` until they are looked at.
         cursor_at: When the latest handled message was created.
         anchor: The message from which the history is to be read; None reads all of it.
         message_id: The message that is being tried, or failed.
@@ -219,6 +223,13 @@ def looked(
         )
     )
     return {row.chat_id: row.looked_at for row in found}
+
+
+def waited(connection: Connection, business_id: int, bot: str, chats: Collection[int]) -> None:
+    """Note that chats waited for the shop as the bot began, if nothing is known of them yet."""
+    of = {"business_id": business_id, "bot": bot, "version": 1, "begins_at": WAITED}
+    values = [{**of, "chat_id": chat_id} for chat_id in chats]
+    connection.execute(_insert(connection, bot_chats).values(values).on_conflict_do_nothing())
 
 
 def change(connection: Connection, key: Key, was: Cursor, values: Mapping[str, Any]) -> bool:

@@ -18,4 +18,4 @@ class HandlerDiedError(ChatError):
 
 
 class MessageTooOldError(ChatError):
-    """The message is older than `max_age`. Its handler was not called."""
+    """The message is older than `max_age`. Its handler is not called, or not again."""

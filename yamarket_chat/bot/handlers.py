@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from ..outbox.calling import awaited
 from .errors import HandlerTimeoutError
 
 LINGERS = 5.0
@@ -17,9 +18,10 @@ async def call(
 ) -> Exception | None:
     """Call a handler in a task of its own; return its error.
 
-    If this is cancelled, the handler is cancelled as well.
+    That is a NotAsyncError if the handler is a plain function: it has done its work. If this is
+    cancelled, the handler is cancelled as well.
     """
-    task = asyncio.ensure_future(_await(function, *arguments))
+    task = asyncio.ensure_future(awaited(function, *arguments))
     try:
         done, _ = await asyncio.wait({task}, timeout=within)
     except asyncio.CancelledError:
@@ -36,14 +38,11 @@ async def call(
     error = task.exception()
     if error is None or isinstance(error, Exception):
         return error
-    raise error  # KeyboardInterrupt, SystemExit
-
-
-async def _await(function: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-    running = function(*arguments)
-    if not isinstance(running, Awaitable):
-        raise TypeError(f"{function!r} is no async function: write `async def`")
-    await running
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+    failure = RuntimeError(f"the handler raised {type(error).__name__}, which is no Exception")
+    failure.__cause__ = error
+    return failure
 
 
 async def _end(task: asyncio.Future[None]) -> None:

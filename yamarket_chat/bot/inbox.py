@@ -25,18 +25,27 @@ class Start(msgspec.Struct, frozen=True):
 
     at: int
     waiting: bool
+    all_listed: bool  # all chats once, since then
 
-    def begins_at(self, rows: Sequence[Message]) -> int:
-        """Return from when on the messages of a chat with this history are the bot's."""
+    def begins_at(self, rows: Sequence[Message], waited: bool) -> int:
+        """Return from when on the messages of a chat with this history are the bot's.
+
+        Args:
+            rows: The rows of the history, ordered.
+            waited: Whether the chat may have waited for the shop then.
+        """
         begins_at = self.at - EARLIER
-        if not self.waiting or not rows:  # an empty one does not tell what the shop has answered
+        if not waited or not rows:  # an empty one does not tell what the shop has answered
             return begins_at
-        answered = [
-            at
-            for row in rows
-            if row.sender == Sender.PARTNER and (at := micros(row.created_at)) < begins_at
-        ]
-        return min(begins_at, max(answered, default=-1) + 1)
+        answered, behind = -1, 0
+        for number, row in enumerate(rows, 1):
+            if row.sender == Sender.PARTNER and (at := micros(row.created_at)) < begins_at:
+                answered, behind = at, number
+        same = any(
+            row.sender == Sender.CUSTOMER and micros(row.created_at) == answered
+            for row in rows[behind:]
+        )
+        return min(begins_at, answered if same else answered + 1)
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -12,8 +12,11 @@ from collections.abc import Awaitable, Callable
 
 from ..errors import ApiError, UnexpectedAnswerError
 from ..limits import Rate
+from ..listing import Page
 from ..models import Chat, ChatStatus
+from ..outbox.pausing import Reminder
 from ..session import ChatSession
+from .inbox import EARLIER, Start, micros
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
@@ -25,6 +28,59 @@ SHARE = 0.2
 
 SWEPT = 4
 """Of so many pages, one at least is of the sweep, however many chats wait."""
+
+
+NAMED = 10
+"""The most ids of chats that a line of the log has."""
+
+
+def may_have_news(chat: Chat, start: Start) -> bool:
+    """Whether a chat of which nothing is known is to be looked at."""
+    is_waiting = start.waiting and chat.status in WAITING
+    return is_waiting or micros(chat.updated_at) >= start.at - EARLIER
+
+
+def has_waited(chat: Chat, start: Start) -> bool:
+    """Whether a chat of which nothing is known waited for the shop as the bot began.
+
+    One that waits and has changed since may have waited, until all chats were listed once.
+    """
+    if not start.waiting or chat.status not in WAITING:
+        return False
+    return not start.all_listed or micros(chat.updated_at) < start.at
+
+
+class _Unreadable:
+    """The chats of a listing that came in a form that the Market does not document."""
+
+    def __init__(self, listing: str) -> None:
+        self._listing = listing
+        self._reminder = Reminder()
+        self.begin()
+
+    def begin(self) -> None:
+        """Count them anew."""
+        self._count = 0
+        self._ids: list[int] = []
+
+    def add(self, page: Page[Chat]) -> None:
+        """Count those of a page."""
+        self._count += len(page.unreadable)
+        self._ids += [one.id for one in page.unreadable if one.id is not None]
+
+    def end(self, now: float) -> None:
+        """All were listed: say how many there are."""
+        if not self._count:
+            self._reminder.end()
+        elif self._reminder.is_due(now):
+            logger.warning(
+                "listing %s: the Market sent %d in a form that it does not document; they are left"
+                " out, with what buyers write there. Ids: %s%s",
+                self._listing,
+                self._count,
+                ", ".join(map(str, self._ids[:NAMED])) or "unknown",
+                " and others" if self._count > min(len(self._ids), NAMED) else "",
+            )
 
 
 class Polling:
@@ -63,6 +119,8 @@ class Polling:
         self._complete = False
         self._began_at = 0.0
         self._chats = 0
+        self._waiting = _Unreadable("the chats that wait")
+        self._all = _Unreadable("all chats")
 
     async def run(self) -> None:
         """List the chats that wait, each `every` seconds, and all others in between.
@@ -72,9 +130,12 @@ class Polling:
         while True:
             began_at = self._loop.time()
             pages = 0
+            self._waiting.begin()
             async for page in self._session.chats(statuses=WAITING).pages():
                 pages += 1
+                self._waiting.add(page)
                 await self._found(list(page.items))
+            self._waiting.end(self._loop.time())
             least = pages + math.ceil(pages / (SWEPT - 1))
             length = max(self._every, least * self._spacing)
             if self._looked is not None:
@@ -93,6 +154,7 @@ class Polling:
                 await self._swept(self._chats, self._loop.time() - self._began_at)
             self._complete = False
             self._began_at, self._chats, self._tokens = self._loop.time(), 0, set()
+            self._all.begin()
         pages = self._session.chats(page_token=self._token).pages()
         try:
             page = await anext(pages)
@@ -104,10 +166,12 @@ class Polling:
         finally:
             await pages.aclose()
         await self._found(list(page.items))
-        self._chats += len(page.items)
+        self._all.add(page)
+        self._chats += len(page.items) + len(page.unreadable)
         self._token = page.next_page_token or None
         if self._token is None:
             self._complete = True
+            self._all.end(self._loop.time())
         elif self._token in self._tokens:
             self._begin_anew("the Market gave the same page token twice")
         else:

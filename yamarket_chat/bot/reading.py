@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from .._delivery.histories import read_history
-from ..errors import ApiError
+from ..errors import ApiError, UnexpectedAnswerError
 from ..listing import Listing
 from ..models import Message
 from ..outbox.pausing import AGAIN, pauses
 from ..outbox.turns import Session
 from ..session import ChatSession
+from .inbox import micros
 
 logger: logging.Logger = logging.getLogger("yamarket_chat")
 
@@ -61,6 +62,23 @@ async def read(session: ChatSession, chat_id: int, since: int | None) -> list[Me
             raise
     # Perhaps the message from which it was to be read is gone.
     return await _rows(session.history(chat_id))
+
+
+async def earlier(
+    session: ChatSession, chat_id: int, message_ids: Iterable[int], before: int
+) -> set[int]:
+    """Return which of these messages were created before a moment."""
+    found = set()
+    for message_id in message_ids:
+        try:
+            message = await session.get_message(chat_id, message_id)
+        except (ApiError, UnexpectedAnswerError) as error:
+            if error.retry_after is not None or pauses(error):
+                raise
+        else:
+            if micros(message.created_at) < before:
+                found.add(message_id)
+    return found
 
 
 async def _rows(listing: Listing[Message]) -> list[Message]:

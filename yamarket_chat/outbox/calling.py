@@ -26,7 +26,7 @@ async def call(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     else has cancelled. That must not end its caller, so this raises RuntimeError then. If the
     caller is cancelled, the function is cancelled as well.
     """
-    task = asyncio.ensure_future(_await(function, *arguments))
+    task = asyncio.ensure_future(awaited(function, *arguments))
     try:
         await asyncio.wait({task})
     except asyncio.CancelledError:
@@ -39,7 +39,8 @@ async def call(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     return task.result()
 
 
-async def _await(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+async def awaited(function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Await a function. Raises NotAsyncError if it is a plain one."""
     running: Any = function(*arguments)
     if not inspect.isawaitable(running):
         raise NotAsyncError("it is no async function: write `async def`")

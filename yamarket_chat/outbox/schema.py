@@ -221,7 +221,9 @@ bot_chats: Table = _table(
     Column("bot", Text, primary_key=True),
     Column("chat_id", BigInteger, primary_key=True, autoincrement=False),
     Column("version", BigInteger, nullable=False),  # each change counts it up, and needs the last
-    Column("begins_at", BigInteger, nullable=False),  # earlier messages are not the bot's
+    Column(
+        "begins_at", BigInteger, nullable=False
+    ),  # earlier ones are not the bot's; -1: see `WAITED`
     Column("cursor_at", BigInteger),  # when the latest handled message was created
     Column("anchor", BigInteger),  # the message from which the history is read
     Column("looked_at", BigInteger),  # the chat's updatedAt at the last look that found all

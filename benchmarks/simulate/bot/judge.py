@@ -179,8 +179,10 @@ def _given_up(
                 and other.number not in committed
                 and (_is_a_try(other, story) or not _only_leaves(story))
             ]
+            # A message that is too old now is not tried again.
+            least = 1 if most is not None and age >= most - slack else TRIES
             # A process may die when a try is counted, and before the handler is called.
-            if len(before) + record.kills < TRIES:
+            if len(before) + record.kills < least:
                 yield Violation("untrue", f"given up after {len(before)} tries: {about}")
 
 

@@ -147,7 +147,7 @@ def start_not_stored(patch: Patch) -> None:
         row = original(connection, business_id, name, now, waiting)
 
         class Now:
-            began_at, paused = now, row.paused
+            began_at, paused, sweep = now, row.paused, row.sweep
 
         Now.waiting = waiting  # type: ignore[attr-defined]
         return Now
@@ -312,8 +312,8 @@ def history_read_once(patch: Patch) -> None:
 def empty_history_tells(patch: Patch) -> None:
     original = inbox.Start.begins_at
 
-    def begins_at(self: Any, rows: Any) -> int:
-        return original(self, rows) if rows else 0
+    def begins_at(self: Any, rows: Any, waited: bool) -> int:
+        return original(self, rows, waited) if rows else 0
 
     def is_old(rows: Any, changed_at: int, now: int) -> bool:
         return now - changed_at > business.LATE * 1e6

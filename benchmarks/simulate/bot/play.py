@@ -355,7 +355,8 @@ def is_expected(one: Buyers, record: Record, story: Story) -> bool:
 def is_for_the_bot(one: Buyers, record: Record, story: Story) -> bool | None:
     """Whether a message is one of those that the bot handles; None if it may be.
 
-    These are the messages since it began, and with "waiting" also those behind the shop's last one.
+    These are the messages since it began, and with "waiting" also those behind the shop's last one
+    in chats that waited then. Whether a chat waited whose status is changed is not known here.
     """
     began = record.began.get(one.business)
     looked = record.first_look.get(one.business)
