@@ -144,10 +144,16 @@ class MarketClock:
         if agreed is not None and quickest is not None:
             agreed = overlap((agreed, quickest)) or agreed
         clock = agreed or span(clocks)
-        # If the loop's time has stood still since, no Date from before may tell, or the Market's
-        # clock may have been set meanwhile, so that both readings agree by chance.
-        least = clock.least - self.stood_still_since(moment)
+        # If the loop's time has stood still, the Market's clock may have been set back meanwhile, so
+        # that the Dates before and after agree by chance. If the standstill explains that they do
+        # not agree, it was not. What came after the next Date, that one does not know.
         earlier = None if before is None else before.clock()
+        later = None if after is None else after.clock()
+        least = clock.least
+        if after is None or later is None:
+            least -= self.stood_still_since(moment)
+        elif stood := self.stood_still_since(moment, after.answered):
+            least = min(least, later.least - stood)
         if earlier is not None:
             # The Market's time does not stand still.
             least = max(least, min(clock.least, earlier.least - SET))
@@ -165,10 +171,17 @@ class MarketClock:
         self._stood_still.append((now, stood_still(self._loop)))
         _thin_out(self._stood_still)
 
-    def stood_still_since(self, moment: float) -> float:
-        """Return for how many seconds the loop's time has stood still since a moment, at most."""
+    def stood_still_since(self, moment: float, until: float | None = None) -> float:
+        """Return for how many seconds the loop's time has stood still since a moment, at most.
+
+        If `until` is given, what is surely later than that does not count.
+        """
         totals = [total for at, total in self._stood_still if at <= moment]
-        stood = abs(stood_still(self._loop) - (totals[-1] if totals else self._stood_still[0][1]))
+        later = (total for at, total in self._stood_still if until is not None and at >= until)
+        total = next(later, None)
+        if total is None:
+            total = stood_still(self._loop)
+        stood = abs(total - (totals[-1] if totals else self._stood_still[0][1]))
         return stood if stood > NOTICEABLE else 0.0
 
 
