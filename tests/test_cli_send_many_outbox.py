@@ -38,10 +38,11 @@ from tests.test_cli_send_many import (
     write,
 )
 from tests.test_readme import market as served_market  # noqa: F401
+from yamarket_chat.cli import mailing
 from yamarket_chat.cli.encodings import BadFile
 from yamarket_chat.cli.mailing import BadOutbox, Mailing, compare
 from yamarket_chat.cli.records import read
-from yamarket_chat.outbox import Outbox, OutboxMessage
+from yamarket_chat.outbox import Outbox, OutboxMessage, deciding
 from yamarket_chat.sandbox import Sandbox
 
 pytestmark = pytest.mark.real_time
@@ -179,29 +180,47 @@ async def test_moved_lines_are_sent_once_and_in_their_new_order(shop: Shop) -> N
     assert (await shop.run([B, C, (1, "d"), A])).changes == []
 
 
+async def test_refused_lines_are_sent_in_their_new_order(shop: Shop) -> None:
+    """The first ones keep their numbers, which are low, and would be sent first."""
+    await shop.run([B, A, C, (1, "d")], sent=4, state="refused")
+    changed = [(1, "new"), A, B, C, (1, "d")]
+    assert (await shop.run(changed)).changes == ["line 2, chat 1: new"]
+    assert await shop.left() == [B, (1, "new"), A, C, (1, "d")]
+    assert (await shop.run(changed, sent=5, state="refused")).changes == []
+    again = await shop.run([B, (1, "d"), A, (1, "new"), C])
+    assert again.changes == ["line 4, chat 1: moved"]
+    assert await shop.left() == [B, (1, "d"), A, (1, "new"), C]
+
+
+@pytest.mark.parametrize("state", ["waiting", "refused"])
 async def test_death_between_two_steps_of_a_change_loses_and_doubles_nothing(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     changed = [A, (1, "new"), B, C, (1, "d")]
     await shop.run([A, B, C, (1, "d")], sent=1)
+    await shop.run([A, B, C, (1, "d")], sent=0 if state == "waiting" else 3, state=state)
     calls = 0
 
-    def dies_at(name: str, nth: int) -> Callable[..., object]:
-        real = getattr(Outbox, name)
+    def dies_at(owner: object, name: str, nth: int) -> Callable[..., object]:
+        real = getattr(owner, name)
 
-        async def call(*arguments: object) -> object:
+        def call(*arguments: object) -> object:
             nonlocal calls
             calls += 1
             if calls == nth:
                 raise KeyError("dead")
-            return await real(*arguments)
+            return real(*arguments)
 
         return call
 
-    for name, nth in (("cancel", 1), ("cancel", 2), ("put_many", 1)):
+    for owner, name, nth in (
+        (mailing, "_withdraw", 1),
+        (mailing, "_withdraw", 2),
+        (Outbox, "put_many", 1),
+    ):
         with monkeypatch.context() as patch:
             calls = 0
-            patch.setattr(Outbox, name, dies_at(name, nth))
+            patch.setattr(owner, name, dies_at(owner, name, nth))
             with pytest.raises(KeyError):
                 await shop.run(changed)
     await shop.run(changed)
@@ -223,14 +242,10 @@ async def test_nothing_is_put_anew_if_another_program_has_just_sent_it(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await shop.run([A, C])
-    monkeypatch.setattr(Outbox, "cancel", _not_cancelled)
+    monkeypatch.setattr(deciding, "cancel", lambda connection, number: False)
     with pytest.raises(BadOutbox, match="another program sends its messages"):
         await shop.run([C, A])
     assert len([one async for one in shop.outbox.entries()]) == 2
-
-
-async def _not_cancelled(self: Outbox, number: int) -> bool:
-    return False
 
 
 async def test_command_shows_what_was_changed_and_refuses_what_was_sent(tmp_path: Path) -> None:

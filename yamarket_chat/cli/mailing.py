@@ -18,8 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
+from sqlalchemy import Connection, update
 
-from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage
+from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage, deciding, inside
+from yamarket_chat.outbox.schema import messages as rows
 
 from . import console
 from .encodings import BadFile
@@ -102,7 +104,7 @@ class Mailing:
         lines: By message, the line of the file.
         ended: By message of which an earlier run knows the outcome, its state.
         again: Numbers of messages that were refused, and are sent again.
-        dropped: Numbers of messages that are not sent any more.
+        dropped: Numbers of messages that are not sent any more. Some are put anew, behind others.
         known: Whether the outbox has any messages.
         known_until: The index of the last message that the outbox has.
         reported: Whether the report is of these messages, if there is one.
@@ -132,7 +134,7 @@ class Mailing:
         """Bring the outbox to what the file says. Raises BadFile."""
         for number in self.dropped:
             # Nothing is put before: its message would be there twice.
-            if not await outbox.cancel(number):
+            if not await inside.database(outbox).write(_withdraw, number):
                 raise BadOutbox(["another program sends its messages; end that program first"])
         for number in self.again:
             await outbox.retry(number)
@@ -147,6 +149,15 @@ class Mailing:
         for index, number in enumerate(self.numbers):
             if not number:
                 self.numbers[index] = next(numbers)
+
+
+def _withdraw(connection: Connection, number: int) -> bool:
+    """Cancel a message that waits or was refused. Return whether it is never sent."""
+    refused = update(rows).where(rows.c.number == number, rows.c.state == "refused")
+    # What is known of its request stays in the row, for an equal message that is put anew.
+    if connection.execute(refused.values(state="cancelled")).rowcount:
+        return True
+    return deciding.cancel(connection, number)
 
 
 class _Known(msgspec.Struct, gc=False):
@@ -266,7 +277,7 @@ def _match(messages: Messages, stored: _Stored) -> tuple[Mailing, list[_New]]:
             if not fresh:
                 new.append(_New(index, record.line, chat_id))
                 behind.add(chat_id)
-        elif known.state == "waiting" and (
+        elif known.state in ("waiting", "refused") and (
             chat_id in behind or known.number < last.get(chat_id, 0)
         ):
             # A chat's messages are sent in the order of their numbers: it needs a higher one.
