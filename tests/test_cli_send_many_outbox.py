@@ -148,6 +148,21 @@ async def test_line_that_was_changed_before_it_was_sent_is_sent_with_its_new_tex
     assert await shop.left() == [C, (2, "better")]
 
 
+async def test_message_that_a_person_has_cancelled_is_not_sent(shop: Shop) -> None:
+    await shop.run([A, A, B, C], sent=1)
+    await shop.run([A, A, B, C, (1, "d")])
+    for number in (2, 3):
+        assert await shop.outbox.cancel(number)
+    again = await shop.run([B, A, (1, "d"), A, C])
+    assert (again.changes, again.cancelled()) == (["line 6, chat 1: moved"], [2, 5])
+    assert await shop.left() == [(1, "d"), C]
+    assert (await shop.run([(1, "d"), A, C])).cancelled() == []
+    assert await shop.left() == [(1, "d"), C]
+    # Another line of the same text is another message.
+    assert (await shop.run([A, A, A, B, B, (1, "d"), C])).cancelled() == [3, 5]
+    assert sorted(await shop.left()) == [A, C, (1, "d"), B]
+
+
 @pytest.mark.parametrize("state", ["delivered", "unknown", "leaving"])
 async def test_line_that_was_changed_after_it_was_sent_is_refused(shop: Shop, state: str) -> None:
     await shop.run([A, B, C], sent=2, state=state)
@@ -228,6 +243,10 @@ async def test_death_between_two_steps_of_a_change_loses_and_doubles_nothing(
 
 
 async def test_outbox_of_other_messages_is_refused(shop: Shop) -> None:
+    await shop.run([A, B])
+    with pytest.raises(BadOutbox, match="none of this file"):
+        await shop.run([])  # a file that was cut off
+    assert await shop.left() == [A, B]
     await shop.run([A, B], sent=1)
     with pytest.raises(BadOutbox, match="none of this file"):
         await shop.run([(7, "x"), (8, "y")])
@@ -420,6 +439,29 @@ def test_standard_input_has_an_outbox_if_one_is_named(
     assert "If this run is killed, nobody knows" in pipe().err
     assert served_market.messages_stored == 8
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
+
+
+def test_cancelled_message_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    file = write(tmp_path / "m.csv", [A, B])
+    with monkeypatch.context() as patch:
+        patch.setenv("YAMARKET_API_KEY", "ACMA:no")
+        assert in_process("send-many", file).status == 1
+    assert in_process("outbox", "cancel", "2", "--database", f"{file}.outbox").status == 0
+    report = tmp_path / "r.jsonl"
+    for earlier in ("", " (1 of them earlier)"):
+        sent = in_process("send-many", file, "--report", str(report))
+        assert sent.status == 1
+        assert "1 message cancelled (yamarket-chat outbox cancel), so not sent: line 3" in sent.err
+        assert "To continue" not in sent.err
+        counts = f"Delivered 1 of 2 messages{earlier}, refused 0, unknown 0, not sent 1"
+        assert sent.out.startswith(counts)
+        assert [line["chat_id"] for line in lines_of(report)] == [1]
+    assert served_market.messages_stored == 1
 
 
 def test_outbox_whose_path_is_no_text_is_refused_before_it_is_made(

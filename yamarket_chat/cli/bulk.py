@@ -211,7 +211,7 @@ class BulkSender:
 
     async def _note_earlier(self, outbox: Outbox, indexes: Mapping[int, int]) -> None:
         """Note what earlier runs have sent."""
-        ended = self._mailing.ended
+        ended = {i: state for i, state in self._mailing.ended.items() if state != "cancelled"}
         for state in ended.values():
             self._ended["delivered earlier" if state == "delivered" else state] += 1
         if not ended or (self._report is None and not self._ended["unknown"]):
@@ -379,16 +379,13 @@ class BulkSender:
                 " out"
             )
         if self._unknown:
-            to_check = sorted(set(self._unknown))
-            chats = ", ".join(map(str, to_check[:MAX_SHOWN])) + (
-                ", ..." if to_check[MAX_SHOWN:] else ""
-            )
+            chats = _some(sorted(set(self._unknown)))
             settle = f"yamarket-chat outbox settle --all --database {shlex.quote(str(self._path))}"
             console.note(
                 "Nothing tells whether the unknown messages were delivered, so they are not sent"
                 f" again; check chat {chats}" + (f", then run {settle}" if self._kept else "")
             )
-        if self._kept and left + ended["refused"]:
+        if self._kept and left + ended["refused"] > len(self._mailing.cancelled()):
             console.note("To continue, run the same command again")
         elif self._kept and total and not self._mailing.left:
             console.note(
@@ -418,3 +415,12 @@ def show_changes(mailing: Mailing) -> None:
         console.note(f"  {change}")
     if more := mailing.changes[MAX_SHOWN:]:
         console.note(f"  and {len(more):,} more")
+    if cancelled := mailing.cancelled():
+        console.note(
+            f"{console.number(len(cancelled), 'message')} cancelled (yamarket-chat outbox cancel),"
+            f" so not sent: line {_some(cancelled)}"
+        )
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:MAX_SHOWN])) + (", ..." if numbers[MAX_SHOWN:] else "")
