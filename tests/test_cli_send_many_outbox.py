@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import sqlite3
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -42,7 +44,9 @@ from yamarket_chat.cli import mailing
 from yamarket_chat.cli.encodings import BadFile
 from yamarket_chat.cli.mailing import BadOutbox, Mailing, compare
 from yamarket_chat.cli.records import read
+from yamarket_chat.cli.report import Report
 from yamarket_chat.outbox import Outbox, OutboxMessage, deciding
+from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.sandbox import Sandbox
 
 pytestmark = pytest.mark.real_time
@@ -441,6 +445,22 @@ def test_standard_input_has_an_outbox_if_one_is_named(
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes of this kind")
+def test_named_pipe_is_told_by_its_name(
+    tmp_path: Path,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[file_of([A])])
+    writer.start()
+    sent = in_process("send-many", str(tmp_path / "pipe"))
+    writer.join()
+    assert sent.status == 0
+    assert f"nobody knows which messages of {tmp_path / 'pipe'} were sent" in sent.err
+    assert served_market.messages_stored == 1
+
+
 def test_cancelled_message_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -518,6 +538,37 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["SIZE"]), unlimited))
 """
     + SOON
 )
+
+
+def test_run_goes_on_if_its_report_cannot_be_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    file, report = write(tmp_path / "m.csv", [A, B]), tmp_path / "r.jsonl"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add", "place"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Report, name, full)
+            sent = in_process("send-many", file, "--report", str(report))
+        assert sent.status == 1
+        told = "Error: the report cannot be written: No space left on device; the run goes on"
+        assert sent.err.count(told) == 1
+        assert "To write the report, run the same command again" in sent.err
+        assert sent.out.startswith("Delivered 2 of 2 messages")
+    assert served_market.messages_stored == 2
+    assert in_process("send-many", file, "--report", str(report)).status == 0
+    assert len(lines_of(report)) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+    file = write(tmp_path / "n.csv", [A])
+    monkeypatch.setattr(Delivering, "begin", full)
+    stopped = in_process("send-many", file, "--report", str(tmp_path / "n.jsonl"))
+    assert stopped.status == 1
+    assert stopped.err.endswith("Error: stopped: [Errno 28] No space left on device\n")
 
 
 async def test_outbox_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class BulkSender:
         self._kept = kept
         self._mailing = Mailing()
         self._report: Report | None = None
+        self._report_failed = False
         self._ended: Counter[str] = Counter()
         self._leaving = 0  # at the end
         self._unknown: list[int] = []  # chats
@@ -137,8 +138,7 @@ class BulkSender:
     async def run(self) -> int:
         """Send all messages, print a summary and return the exit status.
 
-        Raises BadFile and UsageError if nothing can be sent, and OSError if the report cannot be
-        written.
+        Raises BadFile and UsageError if nothing can be sent.
         """
         console.hide_from_log(_is_told_anyway)
         async with outbox_of(self._path) as outbox:
@@ -148,8 +148,7 @@ class BulkSender:
                 except asyncio.CancelledError:
                     console.note(f"{signals.interrupted()}; nothing was sent")
                     raise
-                if self._report is not None:
-                    self._report.place()
+                self._write_report()
                 if self._mailing.left:
                     await self._deliver()
                     self._leaving = (await outbox.status(self._business_id)).leaving
@@ -180,6 +179,11 @@ class BulkSender:
             raise UsageError(f"{path} exists already; pass a new file to --report")
         if not mailing.reported:
             raise UsageError(f"{path} is the report of other messages; pass a new one to --report")
+        if path is not None:
+            try:
+                self._report = Report(path)
+            except OSError as error:
+                raise UsageError(f"the report cannot be opened: {error.strerror}: {path}") from None
         show_changes(mailing)
         if mailing.under_way:
             console.note(
@@ -189,11 +193,6 @@ class BulkSender:
         if mailing.left:
             left = estimate(self._messages, mailing.ended, self._rate)
             console.note("Sending " + describe(left, self._rate))
-        if path is not None:
-            try:
-                self._report = Report(path)
-            except OSError as error:
-                raise UsageError(f"the report cannot be opened: {error}") from None
         await mailing.put(outbox, self._business_id, self._messages)
         by_number = sorted((number, index) for index, number in enumerate(mailing.numbers))
         self._rest = (both for both in by_number if both[1] not in mailing.ended)
@@ -204,10 +203,31 @@ class BulkSender:
             return None
         try:
             return first_line(self._report_path)
+        except OSError as error:
+            raise UsageError(f"the report cannot be opened: {error}") from None
         except ValueError:
             raise UsageError(
                 f"{self._report_path} is not a report; pass a new file to --report"
             ) from None
+
+    def _write_report(self, line: Line | None = None) -> None:
+        """Write a line of the report, or put it in its place.
+
+        The run goes on without the report if that fails: the outbox knows all of it.
+        """
+        if self._report is None:
+            return
+        try:
+            if line is None:
+                self._report.place()
+            else:
+                self._report.add(line)
+        except OSError as error:
+            self._report.close()
+            self._report, self._report_failed = None, True
+            console.failure(
+                f"the report cannot be written: {error.strerror}; the run goes on without it"
+            )
 
     async def _note_earlier(self, outbox: Outbox, indexes: Mapping[int, int]) -> None:
         """Note what earlier runs have sent."""
@@ -221,8 +241,7 @@ class BulkSender:
             if index in ended:
                 if entry.state == "unknown" and entry.chat_id is not None:
                     self._unknown.append(entry.chat_id)
-                if self._report is not None:
-                    self._report.add(self._line(index, entry))
+                self._write_report(self._line(index, entry))
 
     def _line(self, index: int, entry: OutboxEntry) -> Line:
         return line_of(index + 1, self._mailing.lines[index], entry)
@@ -307,8 +326,7 @@ class BulkSender:
     def _note(self, index: int, entry: OutboxEntry) -> None:
         self._ended[entry.state] += 1
         line = self._line(index, entry)
-        if self._report is not None:
-            self._report.add(line)
+        self._write_report(line)
         if entry.state == "unknown":
             self._unknown.append(line.chat_id)
         if self._json:
@@ -387,6 +405,8 @@ class BulkSender:
             )
         if self._kept and left + ended["refused"] > len(self._mailing.cancelled()):
             console.note("To continue, run the same command again")
+        elif self._kept and self._report_failed:
+            console.note("To write the report, run the same command again")
         elif self._kept and total and not self._mailing.left:
             console.note(
                 f"Nothing was left to send. To send the file once more, delete {self._path} or pass"
@@ -394,7 +414,8 @@ class BulkSender:
             )
         if self._interrupted:
             return signals.exit_status()
-        return 0 if delivered == total and not self._output_failed else 1
+        failed = self._output_failed or self._report_failed
+        return 0 if delivered == total and not failed else 1
 
 
 def _is_told_anyway(record: logging.LogRecord) -> bool:
