@@ -268,6 +268,14 @@ def test_errors_after_a_malformed_line_are_listed_too() -> None:
     ]
 
 
+def test_long_cells_are_ignored_unless_they_are_texts() -> None:
+    long = "x" * 200_000
+    records = read(f"chat_id,text,x\n17,a,{long}\n".encode(), "a.csv")
+    assert list(records) == [Record(1, 2, 17, "a")]
+    with pytest.raises(BadFile, match="line 3, column text: the text has 200000 characters"):
+        read(f"chat_id,text\n17,a\n18,{long}\n".encode(), "a.csv")
+
+
 def test_sep_line_of_excel_sets_the_delimiter() -> None:
     assert list(read(b"sep=|\r\nchat_id|text\r\n17|a;b\r\n", "a.csv")) == [Record(1, 3, 17, "a;b")]
 
