@@ -242,6 +242,7 @@ WRONG = [
     (["put", "--order", "5", "--return", "7", "x"], "pass either --order or --return"),
     (["put", "17", "x", "--file", "label.pdf"], "pass either TEXT or --file"),
     (["put", "17", "--file", "no.pdf"], "the file cannot be read"),
+    (["put", "17", "--file", "label.pdf", "--name", ""], "the name is empty; leave --name out"),
     (["put", "17", "x", "--name", "y"], "--name is for a file"),
     (["put", "17", " "], "the text is empty"),
     (["put", "17", "x" * 4097], "4097 characters"),

@@ -363,6 +363,10 @@ def test_a_file_and_a_text_from_standard_input_are_sent(
     assert json.loads(sent.out)["confirmed_by"] == "answer"
     [message] = market.messages(7)
     assert [(file.name, file.size) for file in message.payload] == [("Накладная.pdf", 5)]
+    nameless = in_process("send-file", "7", str(label), "--name", "")
+    assert nameless.status == 2
+    assert "the name is empty; leave --name out for the file's own name" in nameless.err
+    assert len(market.messages(7)) == 1
     absent = in_process("send-file", "7", "no-such.pdf")
     assert absent.status == 2
     assert absent.err.startswith("Error: the file cannot be read")
