@@ -40,12 +40,14 @@ from tests.test_cli_send_many import (
     write,
 )
 from tests.test_readme import market as served_market  # noqa: F401
-from yamarket_chat.cli import mailing
+from yamarket_chat import QuotaStatus, Rate
+from yamarket_chat.cli import bulk, mailing
 from yamarket_chat.cli.encodings import BadFile
 from yamarket_chat.cli.mailing import BadOutbox, Mailing, compare
 from yamarket_chat.cli.records import read
 from yamarket_chat.cli.report import Report
 from yamarket_chat.outbox import Outbox, OutboxMessage, deciding
+from yamarket_chat.outbox.courier import Seen
 from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.sandbox import Sandbox
 
@@ -302,6 +304,24 @@ async def test_command_shows_what_was_changed_and_refuses_what_was_sent(tmp_path
         other = await run("send-many", file, "--outbox", str(tmp_path / "2"), **variables)
         assert other.status == 0
         assert [texts(market, chat) for chat in (1, 2, 3)] == [["a"] * 2, ["b"] * 2, ["new"] * 2]
+
+
+async def test_run_says_that_earlier_requests_have_used_the_limit_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bulk, "NOTICE_AFTER", 0.0)
+    sender = bulk.BulkSender(
+        tmp_path / "o", read(file_of([A]), "m.csv"), Rate(5, per=10), business_id=BUSINESS,
+        api_key="k", options={}, report=None, resume=False, json=False, give_up_after=900.0,
+        kept=True,
+    )  # fmt: skip
+    for resets_in in (70.0, 69.5):
+        quota = QuotaStatus(limit=5, remaining=0, resets_in=resets_in, waiting=1)
+        sender._show(Seen(True, 1, quota, None, None))
+    told = capfd.readouterr().err
+    assert told.startswith("The rate limit is used up, by earlier requests as well. The next")
+    assert "message leaves in 0:01:10, or about a minute later" in told
+    assert told.count("\n") == 1
 
 
 # Deaths

@@ -132,8 +132,9 @@ class BulkSender:
         self._window: dict[int, int] = {}
         self._rest: Iterator[tuple[int, int]] = iter(())
         self._quiet_since = 0.0
-        self._begun = False
+        self._began_at: float | None = None
         self._notice_shown = False
+        self._limit_noted = False
 
     async def run(self) -> int:
         """Send all messages, print a summary and return the exit status.
@@ -355,12 +356,20 @@ class BulkSender:
     def _show(self, seen: Seen | None) -> None:
         now = asyncio.get_running_loop().time()
         status = None if seen is None else seen.quota
-        if seen is not None and not self._begun:
-            self._begun, self._quiet_since = True, now
+        if seen is not None and self._began_at is None:
+            self._began_at = self._quiet_since = now
         if status is not None and seen is not None and self._progress is not None:
             self._progress.show(now, status, seen.under_way)
         if status is not None and status.resets_in > 0:
             self._quiet_since = now
+            long = self._began_at is not None and now - self._began_at >= NOTICE_AFTER
+            if long and not self._ended["delivered"] and not self._limit_noted:
+                self._limit_noted = True
+                console.note(
+                    "The rate limit is used up, by earlier requests as well. The next message"
+                    f" leaves in {console.duration(status.resets_in)}, or about a minute later:"
+                    " the requests of earlier runs are counted by the minute"
+                )
         elif not self._notice_shown and now - self._quiet_since >= NOTICE_AFTER:
             if seen is None:
                 self._notice_shown = True
