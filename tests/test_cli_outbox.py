@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from sqlalchemy import Connection, create_engine, text, update
 
 from tests.test_cli import (
@@ -25,7 +26,7 @@ from tests.test_cli import (
 )
 from tests.test_readme import market, texts  # noqa: F401
 from yamarket_chat import DeliveryUnknownError, InvalidArgumentError, Pending
-from yamarket_chat.cli import outbox_keys, outbox_status
+from yamarket_chat.cli import console, outbox_keys, outbox_status
 from yamarket_chat.cli.outbox_keys import KeyFile
 from yamarket_chat.outbox import Outbox, earlier
 from yamarket_chat.outbox.outcomes import encode_outcome
@@ -223,6 +224,15 @@ def test_list_says_that_there_are_more(shell: Shell) -> None:
     assert shell.run("outbox", "list", "--chat", "9").err == "No message matches\n"
 
 
+def test_narrow_terminal_shows_whole_numbers(shell: Shell) -> None:
+    terminal = Console(force_terminal=True, color_system=None, highlight=False, width=50)
+    shell.patch.setattr(console, "out", terminal)
+    shell("put", "1000001", "Заказ собран")
+    shown = shell("list").splitlines()
+    assert {"Number: 1", "State: waiting", "To: chat 1000001", "Content: Заказ собран"} < {*shown}
+    assert "Message:    1, waiting" in shell("show", "1")
+
+
 WRONG = [
     (["put", "17", "x", "y"], "Got unexpected extra argument(s) (y)"),
     (["put", "17"], "pass either TEXT or --file"),
@@ -232,6 +242,7 @@ WRONG = [
     (["put", "--order", "5", "--return", "7", "x"], "pass either --order or --return"),
     (["put", "17", "x", "--file", "label.pdf"], "pass either TEXT or --file"),
     (["put", "17", "--file", "no.pdf"], "the file cannot be read"),
+    (["put", "17", "--file", "label.pdf", "--name", ""], "the name is empty; leave --name out"),
     (["put", "17", "x", "--name", "y"], "--name is for a file"),
     (["put", "17", " "], "the text is empty"),
     (["put", "17", "x" * 4097], "4097 characters"),

@@ -197,6 +197,22 @@ def test_chats_fit_a_terminal_of_80_columns(
     assert kind.strip() == "(ARBITRAGE)"
 
 
+def test_narrow_terminal_shows_whole_ids(
+    market: Sandbox,
+    in_process: Runs,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A table would cut them to other ids."""
+    terminal = Console(force_terminal=True, color_system=None, highlight=False, width=40)
+    monkeypatch.setattr(console, "out", terminal)
+    market.add_chat(1000001, order_id=55)
+    market.add_chat(1000002)
+    shown = in_process("chats").out.splitlines()
+    assert [line for line in shown if line.startswith("Chat")] == ["Chat: 1000001", "Chat: 1000002"]
+    assert "About: order 55" in shown
+    assert shown.count("") == 1
+
+
 @pytest.mark.parametrize("order", ["ascending", "descending"])
 def test_history_prints_a_conversation_with_the_newest_message_last(
     order: str,
@@ -347,6 +363,10 @@ def test_a_file_and_a_text_from_standard_input_are_sent(
     assert json.loads(sent.out)["confirmed_by"] == "answer"
     [message] = market.messages(7)
     assert [(file.name, file.size) for file in message.payload] == [("Накладная.pdf", 5)]
+    nameless = in_process("send-file", "7", str(label), "--name", "")
+    assert nameless.status == 2
+    assert "the name is empty; leave --name out for the file's own name" in nameless.err
+    assert len(market.messages(7)) == 1
     absent = in_process("send-file", "7", "no-such.pdf")
     assert absent.status == 2
     assert absent.err.startswith("Error: the file cannot be read")

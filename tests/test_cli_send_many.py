@@ -7,6 +7,8 @@ import csv
 import json
 import os
 import signal
+import stat
+import sys
 import time
 from asyncio.subprocess import PIPE
 from collections import Counter
@@ -29,6 +31,7 @@ from tests.test_cli import (
     until,
     variables_of,
 )
+from tests.test_readme import market as served_market  # noqa: F401
 from yamarket_chat import QuotaStatus, Rate
 from yamarket_chat.cli.progress import seconds_to_go
 from yamarket_chat.cli.records import BadFile, Format, Record, read
@@ -265,6 +268,14 @@ def test_errors_after_a_malformed_line_are_listed_too() -> None:
     ]
 
 
+def test_long_cells_are_ignored_unless_they_are_texts() -> None:
+    long = "x" * 200_000
+    records = read(f"chat_id,text,x\n17,a,{long}\n".encode(), "a.csv")
+    assert list(records) == [Record(1, 2, 17, "a")]
+    with pytest.raises(BadFile, match="line 3, column text: the text has 200000 characters"):
+        read(f"chat_id,text\n17,a\n18,{long}\n".encode(), "a.csv")
+
+
 def test_sep_line_of_excel_sets_the_delimiter() -> None:
     assert list(read(b"sep=|\r\nchat_id|text\r\n17|a;b\r\n", "a.csv")) == [Record(1, 3, 17, "a;b")]
 
@@ -348,6 +359,43 @@ async def test_report_of_another_mailing_is_not_overwritten(tmp_path: Path) -> N
         assert report.read_bytes() == before
         assert texts(market, 1) == ["a", "b"]
         assert not Path(missing).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes of this kind")
+def test_report_is_a_regular_file_of_its_own(
+    tmp_path: Path,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    file = write(tmp_path / "m.csv", [(1, "a")])
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink(tmp_path / "pipe", tmp_path / "to-pipe")
+    for name in ("pipe", "to-pipe", os.devnull, "/dev/stdout"):
+        refused = in_process("send-many", file, "--report", str(tmp_path / name))
+        assert refused.status == 2
+        assert "--report must be a regular file; --json prints the outcomes" in refused.err
+    for name in (file, f"{file}.outbox"):
+        refused = in_process("send-many", file, "--report", name)
+        assert refused.status == 2
+        assert f"--report must be a file of its own, and not {name}" in refused.err
+    refused = in_process("send-many", file, "--report", str(tmp_path / "no" / "r.jsonl"))
+    assert refused.status == 2
+    assert refused.err.startswith("Error: the report cannot be opened: No such file or directory")
+    assert not served_market.arrivals
+    # What has the name of the report with ".new" is somebody else's.
+    file = write(tmp_path / "r.jsonl.new", [(1, "a"), (1, "b")])
+    os.symlink(tmp_path / "r.jsonl", tmp_path / "link")
+    send = "send-many", file, "--format", "csv", "--report", str(tmp_path / "link")
+    assert in_process(*send).status == 0
+    report = tmp_path / "r.jsonl"
+    mask = os.umask(0o077)
+    os.umask(mask)
+    assert stat.S_IMODE(report.stat().st_mode) == 0o666 & ~mask
+    report.chmod(0o640)
+    assert in_process(*send).status == 0
+    assert stat.S_IMODE(report.stat().st_mode) == 0o640
+    assert (len(lines_of(report)), Path(file).exists()) == (2, True)
+    assert (tmp_path / "link").is_symlink()
 
 
 async def test_two_runs_of_one_file_are_refused(tmp_path: Path) -> None:

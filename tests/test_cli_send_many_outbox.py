@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import sqlite3
 import stat
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -38,10 +40,15 @@ from tests.test_cli_send_many import (
     write,
 )
 from tests.test_readme import market as served_market  # noqa: F401
+from yamarket_chat import QuotaStatus, Rate
+from yamarket_chat.cli import bulk, mailing
 from yamarket_chat.cli.encodings import BadFile
 from yamarket_chat.cli.mailing import BadOutbox, Mailing, compare
 from yamarket_chat.cli.records import read
-from yamarket_chat.outbox import Outbox, OutboxMessage
+from yamarket_chat.cli.report import Report
+from yamarket_chat.outbox import Outbox, OutboxMessage, deciding
+from yamarket_chat.outbox.courier import Seen
+from yamarket_chat.outbox.delivering import Delivering
 from yamarket_chat.sandbox import Sandbox
 
 pytestmark = pytest.mark.real_time
@@ -147,6 +154,21 @@ async def test_line_that_was_changed_before_it_was_sent_is_sent_with_its_new_tex
     assert await shop.left() == [C, (2, "better")]
 
 
+async def test_message_that_a_person_has_cancelled_is_not_sent(shop: Shop) -> None:
+    await shop.run([A, A, B, C], sent=1)
+    await shop.run([A, A, B, C, (1, "d")])
+    for number in (2, 3):
+        assert await shop.outbox.cancel(number)
+    again = await shop.run([B, A, (1, "d"), A, C])
+    assert (again.changes, again.cancelled()) == (["line 6, chat 1: moved"], [2, 5])
+    assert await shop.left() == [(1, "d"), C]
+    assert (await shop.run([(1, "d"), A, C])).cancelled() == []
+    assert await shop.left() == [(1, "d"), C]
+    # Another line of the same text is another message.
+    assert (await shop.run([A, A, A, B, B, (1, "d"), C])).cancelled() == [3, 5]
+    assert sorted(await shop.left()) == [A, C, (1, "d"), B]
+
+
 @pytest.mark.parametrize("state", ["delivered", "unknown", "leaving"])
 async def test_line_that_was_changed_after_it_was_sent_is_refused(shop: Shop, state: str) -> None:
     await shop.run([A, B, C], sent=2, state=state)
@@ -179,29 +201,47 @@ async def test_moved_lines_are_sent_once_and_in_their_new_order(shop: Shop) -> N
     assert (await shop.run([B, C, (1, "d"), A])).changes == []
 
 
+async def test_refused_lines_are_sent_in_their_new_order(shop: Shop) -> None:
+    """The first ones keep their numbers, which are low, and would be sent first."""
+    await shop.run([B, A, C, (1, "d")], sent=4, state="refused")
+    changed = [(1, "new"), A, B, C, (1, "d")]
+    assert (await shop.run(changed)).changes == ["line 2, chat 1: new"]
+    assert await shop.left() == [B, (1, "new"), A, C, (1, "d")]
+    assert (await shop.run(changed, sent=5, state="refused")).changes == []
+    again = await shop.run([B, (1, "d"), A, (1, "new"), C])
+    assert again.changes == ["line 4, chat 1: moved"]
+    assert await shop.left() == [B, (1, "d"), A, (1, "new"), C]
+
+
+@pytest.mark.parametrize("state", ["waiting", "refused"])
 async def test_death_between_two_steps_of_a_change_loses_and_doubles_nothing(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
     changed = [A, (1, "new"), B, C, (1, "d")]
     await shop.run([A, B, C, (1, "d")], sent=1)
+    await shop.run([A, B, C, (1, "d")], sent=0 if state == "waiting" else 3, state=state)
     calls = 0
 
-    def dies_at(name: str, nth: int) -> Callable[..., object]:
-        real = getattr(Outbox, name)
+    def dies_at(owner: object, name: str, nth: int) -> Callable[..., object]:
+        real = getattr(owner, name)
 
-        async def call(*arguments: object) -> object:
+        def call(*arguments: object) -> object:
             nonlocal calls
             calls += 1
             if calls == nth:
                 raise KeyError("dead")
-            return await real(*arguments)
+            return real(*arguments)
 
         return call
 
-    for name, nth in (("cancel", 1), ("cancel", 2), ("put_many", 1)):
+    for owner, name, nth in (
+        (mailing, "_withdraw", 1),
+        (mailing, "_withdraw", 2),
+        (Outbox, "put_many", 1),
+    ):
         with monkeypatch.context() as patch:
             calls = 0
-            patch.setattr(Outbox, name, dies_at(name, nth))
+            patch.setattr(owner, name, dies_at(owner, name, nth))
             with pytest.raises(KeyError):
                 await shop.run(changed)
     await shop.run(changed)
@@ -209,6 +249,10 @@ async def test_death_between_two_steps_of_a_change_loses_and_doubles_nothing(
 
 
 async def test_outbox_of_other_messages_is_refused(shop: Shop) -> None:
+    await shop.run([A, B])
+    with pytest.raises(BadOutbox, match="none of this file"):
+        await shop.run([])  # a file that was cut off
+    assert await shop.left() == [A, B]
     await shop.run([A, B], sent=1)
     with pytest.raises(BadOutbox, match="none of this file"):
         await shop.run([(7, "x"), (8, "y")])
@@ -223,14 +267,10 @@ async def test_nothing_is_put_anew_if_another_program_has_just_sent_it(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await shop.run([A, C])
-    monkeypatch.setattr(Outbox, "cancel", _not_cancelled)
+    monkeypatch.setattr(deciding, "cancel", lambda connection, number: False)
     with pytest.raises(BadOutbox, match="another program sends its messages"):
         await shop.run([C, A])
     assert len([one async for one in shop.outbox.entries()]) == 2
-
-
-async def _not_cancelled(self: Outbox, number: int) -> bool:
-    return False
 
 
 async def test_command_shows_what_was_changed_and_refuses_what_was_sent(tmp_path: Path) -> None:
@@ -264,6 +304,24 @@ async def test_command_shows_what_was_changed_and_refuses_what_was_sent(tmp_path
         other = await run("send-many", file, "--outbox", str(tmp_path / "2"), **variables)
         assert other.status == 0
         assert [texts(market, chat) for chat in (1, 2, 3)] == [["a"] * 2, ["b"] * 2, ["new"] * 2]
+
+
+async def test_run_says_that_earlier_requests_have_used_the_limit_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bulk, "NOTICE_AFTER", 0.0)
+    sender = bulk.BulkSender(
+        tmp_path / "o", read(file_of([A]), "m.csv"), Rate(5, per=10), business_id=BUSINESS,
+        api_key="k", options={}, report=None, resume=False, json=False, give_up_after=900.0,
+        kept=True,
+    )  # fmt: skip
+    for resets_in in (70.0, 69.5):
+        quota = QuotaStatus(limit=5, remaining=0, resets_in=resets_in, waiting=1)
+        sender._show(Seen(True, 1, quota, None, None))
+    told = capfd.readouterr().err
+    assert told.startswith("The rate limit is used up, by earlier requests as well. The next")
+    assert "message leaves in 0:01:10, or about a minute later" in told
+    assert told.count("\n") == 1
 
 
 # Deaths
@@ -407,6 +465,45 @@ def test_standard_input_has_an_outbox_if_one_is_named(
     assert [path.name for path in tmp_path.iterdir()] == ["o"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes of this kind")
+def test_named_pipe_is_told_by_its_name(
+    tmp_path: Path,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[file_of([A])])
+    writer.start()
+    sent = in_process("send-many", str(tmp_path / "pipe"))
+    writer.join()
+    assert sent.status == 0
+    assert f"nobody knows which messages of {tmp_path / 'pipe'} were sent" in sent.err
+    assert served_market.messages_stored == 1
+
+
+def test_cancelled_message_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    file = write(tmp_path / "m.csv", [A, B])
+    with monkeypatch.context() as patch:
+        patch.setenv("YAMARKET_API_KEY", "ACMA:no")
+        assert in_process("send-many", file).status == 1
+    assert in_process("outbox", "cancel", "2", "--database", f"{file}.outbox").status == 0
+    report = tmp_path / "r.jsonl"
+    for earlier in ("", " (1 of them earlier)"):
+        sent = in_process("send-many", file, "--report", str(report))
+        assert sent.status == 1
+        assert "1 message cancelled (yamarket-chat outbox cancel), so not sent: line 3" in sent.err
+        assert "To continue" not in sent.err
+        counts = f"Delivered 1 of 2 messages{earlier}, refused 0, unknown 0, not sent 1"
+        assert sent.out.startswith(counts)
+        assert [line["chat_id"] for line in lines_of(report)] == [1]
+    assert served_market.messages_stored == 1
+
+
 def test_outbox_whose_path_is_no_text_is_refused_before_it_is_made(
     tmp_path: Path,
     served_market: Sandbox,  # noqa: F811
@@ -461,6 +558,37 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["SIZE"]), unlimited))
 """
     + SOON
 )
+
+
+def test_run_goes_on_if_its_report_cannot_be_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served_market: Sandbox,  # noqa: F811
+    in_process: Callable[..., Finished],  # noqa: F811
+) -> None:
+    file, report = write(tmp_path / "m.csv", [A, B]), tmp_path / "r.jsonl"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("add", "place"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Report, name, full)
+            sent = in_process("send-many", file, "--report", str(report))
+        assert sent.status == 1
+        told = "Error: the report cannot be written: No space left on device; the run goes on"
+        assert sent.err.count(told) == 1
+        assert "To write the report, run the same command again" in sent.err
+        assert sent.out.startswith("Delivered 2 of 2 messages")
+    assert served_market.messages_stored == 2
+    assert in_process("send-many", file, "--report", str(report)).status == 0
+    assert len(lines_of(report)) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+    file = write(tmp_path / "n.csv", [A])
+    monkeypatch.setattr(Delivering, "begin", full)
+    stopped = in_process("send-many", file, "--report", str(tmp_path / "n.jsonl"))
+    assert stopped.status == 1
+    assert stopped.err.endswith("Error: stopped: [Errno 28] No space left on device\n")
 
 
 async def test_outbox_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -119,6 +119,7 @@ class BulkSender:
         self._kept = kept
         self._mailing = Mailing()
         self._report: Report | None = None
+        self._report_failed = False
         self._ended: Counter[str] = Counter()
         self._leaving = 0  # at the end
         self._unknown: list[int] = []  # chats
@@ -131,14 +132,14 @@ class BulkSender:
         self._window: dict[int, int] = {}
         self._rest: Iterator[tuple[int, int]] = iter(())
         self._quiet_since = 0.0
-        self._begun = False
+        self._began_at: float | None = None
         self._notice_shown = False
+        self._limit_noted = False
 
     async def run(self) -> int:
         """Send all messages, print a summary and return the exit status.
 
-        Raises BadFile and UsageError if nothing can be sent, and OSError if the report cannot be
-        written.
+        Raises BadFile and UsageError if nothing can be sent.
         """
         console.hide_from_log(_is_told_anyway)
         async with outbox_of(self._path) as outbox:
@@ -148,8 +149,7 @@ class BulkSender:
                 except asyncio.CancelledError:
                     console.note(f"{signals.interrupted()}; nothing was sent")
                     raise
-                if self._report is not None:
-                    self._report.place()
+                self._write_report()
                 if self._mailing.left:
                     await self._deliver()
                     self._leaving = (await outbox.status(self._business_id)).leaving
@@ -180,6 +180,11 @@ class BulkSender:
             raise UsageError(f"{path} exists already; pass a new file to --report")
         if not mailing.reported:
             raise UsageError(f"{path} is the report of other messages; pass a new one to --report")
+        if path is not None:
+            try:
+                self._report = Report(path)
+            except OSError as error:
+                raise UsageError(f"the report cannot be opened: {error.strerror}: {path}") from None
         show_changes(mailing)
         if mailing.under_way:
             console.note(
@@ -189,11 +194,6 @@ class BulkSender:
         if mailing.left:
             left = estimate(self._messages, mailing.ended, self._rate)
             console.note("Sending " + describe(left, self._rate))
-        if path is not None:
-            try:
-                self._report = Report(path)
-            except OSError as error:
-                raise UsageError(f"the report cannot be opened: {error}") from None
         await mailing.put(outbox, self._business_id, self._messages)
         by_number = sorted((number, index) for index, number in enumerate(mailing.numbers))
         self._rest = (both for both in by_number if both[1] not in mailing.ended)
@@ -204,14 +204,35 @@ class BulkSender:
             return None
         try:
             return first_line(self._report_path)
+        except OSError as error:
+            raise UsageError(f"the report cannot be opened: {error}") from None
         except ValueError:
             raise UsageError(
                 f"{self._report_path} is not a report; pass a new file to --report"
             ) from None
 
+    def _write_report(self, line: Line | None = None) -> None:
+        """Write a line of the report, or put it in its place.
+
+        The run goes on without the report if that fails: the outbox knows all of it.
+        """
+        if self._report is None:
+            return
+        try:
+            if line is None:
+                self._report.place()
+            else:
+                self._report.add(line)
+        except OSError as error:
+            self._report.close()
+            self._report, self._report_failed = None, True
+            console.failure(
+                f"the report cannot be written: {error.strerror}; the run goes on without it"
+            )
+
     async def _note_earlier(self, outbox: Outbox, indexes: Mapping[int, int]) -> None:
         """Note what earlier runs have sent."""
-        ended = self._mailing.ended
+        ended = {i: state for i, state in self._mailing.ended.items() if state != "cancelled"}
         for state in ended.values():
             self._ended["delivered earlier" if state == "delivered" else state] += 1
         if not ended or (self._report is None and not self._ended["unknown"]):
@@ -221,8 +242,7 @@ class BulkSender:
             if index in ended:
                 if entry.state == "unknown" and entry.chat_id is not None:
                     self._unknown.append(entry.chat_id)
-                if self._report is not None:
-                    self._report.add(self._line(index, entry))
+                self._write_report(self._line(index, entry))
 
     def _line(self, index: int, entry: OutboxEntry) -> Line:
         return line_of(index + 1, self._mailing.lines[index], entry)
@@ -307,8 +327,7 @@ class BulkSender:
     def _note(self, index: int, entry: OutboxEntry) -> None:
         self._ended[entry.state] += 1
         line = self._line(index, entry)
-        if self._report is not None:
-            self._report.add(line)
+        self._write_report(line)
         if entry.state == "unknown":
             self._unknown.append(line.chat_id)
         if self._json:
@@ -337,12 +356,20 @@ class BulkSender:
     def _show(self, seen: Seen | None) -> None:
         now = asyncio.get_running_loop().time()
         status = None if seen is None else seen.quota
-        if seen is not None and not self._begun:
-            self._begun, self._quiet_since = True, now
+        if seen is not None and self._began_at is None:
+            self._began_at = self._quiet_since = now
         if status is not None and seen is not None and self._progress is not None:
             self._progress.show(now, status, seen.under_way)
         if status is not None and status.resets_in > 0:
             self._quiet_since = now
+            long = self._began_at is not None and now - self._began_at >= NOTICE_AFTER
+            if long and not self._ended["delivered"] and not self._limit_noted:
+                self._limit_noted = True
+                console.note(
+                    "The rate limit is used up, by earlier requests as well. The next message"
+                    f" leaves in {console.duration(status.resets_in)}, or about a minute later:"
+                    " the requests of earlier runs are counted by the minute"
+                )
         elif not self._notice_shown and now - self._quiet_since >= NOTICE_AFTER:
             if seen is None:
                 self._notice_shown = True
@@ -379,17 +406,16 @@ class BulkSender:
                 " out"
             )
         if self._unknown:
-            to_check = sorted(set(self._unknown))
-            chats = ", ".join(map(str, to_check[:MAX_SHOWN])) + (
-                ", ..." if to_check[MAX_SHOWN:] else ""
-            )
+            chats = _some(sorted(set(self._unknown)))
             settle = f"yamarket-chat outbox settle --all --database {shlex.quote(str(self._path))}"
             console.note(
                 "Nothing tells whether the unknown messages were delivered, so they are not sent"
                 f" again; check chat {chats}" + (f", then run {settle}" if self._kept else "")
             )
-        if self._kept and left + ended["refused"]:
+        if self._kept and left + ended["refused"] > len(self._mailing.cancelled()):
             console.note("To continue, run the same command again")
+        elif self._kept and self._report_failed:
+            console.note("To write the report, run the same command again")
         elif self._kept and total and not self._mailing.left:
             console.note(
                 f"Nothing was left to send. To send the file once more, delete {self._path} or pass"
@@ -397,7 +423,8 @@ class BulkSender:
             )
         if self._interrupted:
             return signals.exit_status()
-        return 0 if delivered == total and not self._output_failed else 1
+        failed = self._output_failed or self._report_failed
+        return 0 if delivered == total and not failed else 1
 
 
 def _is_told_anyway(record: logging.LogRecord) -> bool:
@@ -418,3 +445,12 @@ def show_changes(mailing: Mailing) -> None:
         console.note(f"  {change}")
     if more := mailing.changes[MAX_SHOWN:]:
         console.note(f"  and {len(more):,} more")
+    if cancelled := mailing.cancelled():
+        console.note(
+            f"{console.number(len(cancelled), 'message')} cancelled (yamarket-chat outbox cancel),"
+            f" so not sent: line {_some(cancelled)}"
+        )
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:MAX_SHOWN])) + (", ..." if numbers[MAX_SHOWN:] else "")

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,9 @@ from yamarket_chat.errors import ChatError, DeliveryUnknownError
 
 MAX_FILE_WIDTH = 1000
 """Maximum width in columns of a table that is not written to a terminal."""
+
+LEAST_WIDTH = 10
+"""Width in columns below which no column of a table is wrapped."""
 
 REPEAT_AFTER = 60.0
 """Seconds after which a warning is printed again that was the last one."""
@@ -164,13 +168,35 @@ def cells(*values: object) -> list[Text]:
 def table(content: Table) -> None:
     """Print a table on standard output, at most as wide as the terminal if it is one."""
     with writing():
-        if out.is_terminal:
+        if out.is_terminal and content.show_header and _needs(content) > out.width:
+            _print_rows(content)
+        elif out.is_terminal:
             out.print(content, crop=False, soft_wrap=False)
         elif not out.quiet:
             content.box = None
             content.padding = (0, 2, 0, 0)
             # `out` would never print more columns than it takes a terminal to have.
             _file.print(content, crop=False, soft_wrap=False)
+
+
+def _needs(content: Table) -> int:
+    """Return how many columns of the terminal a table needs, so that its ids stay whole."""
+    _, right, _, left = content.padding
+    needed = 0
+    for column in content.columns:
+        widest = max(cell_len(str(cell)) for cell in (column.header, *column.cells))
+        needed += widest if column.no_wrap else min(widest, LEAST_WIDTH)
+    return needed + len(content.columns) * (left + 1 + right)
+
+
+def _print_rows(content: Table) -> None:
+    """Print each row of a table as a block: rich would cut what does not fit, even ids."""
+    for number, cells in enumerate(zip(*(column.cells for column in content.columns), strict=True)):
+        if number:
+            out.print()
+        for column, cell in zip(content.columns, cells, strict=True):
+            if str(cell):
+                out.print(Text(f"{column.header}: {cell}"), overflow="fold", soft_wrap=False)
 
 
 def moment(time: datetime) -> str:

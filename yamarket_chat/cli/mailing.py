@@ -18,8 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
+from sqlalchemy import Connection, update
 
-from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage
+from yamarket_chat.errors import ChatError
+from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage, deciding, inside
+from yamarket_chat.outbox.outcomes import encode_outcome
+from yamarket_chat.outbox.schema import messages as rows
 
 from . import console
 from .encodings import BadFile
@@ -37,8 +41,13 @@ PREFIX = "send-many:"
 FOREVER = 100 * 365 * 24 * 3600.0
 """Seconds for which messages are kept: what was forgotten would be sent again."""
 
-ENDED = ("delivered", "unknown")
+ENDED = ("delivered", "unknown", "cancelled")
 """What is not sent any more. A message that was refused is sent again."""
+
+WITHDRAWN = encode_outcome(
+    ChatError("its line was removed, moved or changed in the file", sent=False)
+)
+"""The outcome of a message that a run has cancelled. One that a person has cancelled has none."""
 
 MAX_SHOWN = 10
 """The number of changes of each kind that are listed one by one."""
@@ -100,9 +109,10 @@ class Mailing:
     Attributes:
         numbers: By message, the number in the outbox; 0 as long as it is not put.
         lines: By message, the line of the file.
-        ended: By message of which an earlier run knows the outcome, its state.
+        ended: By message of which an earlier run knows the outcome, its state; by message that a
+            person has cancelled as well.
         again: Numbers of messages that were refused, and are sent again.
-        dropped: Numbers of messages that are not sent any more.
+        dropped: Numbers of messages that are not sent any more. Some are put anew, behind others.
         known: Whether the outbox has any messages.
         known_until: The index of the last message that the outbox has.
         reported: Whether the report is of these messages, if there is one.
@@ -128,11 +138,15 @@ class Mailing:
         """How many messages are to be sent."""
         return len(self.numbers) - len(self.ended)
 
+    def cancelled(self) -> list[int]:
+        """Return the lines of the messages that a person has cancelled."""
+        return [self.lines[index] for index, state in self.ended.items() if state == "cancelled"]
+
     async def put(self, outbox: Outbox, business_id: int, messages: Messages) -> None:
         """Bring the outbox to what the file says. Raises BadFile."""
         for number in self.dropped:
             # Nothing is put before: its message would be there twice.
-            if not await outbox.cancel(number):
+            if not await inside.database(outbox).write(_withdraw, number):
                 raise BadOutbox(["another program sends its messages; end that program first"])
         for number in self.again:
             await outbox.retry(number)
@@ -149,6 +163,19 @@ class Mailing:
                 self.numbers[index] = next(numbers)
 
 
+def _withdraw(connection: Connection, number: int) -> bool:
+    """Cancel a message that waits or was refused. Return whether it is never sent."""
+    row = update(rows).where(rows.c.number == number).values(outcome=WITHDRAWN)
+    # What is known of its request stays in the row, for an equal message that is put anew.
+    refused = row.where(rows.c.state == "refused").values(state="cancelled")
+    if connection.execute(refused).rowcount:
+        return True
+    if not deciding.cancel(connection, number):
+        return False
+    connection.execute(row)
+    return True
+
+
 class _Known(msgspec.Struct, gc=False):
     """A message of the outbox."""
 
@@ -162,7 +189,7 @@ class _Known(msgspec.Struct, gc=False):
 
 
 class _Stored:
-    """The messages of an outbox that are not cancelled."""
+    """The messages of an outbox, without those that a run has cancelled."""
 
     def __init__(self) -> None:
         self.known: dict[bytes, list[_Known]] = {}  # by content, those with the same one in order
@@ -176,24 +203,26 @@ class _Stored:
             raise BadOutbox(["it belongs to another program; pass another --outbox"])
         content = bytes.fromhex(hexadecimal)
         self.copies[content] = max(self.copies[content], int(copy) + 1)
-        if entry.state != "cancelled":
+        if entry.state != "cancelled" or entry.error is None:
             known = _Known(entry.number, entry.state, entry.chat_id)
             self.known.setdefault(content, []).append(known)
             self.sent += known.may_be_sent
 
     def take(self, content: bytes) -> _Known | None:
-        """Take the first message with a content."""
+        """Take the first message with a content, rather one that is not cancelled."""
         known = self.known.get(content)
         if known is None:
             return None
-        first = known.pop(0)
+        first = next((one for one in known if not _is_cancelled(one)), known[0])
+        known.remove(first)
         if not known:
             del self.known[content]
         return first
 
     def rest(self) -> list[_Known]:
-        """Return what was not taken."""
-        return sorted((one for some in self.known.values() for one in some), key=_number)
+        """Return what was not taken and is not cancelled."""
+        rest = (one for some in self.known.values() for one in some)
+        return sorted((one for one in rest if not _is_cancelled(one)), key=_number)
 
 
 async def compare(
@@ -232,7 +261,8 @@ async def compare(
     if gone or new:
         assert outbox is not None  # noqa: S101 - or there would be neither
         await _explain(mailing, gone, new, outbox)
-    if stored.sent and 0 < len(messages) == len(new):
+    # A file without messages was cut off, rather than emptied to cancel all of them.
+    if gone and len(messages) == len(new) and (stored.sent or not messages):
         raise BadOutbox(
             [
                 "it has other messages, and none of this file; pass another --outbox, or delete it"
@@ -266,7 +296,7 @@ def _match(messages: Messages, stored: _Stored) -> tuple[Mailing, list[_New]]:
             if not fresh:
                 new.append(_New(index, record.line, chat_id))
                 behind.add(chat_id)
-        elif known.state == "waiting" and (
+        elif known.state in ("waiting", "refused") and (
             chat_id in behind or known.number < last.get(chat_id, 0)
         ):
             # A chat's messages are sent in the order of their numbers: it needs a higher one.
@@ -352,3 +382,7 @@ def _content(record: Record) -> bytes:
 
 def _number(known: _Known) -> int:
     return known.number
+
+
+def _is_cancelled(known: _Known) -> bool:
+    return known.state == "cancelled"

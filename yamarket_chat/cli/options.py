@@ -41,6 +41,12 @@ def _check_host(value: str) -> str:
     return value
 
 
+def _check_name(value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise typer.BadParameter("the name is empty; leave --name out for the file's own name")
+    return value
+
+
 ChatId = Annotated[int, typer.Argument(metavar="CHAT_ID", min=1, help="The id of the chat.")]
 ApiKey = Annotated[
     str | None,
@@ -79,6 +85,13 @@ GiveUpAfter = Annotated[
     float,
     typer.Option(
         min=0, metavar="SECONDS", help="How long to retry if the Market does not respond."
+    ),
+]
+FileName = Annotated[
+    str | None,
+    typer.Option(
+        help="The name of the file that the buyer sees. Default: its own name.",
+        callback=_check_name,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for programs.")]

@@ -66,10 +66,7 @@ def put(
         Path | None,
         typer.Option(metavar="PATH", help="Send this file, at most 5 MiB.", show_default=False),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(help="The name of the file that the buyer sees. Default: its own name."),
-    ] = None,
+    name: options.FileName = None,
     key: Annotated[
         str | None,
         typer.Option(

@@ -26,6 +26,8 @@ LINE_BREAK = re.compile("\r\n|\r|\n")
 STRIPPED = string.whitespace + '\xa0"' + INVISIBLE
 HEADER_WITHIN = 20
 """The number of lines in which the header is looked for, to say where it is."""
+LONGEST_CELL = 2**31 - 1
+"""The number of characters that a cell may have. Texts are checked later, others are ignored."""
 SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
 """A first line that sets the delimiter, for Excel."""
 
@@ -206,6 +208,7 @@ def _csv(text: str, rows_in_text: bool) -> Parsed:
         for current in _lines(text):  # noqa: UP028 - read below
             yield current
 
+    csv.field_size_limit(LONGEST_CELL)
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     chat_at = text_at = 0

@@ -7,17 +7,23 @@ and nothing is missing after a run that was killed, or whose disk was full.
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import msgspec
 
 from yamarket_chat.errors import DeliveryUnknownError
-from yamarket_chat.outbox import OutboxEntry
 from yamarket_chat.pending import Pending
 
 from . import console
+
+if TYPE_CHECKING:  # SQLAlchemy takes a while to import
+    from yamarket_chat.outbox import OutboxEntry
 
 Status = Literal["delivered", "refused", "unknown"]
 
@@ -63,6 +69,37 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def resolve(path: Path, others: Iterable[Path]) -> Path:
+    """Return the file of a report itself, to which links lead.
+
+    Args:
+        path: Its path.
+        others: Files of the run that it must not be.
+
+    Raises:
+        ValueError: It cannot be a report.
+        OSError: It cannot be looked at.
+    """
+    found = path.stat() if path.exists() else None
+    if found is not None and (not stat.S_ISREG(found.st_mode) or _is_output(found)):
+        raise ValueError("must be a regular file; --json prints the outcomes to standard output")
+    real = Path(os.path.realpath(path))
+    for other in others:
+        same = found is not None and other.exists() and os.path.samestat(found, other.stat())
+        if same or real == Path(os.path.realpath(other)):
+            raise ValueError(f"must be a file of its own, and not {other}")
+    return real
+
+
+def _is_output(found: os.stat_result) -> bool:
+    """Whether a file is where standard output or standard error go."""
+    for file in (1, 2):
+        with suppress(OSError):  # it is closed
+            if os.path.samestat(found, os.fstat(file)):
+                return True
+    return False
+
+
 def first_line(path: Path) -> Line | None:
     """Return the first line of a report; None if there is none yet.
 
@@ -90,8 +127,10 @@ class Report:
     def __init__(self, path: Path) -> None:
         """Begin the new file. Raises OSError."""
         self.path = path
-        self._new = path.with_name(path.name + ".new")
-        self._file: BinaryIO = self._new.open("wb")
+        self._mode = _mode(path)
+        number, new = tempfile.mkstemp(".new", "report-", path.parent)
+        self._new = Path(new)
+        self._file: BinaryIO = os.fdopen(number, "wb")
         self._placed = False
 
     def close(self) -> None:
@@ -112,3 +151,15 @@ class Report:
         self._file.close()  # Windows renames no open file
         self._new.replace(self.path)
         self._file, self._placed = self.path.open("ab"), True
+        with suppress(OSError):  # not every file system has modes
+            self.path.chmod(self._mode)
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of a report: that of the one before, or that of any new file."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return 0o666 & ~mask

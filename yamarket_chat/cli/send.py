@@ -67,10 +67,7 @@ def send_file(
         Path, typer.Argument(metavar="PATH", help="The file, at most 5 MiB.", show_default=False)
     ],
     *,
-    name: Annotated[
-        str | None,
-        typer.Option(help="The name that the buyer sees. Default: the name of the file."),
-    ] = None,
+    name: options.FileName = None,
     json: options.Json = False,
     api_key: options.ApiKey = None,
     business_id: options.BusinessId = None,

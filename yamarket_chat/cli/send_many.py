@@ -21,6 +21,7 @@ from . import console, options, signals
 from .encodings import check
 from .estimate import describe, estimate
 from .records import BadFile, Format, Messages, read
+from .report import resolve
 from .waiting import SINGLE_REQUEST_TIMEOUT
 
 DOCUMENTED = Limits().send_message
@@ -140,9 +141,11 @@ def send_many(
         outbox = Path(os.path.realpath(file) + SUFFIX)
     if outbox is not None:
         check_encodable("the path of the outbox (see --outbox)", str(outbox))
+    if path := resume or report:
+        report = _check_report(path, resume is not None, file, outbox)
     if resume and (outbox is None or not outbox.exists()):
         raise _usage_error(
-            f"there is no outbox {outbox or 'of standard input'}, which knows what was sent; pass"
+            f"there is no outbox {outbox or 'of ' + _name(file)}, which knows what was sent; pass"
             " the one of that run to --outbox"
         )
     rate = Rate(requests, per=per)
@@ -164,7 +167,7 @@ def send_many(
             folder = stack.enter_context(TemporaryDirectory(prefix="yamarket-chat-"))
             outbox = Path(folder, "outbox")
             console.note(
-                "If this run is killed, nobody knows which messages of standard input were sent;"
+                f"If this run is killed, nobody knows which messages of {_name(file)} were sent;"
                 " pass --outbox to be able to continue"
             )
         else:
@@ -195,7 +198,7 @@ def send_many(
                 "retry": options.retry(give_up_after),
                 "insecure_http": insecure_http,
             },
-            report=resume or report,
+            report=report,
             resume=resume is not None,
             json=json,
             give_up_after=give_up_after or SINGLE_REQUEST_TIMEOUT,
@@ -212,9 +215,21 @@ def send_many(
         except bulk.UsageError as error:
             raise _usage_error(str(error)) from None
         except OSError as error:
-            console.failure(f"stopped, because the report cannot be written: {error}")
+            console.failure(f"stopped: {error}")
             raise typer.Exit(1) from None
     raise typer.Exit(status)
+
+
+def _check_report(path: Path, resume: bool, file: str, outbox: Path | None) -> Path:
+    """Return the file of the report itself, to which links lead."""
+    option = "--resume" if resume else "--report"
+    others = ([] if file == "-" else [Path(file)]) + ([] if outbox is None else [outbox])
+    try:
+        return resolve(path, others)
+    except ValueError as error:
+        raise _usage_error(f"{option} {error}") from None
+    except OSError as error:
+        raise _usage_error(f"the report cannot be opened: {error}") from None
 
 
 def _estimate(
@@ -248,8 +263,12 @@ def _estimate(
         console.result(describe(estimated, rate) + "; nothing was sent")
 
 
+def _name(file: str) -> str:
+    return "standard input" if file == "-" else file
+
+
 def _exit_for_bad_file(error: BadFile, file: str = "") -> typer.Exit:
-    name = "standard input" if file == "-" else file
+    name = _name(file)
     for problem in error.problems:
         separator = ", " if problem.startswith("line ") else ": "
         console.failure(f"{name}{separator}{problem}" if name else problem)
