@@ -555,6 +555,7 @@ async def test_send_file_accepts_paths_bytes_and_open_files(tmp_path: Path) -> N
             (CONTENT, "накладная.pdf"),
             (bytearray(CONTENT), "накладная.pdf"),
             (memoryview(CONTENT), "накладная.pdf"),
+            (memoryview(CONTENT[::-1])[::-1], "накладная.pdf"),
             (file, None),
             (unbuffered, None),
             (writable, None),
@@ -704,6 +705,28 @@ async def test_largest_file_is_sent_and_one_byte_more_is_refused(tmp_path: Path)
         assert stored_files(market) == [("x.bin", LARGEST)] * 3
 
 
+def odd_files() -> list[Any]:
+    """Objects that are almost files or paths."""
+
+    class Odd:
+        def read(self, size: int) -> bytes:
+            raise RuntimeError("broken")
+
+    class WithoutSize(Odd):
+        def read(self) -> bytes:  # type: ignore[override]  # that is the point
+            return b"x"
+
+    class WithoutTell(Odd):
+        def seekable(self) -> bool:
+            return True
+
+    class NumberAsPath:
+        def __fspath__(self) -> int:
+            return 5
+
+    return [Odd(), WithoutSize(), WithoutTell(), NumberAsPath()]
+
+
 async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Path) -> None:
     empty = written(tmp_path / "empty.txt", b"")
     at_its_end = opened(tmp_path / "read.txt", b"x")
@@ -711,6 +734,8 @@ async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Pa
     text = opened(tmp_path / "text.txt", b"x", "r", encoding="utf-8")
     closed = opened(tmp_path / "closed.txt", b"x")
     closed.close()
+    released = memoryview(b"x")
+    released.release()
     wrong: list[Any] = [
         tmp_path / "missing.txt",
         str(tmp_path / "missing.txt"),
@@ -727,6 +752,9 @@ async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Pa
         None,
         5,
         object(),
+        released,
+        io.BytesIO,
+        *odd_files(),
     ]
     async with Sandbox() as market, session_of(market) as session:
         for source in wrong:
@@ -738,6 +766,9 @@ async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Pa
             error = await error_of(session.send_file(17, nameless))
             assert isinstance(error, InvalidArgumentError)
             assert "filename" in str(error)
+        for odd in (*odd_files(), io.BytesIO):
+            error = await error_of(session.send_file(17, odd, filename="x.txt"))
+            assert "open(path, 'rb')" in str(error)  # says what to do
         assert market.arrivals == []
     assert "'rb'" in str(await text_error(text))
     at_its_end.close()
@@ -917,6 +948,46 @@ async def test_open_file_can_be_sent_to_two_chats_in_parallel(tmp_path: Path) ->
                 [stored] = message.payload
                 fetched = File(name=stored.name, url=stored.url, size=stored.size)
                 assert await session.download(fetched) == content, chat_id
+
+
+class Watched(io.BytesIO):
+    """Stops once in the middle of its first read, where its position is another one."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.reading = threading.Event()
+        self.goes_on = threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        piece = super().read(size)
+        self.reading.set()
+        self.goes_on.wait(20)
+        return piece
+
+
+@pytest.mark.real_time
+async def test_open_file_that_is_being_read_is_sent_whole_to_the_next_chats() -> None:
+    content = os.urandom(MIB)
+    file = Watched(b"head" + content)
+    file.seek(4)
+    async with Sandbox() as market, session_of(market) as session:
+        first = asyncio.create_task(session.send_file(17, file, filename="x.bin"))
+        while not file.reading.is_set():
+            await asyncio.sleep(0.001)
+        others = [
+            asyncio.create_task(session.send_file(chat_id, file, filename="x.bin"))
+            for chat_id in (18, 19)
+        ]
+        await asyncio.sleep(0.01)
+        file.goes_on.set()
+        await asyncio.gather(first, *others)
+        assert file.tell() == 4
+        await session.send_file(20, file, filename="x.bin")
+        for chat_id in (17, 18, 19, 20):
+            [message] = market.messages(chat_id)
+            [stored] = message.payload
+            fetched = File(name=stored.name, url=stored.url, size=stored.size)
+            assert await session.download(fetched) == content, chat_id
 
 
 # Files on their way in
