@@ -1182,7 +1182,10 @@ class Faulty:
         return web.Response()
 
 
-@pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500", "502", "503"])
+@pytest.mark.parametrize(
+    "how",
+    ["reset", "half", "silent", "stalls", "500", "502", "503", "408", "420", "429", "499"],
+)
 @pytest.mark.parametrize("to_path", [False, True])
 async def test_failed_download_is_retried(how: str, to_path: bool, tmp_path: Path) -> None:
     server = Faulty(how, 2)
@@ -1196,14 +1199,36 @@ async def test_failed_download_is_retried(how: str, to_path: bool, tmp_path: Pat
         assert server.requests == 3
 
 
-@pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500"])
+@pytest.mark.parametrize("status", [420, 429, 503])
+async def test_download_respects_retry_after(status: int) -> None:
+    def reply(asked: Asked) -> web.Response:
+        if len(market.asked) > 1:
+            return web.Response(body=b"x")
+        return web.Response(status=status, headers={"Retry-After": after})
+
+    for after in ("70", "7200"):
+        async with market_that(reply) as market, session_at(market.url, retry=Retry()) as session:
+            outcome = await outcome_of(
+                session.download(File(name="x", url=f"{market.url}/f", size=1))
+            )
+            if after == "70":
+                assert outcome == b"x"
+                assert market.asked[1].at - market.asked[0].at == pytest.approx(70, abs=0.1)
+            else:  # beyond the retry budget
+                assert isinstance(outcome, ServerError if status == 503 else LimitExceededError)
+                assert (outcome.sent, outcome.retry_after) == (False, 7200)
+                assert len(market.asked) == 1
+
+
+@pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500", "420"])
 async def test_failed_download_leaves_no_file(how: str, tmp_path: Path) -> None:
     server = Faulty(how, 100)
     retry = Retry(attempts=3)
     async with http_server(server.handle) as url, session_at(url, retry=retry) as session:
         file = File(name="x.bin", url=f"{url}/f", size=len(FILE_BYTES))
         error = await error_of(session.download(file, tmp_path / "x"))
-        assert isinstance(error, ServerError if how == "500" else ConnectionFailedError)
+        kinds: dict[str, type[ChatError]] = {"500": ServerError, "420": LimitExceededError}
+        assert isinstance(error, kinds.get(how, ConnectionFailedError))
         assert "x.bin" in str(error)
         assert error.retry_after is not None  # as of every call that may work later
         # aiohttp may ask once more by itself where a connection is reset.
@@ -1291,12 +1316,34 @@ async def test_closed_aiohttp_session_of_the_caller_raises_connection_failed(
         "https://user:word@files.example/x",
         "https://[",
         "nonsense",
+        "https://a..b/x",
+        f"https://{'a' * 70}.ru/x",
+        f"https://{'ж' * 60}.рф/x",
+        "https://xn--/x",
+        "https://\ud800/x",
     ],
 )
 async def test_download_refuses_an_invalid_url(url: str) -> None:
     async with session_at("http://127.0.0.1:9") as session:
         error = await error_of(session.download(File(name="x", url=url, size=1)))
         assert isinstance(error, InvalidArgumentError)
+        assert "the file's address" in str(error)
+
+
+async def test_download_that_cannot_be_requested_raises_at_once() -> None:
+    async def broken(*_: Any) -> Any:
+        raise LookupError(KEY)
+
+    async with (
+        market_that(serves(b"x")) as market,
+        aiohttp.ClientSession(middlewares=[broken]) as http,
+        session_at(market.url, http=http, retry=Retry()) as session,
+    ):
+        error = await error_of(session.download(File(name="x", url=f"{market.url}/f", size=1)))
+        assert isinstance(error, ConnectionFailedError)
+        assert "cannot be made (LookupError)" in str(error)
+        assert error.retry_after is None
+        assert now() < 0.5
 
 
 async def test_download_to_an_unwritable_path_raises_os_error(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ async def download(
         except FetchFailed as failed:
             budget.attempts += 1
             budget.spent += loop.time() - began
-            pause = budget.next_pause() if failed.passes else None
+            pause = budget.next_pause(failed.after or 0.0) if failed.passes else None
             if pause is None:
                 error = _error(file, failed)
                 break
@@ -57,19 +57,19 @@ async def _fetch(exchange: Exchange, file: File, to: Path | None, max_bytes: int
 
 def _error(file: File, failed: FetchFailed) -> ChatError:
     what = f"download of {file.name!r}"
+    retry_after = (failed.after or LONGEST_PAUSE) if failed.passes else None
     if failed.status is None:
-        return ConnectionFailedError(
-            f"{what}: {failed.reason}",
-            retry_after=LONGEST_PAUSE if failed.passes else None,
-        )
+        return ConnectionFailedError(f"{what}: {failed.reason}", retry_after=retry_after)
     if failed.status >= 400:
         advice = "the link may have expired: read the message again for a new one"
-        return api_error(
+        error = api_error(
             failed.status,
             (),
             operation=what,
             advice=advice if failed.status in (403, 404) else None,
         )
+        error.retry_after = retry_after or error.retry_after  # that of a 423 is known
+        return error
     return UnexpectedAnswerError(
         f"{what}: {failed.reason}", status=failed.status, operation=what, sent=False
     )
