@@ -48,6 +48,7 @@ from yamarket_chat import (
     UnauthorizedError,
     UnexpectedAnswerError,
 )
+from yamarket_chat._http import download
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 
 MIB = 2**20
@@ -1355,6 +1356,80 @@ async def test_download_to_an_unwritable_path_raises_os_error(tmp_path: Path) ->
         with pytest.raises(OSError, match="folder"):
             await session.download(file, tmp_path / "folder")
         assert left_in(tmp_path) == ["folder"]
+
+
+async def test_download_refuses_what_is_no_path_of_a_file() -> None:
+    class Odd:
+        def __init__(self, path: Any) -> None:
+            self._path = path
+
+        def __fspath__(self) -> Any:
+            return self._path
+
+    wrong: list[Any] = ["", ".", "..", "/", "a/..", "a\0b", "\ud800", b"x", 5]
+    wrong += [Odd(b"x"), Odd(5), Odd(""), Path("/")]
+    async with market_that(serves(b"x")) as market, session_at(market.url) as session:
+        file = File(name="x", url=f"{market.url}/f", size=1)
+        for to in wrong:
+            error = await error_of(session.download(file, to))
+            assert isinstance(error, InvalidArgumentError), to
+            assert str(error).startswith("to is "), to
+        assert market.asked == []
+
+
+async def test_downloads_to_one_path_at_once_do_not_mix(tmp_path: Path) -> None:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(5):
+            await response.write(request.path[-1:].encode() * 10)
+            await asyncio.sleep(1 if request.path == "/a" else 1.5)
+        return response
+
+    written(tmp_path / "x.part", b"of the caller")
+    async with http_server(handle) as url, session_at(url) as session:
+        files = [File(name="x", url=f"{url}/{name}", size=50) for name in "ab"]
+        await asyncio.gather(*(session.download(file, tmp_path / "x") for file in files))
+    assert (tmp_path / "x").read_bytes() == b"b" * 50  # it ended last
+    assert (tmp_path / "x.part").read_bytes() == b"of the caller"
+    assert left_in(tmp_path) == ["x", "x.part"]
+
+
+async def test_downloaded_file_may_have_a_long_name_and_has_the_usual_rights(
+    tmp_path: Path,
+) -> None:
+    usual = written(tmp_path / "usual", b"x")
+    async with market_that(serves(b"x")) as market, session_at(market.url) as session:
+        file = File(name="x", url=f"{market.url}/f", size=1)
+        loaded = await session.download(file, tmp_path / ("x" * 255))
+    assert loaded.read_bytes() == b"x"
+    assert loaded.stat().st_mode == usual.stat().st_mode
+
+
+@pytest.mark.real_time
+async def test_download_cancelled_while_its_file_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makes, goes_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        makes.set()
+        goes_on.wait(20)
+        return open(*arguments)
+
+    monkeypatch.setattr(download, "open", slow, raising=False)
+    async with market_that(serves(b"x")) as market, session_at(market.url) as session:
+        file = File(name="x", url=f"{market.url}/f", size=1)
+        task = asyncio.create_task(session.download(file, tmp_path / "x"))
+        while not makes.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert left_in(tmp_path) == []
+        assert market.asked == []
 
 
 # Any other method

@@ -495,7 +495,7 @@ class ChatSession:
             max_bytes: The largest size that is accepted; by default 64 MiB.
 
         Raises:
-            InvalidArgumentError: The address is not https, or `file.size` is above `max_bytes`.
+            InvalidArgumentError: `to` or the address makes no sense, or the file is too large.
             UnexpectedAnswerError: The file turned out larger than `max_bytes`.
             SessionClosedError: The session was closed during the download.
             OSError: The path cannot be written.
