@@ -45,6 +45,7 @@ from yamarket_chat import (
 from yamarket_chat._delivery.calls import Calls
 from yamarket_chat._delivery.sending import Sending
 from yamarket_chat._delivery.settling import SPACES, content_of_text
+from yamarket_chat._http import uploads
 from yamarket_chat._http.exchange import Exchange
 from yamarket_chat._limits.scheduler import Scheduler
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
@@ -325,7 +326,10 @@ class Hanging(io.BytesIO):
 
 
 @pytest.mark.real_time
-async def test_a_file_whose_reading_hangs_holds_up_no_other_and_no_thread_but_one() -> None:
+async def test_a_file_whose_reading_hangs_holds_up_no_other_and_no_thread_but_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "HANGS", 0.2)
     retry = Retry()
     msgspec.structs.force_setattr(retry, "settle_after", 0.1)  # on the real clock
     file = Hanging()
@@ -342,6 +346,41 @@ async def test_a_file_whose_reading_hangs_holds_up_no_other_and_no_thread_but_on
         assert error.sent is False
         assert "cannot be read" in str(error)
         assert file.calls == 1
+
+
+@pytest.mark.real_time
+async def test_an_open_file_that_hangs_fails_its_own_calls_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "HANGS", 0.1)
+    file = Hanging()
+    once = Retry(attempts=1, on_unknown="raise")
+    async with Sandbox() as market, session_of(market, timeout=0.4, retry=once) as session:
+        first = asyncio.ensure_future(error_of(session.send_file(1, file, filename="a")))
+        try:
+            while not file.calls:
+                await asyncio.sleep(0.01)
+            second = asyncio.ensure_future(error_of(session.send_file(2, file, filename="a")))
+            receipt = await session.send_file(3, io.BytesIO(b"whole"), filename="b")
+            assert (receipt.confirmed_by, receipt.requests) == ("answer", 1)
+            waited = await second
+            requests = market.requests("send_file")
+            third = await error_of(session.send_file(4, file, filename="a"))  # at once
+            assert isinstance(third, InvalidArgumentError)
+            assert market.requests("send_file") == requests
+            for error in (waited, third):
+                assert error.sent is False
+                assert "hangs" in str(error)
+            await first
+            assert file.calls == 1  # so one thread hangs
+        finally:
+            file.answers.set()
+        while isinstance(
+            outcome := await outcome_of(session.send_file(4, file, filename="a")),
+            InvalidArgumentError,
+        ):
+            await asyncio.sleep(0.01)
+        assert isinstance(outcome, Receipt)  # the mount is back
 
 
 @pytest.mark.real_time

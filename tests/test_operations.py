@@ -48,6 +48,7 @@ from yamarket_chat import (
     UnauthorizedError,
     UnexpectedAnswerError,
 )
+from yamarket_chat._http import download
 from yamarket_chat.sandbox import Fault, Sandbox, numbered_faults
 
 MIB = 2**20
@@ -555,6 +556,7 @@ async def test_send_file_accepts_paths_bytes_and_open_files(tmp_path: Path) -> N
             (CONTENT, "накладная.pdf"),
             (bytearray(CONTENT), "накладная.pdf"),
             (memoryview(CONTENT), "накладная.pdf"),
+            (memoryview(CONTENT[::-1])[::-1], "накладная.pdf"),
             (file, None),
             (unbuffered, None),
             (writable, None),
@@ -704,6 +706,28 @@ async def test_largest_file_is_sent_and_one_byte_more_is_refused(tmp_path: Path)
         assert stored_files(market) == [("x.bin", LARGEST)] * 3
 
 
+def odd_files() -> list[Any]:
+    """Objects that are almost files or paths."""
+
+    class Odd:
+        def read(self, size: int) -> bytes:
+            raise RuntimeError("broken")
+
+    class WithoutSize(Odd):
+        def read(self) -> bytes:  # type: ignore[override]  # that is the point
+            return b"x"
+
+    class WithoutTell(Odd):
+        def seekable(self) -> bool:
+            return True
+
+    class NumberAsPath:
+        def __fspath__(self) -> int:
+            return 5
+
+    return [Odd(), WithoutSize(), WithoutTell(), NumberAsPath()]
+
+
 async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Path) -> None:
     empty = written(tmp_path / "empty.txt", b"")
     at_its_end = opened(tmp_path / "read.txt", b"x")
@@ -711,6 +735,8 @@ async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Pa
     text = opened(tmp_path / "text.txt", b"x", "r", encoding="utf-8")
     closed = opened(tmp_path / "closed.txt", b"x")
     closed.close()
+    released = memoryview(b"x")
+    released.release()
     wrong: list[Any] = [
         tmp_path / "missing.txt",
         str(tmp_path / "missing.txt"),
@@ -727,6 +753,9 @@ async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Pa
         None,
         5,
         object(),
+        released,
+        io.BytesIO,
+        *odd_files(),
     ]
     async with Sandbox() as market, session_of(market) as session:
         for source in wrong:
@@ -738,6 +767,9 @@ async def test_invalid_file_argument_raises_before_anything_is_sent(tmp_path: Pa
             error = await error_of(session.send_file(17, nameless))
             assert isinstance(error, InvalidArgumentError)
             assert "filename" in str(error)
+        for odd in (*odd_files(), io.BytesIO):
+            error = await error_of(session.send_file(17, odd, filename="x.txt"))
+            assert "open(path, 'rb')" in str(error)  # says what to do
         assert market.arrivals == []
     assert "'rb'" in str(await text_error(text))
     at_its_end.close()
@@ -917,6 +949,46 @@ async def test_open_file_can_be_sent_to_two_chats_in_parallel(tmp_path: Path) ->
                 [stored] = message.payload
                 fetched = File(name=stored.name, url=stored.url, size=stored.size)
                 assert await session.download(fetched) == content, chat_id
+
+
+class Watched(io.BytesIO):
+    """Stops once in the middle of its first read, where its position is another one."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.reading = threading.Event()
+        self.goes_on = threading.Event()
+
+    def read(self, size: int | None = -1) -> bytes:
+        piece = super().read(size)
+        self.reading.set()
+        self.goes_on.wait(20)
+        return piece
+
+
+@pytest.mark.real_time
+async def test_open_file_that_is_being_read_is_sent_whole_to_the_next_chats() -> None:
+    content = os.urandom(MIB)
+    file = Watched(b"head" + content)
+    file.seek(4)
+    async with Sandbox() as market, session_of(market) as session:
+        first = asyncio.create_task(session.send_file(17, file, filename="x.bin"))
+        while not file.reading.is_set():
+            await asyncio.sleep(0.001)
+        others = [
+            asyncio.create_task(session.send_file(chat_id, file, filename="x.bin"))
+            for chat_id in (18, 19)
+        ]
+        await asyncio.sleep(0.01)
+        file.goes_on.set()
+        await asyncio.gather(first, *others)
+        assert file.tell() == 4
+        await session.send_file(20, file, filename="x.bin")
+        for chat_id in (17, 18, 19, 20):
+            [message] = market.messages(chat_id)
+            [stored] = message.payload
+            fetched = File(name=stored.name, url=stored.url, size=stored.size)
+            assert await session.download(fetched) == content, chat_id
 
 
 # Files on their way in
@@ -1111,7 +1183,10 @@ class Faulty:
         return web.Response()
 
 
-@pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500", "502", "503"])
+@pytest.mark.parametrize(
+    "how",
+    ["reset", "half", "silent", "stalls", "500", "502", "503", "408", "420", "429", "499"],
+)
 @pytest.mark.parametrize("to_path", [False, True])
 async def test_failed_download_is_retried(how: str, to_path: bool, tmp_path: Path) -> None:
     server = Faulty(how, 2)
@@ -1125,14 +1200,36 @@ async def test_failed_download_is_retried(how: str, to_path: bool, tmp_path: Pat
         assert server.requests == 3
 
 
-@pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500"])
+@pytest.mark.parametrize("status", [420, 429, 503])
+async def test_download_respects_retry_after(status: int) -> None:
+    def reply(asked: Asked) -> web.Response:
+        if len(market.asked) > 1:
+            return web.Response(body=b"x")
+        return web.Response(status=status, headers={"Retry-After": after})
+
+    for after in ("70", "7200"):
+        async with market_that(reply) as market, session_at(market.url, retry=Retry()) as session:
+            outcome = await outcome_of(
+                session.download(File(name="x", url=f"{market.url}/f", size=1))
+            )
+            if after == "70":
+                assert outcome == b"x"
+                assert market.asked[1].at - market.asked[0].at == pytest.approx(70, abs=0.1)
+            else:  # beyond the retry budget
+                assert isinstance(outcome, ServerError if status == 503 else LimitExceededError)
+                assert (outcome.sent, outcome.retry_after) == (False, 7200)
+                assert len(market.asked) == 1
+
+
+@pytest.mark.parametrize("how", ["reset", "half", "silent", "stalls", "500", "420"])
 async def test_failed_download_leaves_no_file(how: str, tmp_path: Path) -> None:
     server = Faulty(how, 100)
     retry = Retry(attempts=3)
     async with http_server(server.handle) as url, session_at(url, retry=retry) as session:
         file = File(name="x.bin", url=f"{url}/f", size=len(FILE_BYTES))
         error = await error_of(session.download(file, tmp_path / "x"))
-        assert isinstance(error, ServerError if how == "500" else ConnectionFailedError)
+        kinds: dict[str, type[ChatError]] = {"500": ServerError, "420": LimitExceededError}
+        assert isinstance(error, kinds.get(how, ConnectionFailedError))
         assert "x.bin" in str(error)
         assert error.retry_after is not None  # as of every call that may work later
         # aiohttp may ask once more by itself where a connection is reset.
@@ -1220,12 +1317,34 @@ async def test_closed_aiohttp_session_of_the_caller_raises_connection_failed(
         "https://user:word@files.example/x",
         "https://[",
         "nonsense",
+        "https://a..b/x",
+        f"https://{'a' * 70}.ru/x",
+        f"https://{'ж' * 60}.рф/x",
+        "https://xn--/x",
+        "https://\ud800/x",
     ],
 )
 async def test_download_refuses_an_invalid_url(url: str) -> None:
     async with session_at("http://127.0.0.1:9") as session:
         error = await error_of(session.download(File(name="x", url=url, size=1)))
         assert isinstance(error, InvalidArgumentError)
+        assert "the file's address" in str(error)
+
+
+async def test_download_that_cannot_be_requested_raises_at_once() -> None:
+    async def broken(*_: Any) -> Any:
+        raise LookupError(KEY)
+
+    async with (
+        market_that(serves(b"x")) as market,
+        aiohttp.ClientSession(middlewares=[broken]) as http,
+        session_at(market.url, http=http, retry=Retry()) as session,
+    ):
+        error = await error_of(session.download(File(name="x", url=f"{market.url}/f", size=1)))
+        assert isinstance(error, ConnectionFailedError)
+        assert "cannot be made (LookupError)" in str(error)
+        assert error.retry_after is None
+        assert now() < 0.5
 
 
 async def test_download_to_an_unwritable_path_raises_os_error(tmp_path: Path) -> None:
@@ -1237,6 +1356,80 @@ async def test_download_to_an_unwritable_path_raises_os_error(tmp_path: Path) ->
         with pytest.raises(OSError, match="folder"):
             await session.download(file, tmp_path / "folder")
         assert left_in(tmp_path) == ["folder"]
+
+
+async def test_download_refuses_what_is_no_path_of_a_file() -> None:
+    class Odd:
+        def __init__(self, path: Any) -> None:
+            self._path = path
+
+        def __fspath__(self) -> Any:
+            return self._path
+
+    wrong: list[Any] = ["", ".", "..", "/", "a/..", "a\0b", "\ud800", b"x", 5]
+    wrong += [Odd(b"x"), Odd(5), Odd(""), Path("/")]
+    async with market_that(serves(b"x")) as market, session_at(market.url) as session:
+        file = File(name="x", url=f"{market.url}/f", size=1)
+        for to in wrong:
+            error = await error_of(session.download(file, to))
+            assert isinstance(error, InvalidArgumentError), to
+            assert str(error).startswith("to is "), to
+        assert market.asked == []
+
+
+async def test_downloads_to_one_path_at_once_do_not_mix(tmp_path: Path) -> None:
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(5):
+            await response.write(request.path[-1:].encode() * 10)
+            await asyncio.sleep(1 if request.path == "/a" else 1.5)
+        return response
+
+    written(tmp_path / "x.part", b"of the caller")
+    async with http_server(handle) as url, session_at(url) as session:
+        files = [File(name="x", url=f"{url}/{name}", size=50) for name in "ab"]
+        await asyncio.gather(*(session.download(file, tmp_path / "x") for file in files))
+    assert (tmp_path / "x").read_bytes() == b"b" * 50  # it ended last
+    assert (tmp_path / "x.part").read_bytes() == b"of the caller"
+    assert left_in(tmp_path) == ["x", "x.part"]
+
+
+async def test_downloaded_file_may_have_a_long_name_and_has_the_usual_rights(
+    tmp_path: Path,
+) -> None:
+    usual = written(tmp_path / "usual", b"x")
+    async with market_that(serves(b"x")) as market, session_at(market.url) as session:
+        file = File(name="x", url=f"{market.url}/f", size=1)
+        loaded = await session.download(file, tmp_path / ("x" * 255))
+    assert loaded.read_bytes() == b"x"
+    assert loaded.stat().st_mode == usual.stat().st_mode
+
+
+@pytest.mark.real_time
+async def test_download_cancelled_while_its_file_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makes, goes_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any) -> Any:
+        makes.set()
+        goes_on.wait(20)
+        return open(*arguments)
+
+    monkeypatch.setattr(download, "open", slow, raising=False)
+    async with market_that(serves(b"x")) as market, session_at(market.url) as session:
+        file = File(name="x", url=f"{market.url}/f", size=1)
+        task = asyncio.create_task(session.download(file, tmp_path / "x"))
+        while not makes.is_set():
+            await asyncio.sleep(0.001)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert left_in(tmp_path) == []
+        assert market.asked == []
 
 
 # Any other method

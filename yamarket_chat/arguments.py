@@ -295,10 +295,33 @@ def check_download(
         raise InvalidArgumentError(
             f"{file.name!r} has {file.size} bytes: pass max_bytes to allow so many"
         )
-    check_address("the file's address", file.url, insecure_http=insecure_http)
-    if to is not None and not isinstance(to, (str, os.PathLike)):
-        raise InvalidArgumentError("to is a path")
-    return None if to is None else Path(to)
+    _check_file_address(file.url, insecure_http=insecure_http)
+    return None if to is None else _check_target(to)
+
+
+def _check_target(to: object) -> Path:
+    try:
+        path = os.fspath(to)  # type: ignore[call-overload]  # it raises TypeError
+        usable = isinstance(path, str) and b"\0" not in os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):
+        usable = False
+    if not usable:
+        raise InvalidArgumentError("to is a path, as a str or a pathlib.Path, without NUL")
+    target = Path(path)
+    if target.name in ("", ".."):
+        raise InvalidArgumentError(f"to is the path of a file, and {path!r} is one of a folder")
+    return target
+
+
+def _check_file_address(address: str, *, insecure_http: bool) -> None:
+    name = "the file's address"
+    try:
+        url = check_address(name, address, insecure_http=insecure_http)
+        (url.raw_host or "").encode("idna")  # as the resolver does
+    except UnicodeError:
+        raise InvalidArgumentError(
+            f"{name} has a host name that cannot exist: read the message again for another one"
+        ) from None
 
 
 def check_request(

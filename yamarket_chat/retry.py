@@ -19,7 +19,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How often and how long a call is retried.
 
     Waits for a rate limit count neither as attempts nor as time, and neither do the Market's
-    420 responses.
+    420 responses, except to a download.
 
     Attributes:
         attempts: How many attempts a call has, at least 1.

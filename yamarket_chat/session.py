@@ -198,8 +198,9 @@ class ChatSession:
 
         Args:
             chat_id: The chat, at least 1. A decimal string is accepted as well.
-            file: A path, bytes, or a file opened for bytes. An open file is read from its current
-                position and stays open. At most 5 MB, as documented for sendFileToChat.
+            file: A path, bytes, or a file opened for bytes; at most 5 MB, as documented. An open
+                file is read from its current position, and stays open and there. Do not use it
+                until the call has ended, except for other calls that send it.
             filename: The name that the buyer sees. Default: the name of the file.
             max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
             on_unknown: "settle" or "raise"; see `Retry.on_unknown`. Default: that of the session.
@@ -494,7 +495,7 @@ class ChatSession:
             max_bytes: The largest size that is accepted; by default 64 MiB.
 
         Raises:
-            InvalidArgumentError: The address is not https, or `file.size` is above `max_bytes`.
+            InvalidArgumentError: `to` or the address makes no sense, or the file is too large.
             UnexpectedAnswerError: The file turned out larger than `max_bytes`.
             SessionClosedError: The session was closed during the download.
             OSError: The path cannot be written.

@@ -43,6 +43,13 @@ def wall_time(loop: asyncio.AbstractEventLoop) -> float:
     return time.time() if own is None else float(own())
 
 
+def thread_time() -> float:
+    """Return the seconds of a clock that all threads share, counted from any moment."""
+    loop = asyncio._get_running_loop()
+    # `VirtualLoop` has no threads: what it gives to one runs in the loop.
+    return time.monotonic() if loop is None or not hasattr(loop, "make_socket") else loop.time()
+
+
 def randomness(purpose: str) -> Randomness:
     """Return the random numbers for a purpose.
 

@@ -14,12 +14,12 @@ from .._http.answers import Answer, NoAnswer, decoder, list_decoder
 from .._http.attempt import Attempt
 from .._http.bodies import JsonBody, RequestBody
 from .._http.exchange import Exchange
+from .._http.headers import retry_after
 from .._http.operations import OPERATIONS, Operation
 from .._limits.headers import (
     refused_in_parallel,
     refused_over_time,
     requests_remain,
-    retry_after,
     seconds_until,
 )
 from .._limits.tickets import CallGroup, Ticket

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import msgspec
 
 from .._http.attempt import NEVER
-from .._limits.clock import MarketClock, parse_date
+from .._http.headers import parse_date
+from .._limits.clock import MarketClock
 from ..limits import CUT_OFF
 from ..pending import Content, Stored
 from .settling import KNOWN_FOR, SKEW, content_of_text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import AsyncIterable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -29,7 +30,7 @@ async def download(
         except FetchFailed as failed:
             budget.attempts += 1
             budget.spent += loop.time() - began
-            pause = budget.next_pause() if failed.passes else None
+            pause = budget.next_pause(failed.after or 0.0) if failed.passes else None
             if pause is None:
                 error = _error(file, failed)
                 break
@@ -42,34 +43,43 @@ async def _fetch(exchange: Exchange, file: File, to: Path | None, max_bytes: int
     async with aclosing(exchange.fetch(file.url, max_bytes)) as pieces:
         if to is None:
             return b"".join([piece async for piece in pieces])
-        # Under another name first: a download that breaks off leaves nothing under the final name.
-        part = to.with_name(f"{to.name}.part")
-        try:
-            with await asyncio.to_thread(part.open, "wb") as out:
-                async for piece in pieces:
-                    await asyncio.to_thread(out.write, piece)
-            await asyncio.to_thread(os.replace, part, to)
-        except BaseException:
-            await asyncio.to_thread(part.unlink, missing_ok=True)
-            raise
+        await _write(pieces, to)
         return to
+
+
+async def _write(pieces: AsyncIterable[bytes], to: Path) -> None:
+    # Under another name first: a download that breaks off leaves nothing under the final name. No
+    # other download and no file of the caller has it, and it is never too long.
+    part = to.with_name(f".yamarket-{os.urandom(8).hex()}")
+    opening = asyncio.get_running_loop().run_in_executor(None, open, part, "xb")
+    try:
+        with await asyncio.shield(opening) as out:
+            async for piece in pieces:
+                await asyncio.to_thread(out.write, piece)
+        await asyncio.to_thread(os.replace, part, to)
+    except BaseException:
+        await asyncio.wait([opening])  # the thread makes the file even if the call was cancelled
+        if opening.exception() is None:
+            opening.result().close()
+            await asyncio.to_thread(part.unlink, missing_ok=True)
+        raise
 
 
 def _error(file: File, failed: FetchFailed) -> ChatError:
     what = f"download of {file.name!r}"
+    retry_after = (failed.after or LONGEST_PAUSE) if failed.passes else None
     if failed.status is None:
-        return ConnectionFailedError(
-            f"{what}: {failed.reason}",
-            retry_after=LONGEST_PAUSE if failed.passes else None,
-        )
+        return ConnectionFailedError(f"{what}: {failed.reason}", retry_after=retry_after)
     if failed.status >= 400:
         advice = "the link may have expired: read the message again for a new one"
-        return api_error(
+        error = api_error(
             failed.status,
             (),
             operation=what,
             advice=advice if failed.status in (403, 404) else None,
         )
+        error.retry_after = retry_after or error.retry_after  # that of a 423 is known
+        return error
     return UnexpectedAnswerError(
         f"{what}: {failed.reason}", status=failed.status, operation=what, sent=False
     )

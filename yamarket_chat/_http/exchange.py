@@ -17,6 +17,7 @@ from .answers import TRACEPARENT, Answer, Decode, NoAnswer, decode_envelope
 from .attempt import Attempt
 from .bodies import JsonBody, RequestBody
 from .deadlines import Deadlines
+from .headers import retry_after
 from .proxies import Proxies
 
 MAX_ANSWER = 16 * 2**20
@@ -41,22 +42,28 @@ _BOUNDS: Final[dict[str, Any]] = {
     "auto_decompress": True,
 }
 _JSON = "application/json"
+# After an error of our own code or of a caller's middleware, whose text may show the key.
+_IMPOSSIBLE = "its request cannot be made ({})"
 _CLOSED = "its aiohttp session is closed: keep it open as long as calls are made"
 _NO_ANSWER = (OSError, aiohttp.ClientConnectionError)  # a TimeoutError is an OSError
 _MAY_PASS = (OSError, aiohttp.ClientError)
 _NOT_OURS = "an answer that is none to this request"
+_PASSES = {408, 420, 429, 499}  # a broken connection, or a rate limit
 _NO_TRACE = f"00-{'0' * 32}"  # the trace of a request that is not traced
 _NO_CERTIFICATE = (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch)
 
 
 class FetchFailed(Exception):
-    """A download failed. `passes` says whether a retry may succeed."""
+    """A download failed. `passes` says whether a retry may succeed, and `after` how soon."""
 
-    def __init__(self, reason: str, status: int | None, *, passes: bool = False) -> None:
+    def __init__(
+        self, reason: str, status: int | None, *, passes: bool = False, after: float | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.passes = passes
+        self.after = after  # the seconds of a Retry-After
 
 
 class Exchange:
@@ -183,9 +190,8 @@ class Exchange:
                 reason, final = _CLOSED, not body.sent
             elif body.sent:
                 garbled = not isinstance(error, _NO_ANSWER)
-            elif not isinstance(error, _MAY_PASS) or isinstance(error, aiohttp.InvalidURL):
-                # An error of our own code or of a caller's middleware. Its text may show the key.
-                reason, final = f"its request cannot be made ({type(error).__name__})", True
+            elif _is_impossible(error):
+                reason, final = _IMPOSSIBLE.format(type(error).__name__), True
         except BaseException:
             _give_up(body, response)
             attempt.ended = self._loop.time()
@@ -246,8 +252,13 @@ class Exchange:
                     response.close()
                     failed = FetchFailed(_NOT_OURS, None, passes=True)
                 elif response.status != 200:
-                    passes = response.status >= 500
-                    failed = FetchFailed(f"HTTP {response.status}", response.status, passes=passes)
+                    status = response.status
+                    failed = FetchFailed(
+                        f"HTTP {status}",
+                        status,
+                        passes=status >= 500 or status in _PASSES,
+                        after=retry_after(response.headers),
+                    )
                 else:
                     began = self._loop.time()
                     async for piece in response.content.iter_any():
@@ -266,6 +277,8 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - as in send
             if self._http.closed:
                 failed = FetchFailed(_CLOSED, None)
+            elif not body.sent and _is_impossible(error):
+                failed = FetchFailed(_IMPOSSIBLE.format(type(error).__name__), None)
             else:
                 passes = not isinstance(error, _NO_CERTIFICATE)
                 failed = FetchFailed(_reason(error), None, passes=passes)
@@ -349,6 +362,11 @@ def _refused_by_proxy(status: int) -> tuple[str, bool]:
     if status == 407:
         reason += ": pass the user and the password as proxy=http://user:password@proxy:3128"
     return reason, 400 <= status < 500 and status not in (408, 429)
+
+
+def _is_impossible(error: Exception) -> bool:
+    """Whether a request that was not sent can never be: because of its URL, or of what made it."""
+    return not isinstance(error, _MAY_PASS) or isinstance(error, aiohttp.InvalidURL)
 
 
 def _reason(error: Exception) -> str:

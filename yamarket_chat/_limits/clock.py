@@ -10,15 +10,14 @@ Date or since the last one.
 from __future__ import annotations
 
 import asyncio
-import email.utils
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from .._http.attempt import NEVER
+from .._http.headers import parse_date
 from ..system import stood_still
 
 SPACING = 1.0
@@ -196,15 +195,3 @@ def _thin_out(kept: list[Any]) -> None:
 
 def _answered(reading: Reading) -> float:
     return reading.answered
-
-
-@lru_cache(maxsize=1024)  # settling asks the same Dates again and again
-def parse_date(text: str | None) -> int | None:
-    """Return the seconds since 1970 of an RFC 822 date; None if it cannot be decoded."""
-    if text is None:
-        return None
-    try:
-        parsed = email.utils.parsedate_tz(text)
-        return None if parsed is None else email.utils.mktime_tz(parsed)
-    except (ValueError, OverflowError, IndexError, TypeError):
-        return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from multidict import istr
 
-from .clock import parse_date
+from .._http.headers import number_of, seconds_to
 
 # With istr, aiohttp looks up a header without lower-casing its name each time.
 LIMIT_HEADER = istr("X-RateLimit-Resource-Limit")
@@ -43,32 +43,8 @@ def requests_remain(headers: Mapping[str, str]) -> bool:
     return (number_of(headers.get(REMAINING_HEADER)) or 0) > 0
 
 
-def number_of(text: str | int | None) -> int | None:
-    """Return the number of a header; None if it has no valid one."""
-    try:
-        value = int(text or "")
-    except ValueError:
-        return None
-    return value if 0 <= value < 2**31 else None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of a Retry-After header; None if it has no valid number."""
-    text = headers.get("Retry-After", "")
-    seconds = number_of(text)
-    if seconds is not None:
-        return float(seconds)
-    return _until(text, headers)
-
-
 def seconds_until(headers: Mapping[str, str]) -> float | None:
     """Return how long the restriction lasts: Until minus Date. The local clock does not matter."""
-    seconds = _until(headers.get(UNTIL_HEADER), headers)
+    seconds = seconds_to(headers.get(UNTIL_HEADER), headers)
     # Both are whole seconds. The extra second makes up for the fractions that were cut off.
     return None if seconds is None else seconds + 1
-
-
-def _until(text: str | None, headers: Mapping[str, str]) -> float | None:
-    """Return the seconds from the Date of the headers to another date."""
-    until, date = parse_date(text), parse_date(headers.get("Date"))
-    return None if until is None or date is None else float(max(until - date, 0))

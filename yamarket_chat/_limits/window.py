@@ -31,8 +31,9 @@ from typing import Any
 import msgspec
 
 from .._http.attempt import Attempt
+from .._http.headers import number_of
 from ..limits import CUT_OFF, Rate
-from .headers import LIMIT_HEADER, REMAINING_HEADER, number_of, seconds_until
+from .headers import LIMIT_HEADER, REMAINING_HEADER, seconds_until
 from .pace import Pace
 
 # Pauses in seconds after a 420 that does not say how long (or a Remaining without a readable
