@@ -143,9 +143,9 @@ class MarketClock:
         if agreed is not None and quickest is not None:
             agreed = overlap((agreed, quickest)) or agreed
         clock = agreed or span(clocks)
-        # If the loop's time has stood still, the Market's clock may have been set back meanwhile, so
-        # that the Dates before and after agree by chance. If the standstill explains that they do
-        # not agree, it was not. What came after the next Date, that one does not know.
+        # If the loop's time has stood still, the Market's clock may have been set back meanwhile,
+        # so that the Dates before and after agree by chance. Not if the standstill explains why
+        # they do not agree. A standstill after the next Date does not matter.
         earlier = None if before is None else before.clock()
         later = None if after is None else after.clock()
         least = clock.least
