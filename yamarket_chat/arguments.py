@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from yarl import URL
 
 from .errors import InvalidArgumentError
 from .models import File
+from .pending import Pending
 from .version import __version__
 
 _T = TypeVar("_T")
@@ -323,6 +325,29 @@ def check_request(
             f"the body has {len(body)} bytes, and the Market accepts {LARGEST_BODY}"
         )
     return method, target, body
+
+
+def check_pending(pending: object) -> Pending:
+    """Check a message of unknown outcome, which may have been stored field by field."""
+    pending = check_type("pending", pending, Pending)
+    for name in ("since", "until", "before_since"):
+        moment = getattr(pending, name)
+        if isinstance(moment, datetime) and moment.utcoffset() is None:
+            # Taken as local time, it would be hours off, and the message would not be found.
+            raise InvalidArgumentError(
+                f"pending.{name} has no time zone: store aware times, or all of it by"
+                " msgspec.json.encode"
+            )
+    try:
+        # A datetime of another library is a subclass, which msgspec does not know.
+        stored = msgspec.json.encode(pending, enc_hook=datetime.isoformat)
+        pending = msgspec.json.decode(stored, type=Pending)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidArgumentError(
+            f"pending is not as DeliveryUnknownError.pending was: {error}"
+        ) from None
+    check_id("pending.chat_id", pending.chat_id)
+    return pending
 
 
 def check_max_wait(max_wait: object) -> float | None:

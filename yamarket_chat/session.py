@@ -25,6 +25,7 @@ from .arguments import (
     check_key,
     check_max_wait,
     check_on_unknown,
+    check_pending,
     check_proxy,
     check_request,
     check_seconds,
@@ -276,8 +277,7 @@ class ChatSession:
             except DeliveryUnknownError as error:
                 receipt = await session.settle(error.pending)
         """
-        pending = check_type("pending", pending, Pending)
-        return await self._sending().settle(pending, self._wait(max_wait))
+        return await self._sending().settle(check_pending(pending), self._wait(max_wait))
 
     async def create_chat(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,6 +35,10 @@ SET = 30.0
 
 NOTICEABLE = 0.5
 """Seconds. A shorter standstill of the loop's time is within a Date's accuracy."""
+
+
+EARLIEST, LATEST = 946_684_800, 4_102_444_800
+"""Seconds since 1970 between which a Date is taken to be true: the years 2000 to 2099."""
 
 
 class Clock(msgspec.Struct, frozen=True):
@@ -112,14 +116,14 @@ class MarketClock:
             self.look_at_system()
 
     def now(self) -> Clock | None:
-        """Return the Market's clock; None before its first response.
+        """Return the Market's clock; None before its first Date.
 
         If the quickest and the latest reading do not agree, the latest one holds.
         """
         quickest = None if self._quickest is None else self._quickest.clock()
         latest = None if self._latest is None else self._latest.clock()
         if quickest is None or latest is None:
-            return latest or quickest
+            return latest or quickest or self.at(self._loop.time())
         return overlap((latest, quickest)) or latest
 
     def at(self, moment: float) -> Clock | None:
@@ -129,8 +133,8 @@ class MarketClock:
         """
         readings = [*self._kept, *([] if self._latest is None else [self._latest])]
         position = bisect_right(readings, moment, key=_answered)
-        before = readings[position - 1] if position else None
-        after = next((r for r in readings[position:] if r.asked >= moment), None)
+        before = _first_dated(reversed(readings[:position]))
+        after = _first_dated(r for r in readings[position:] if r.asked >= moment)
         around = [r for r in readings[position:] if r.asked < moment]  # requests under way then
         clocks = [
             clock
@@ -181,17 +185,29 @@ def _thin_out(kept: list[Any]) -> None:
         del kept[1 : KEPT // 2 : 2]
 
 
+def _first_dated(readings: Iterable[Reading]) -> Reading | None:
+    """Return the first reading whose Date is readable. Those without one tell nothing."""
+    return next((reading for reading in readings if reading.clock() is not None), None)
+
+
 def _answered(reading: Reading) -> float:
     return reading.answered
 
 
 @lru_cache(maxsize=1024)  # settling asks the same Dates again and again
 def parse_date(text: str | None) -> int | None:
-    """Return the seconds since 1970 of an RFC 822 date; None if it cannot be decoded."""
+    """Return the seconds since 1970 of an RFC 822 date.
+
+    None if it cannot be decoded, or is no time of these days: what is reckoned from it must be a
+    time as well.
+    """
     if text is None:
         return None
     try:
         parsed = email.utils.parsedate_tz(text)
-        return None if parsed is None else email.utils.mktime_tz(parsed)
+        if parsed is None:
+            return None
+        seconds = email.utils.mktime_tz(parsed)
     except (ValueError, OverflowError, IndexError, TypeError):
         return None
+    return seconds if EARLIEST <= seconds < LATEST else None
