@@ -160,13 +160,14 @@ def check_address(name: str, address: object, *, insecure_http: bool) -> URL:
     """Check that a secret may be sent to an address."""
     try:
         url = URL(address) if isinstance(address, str) else None
-    except ValueError:
-        url = None
-    if url is None or not url.host or url.scheme not in ("http", "https"):
+        host = None if url is None else url.host
+    except (ValueError, IndexError):  # a name that IDNA cannot decode; "https://[]@"
+        url = host = None
+    if url is None or not host or url.scheme not in ("http", "https") or " " in host:
         raise InvalidArgumentError(f"{name} is an https address such as {BASE_URL}")
     if url.user or url.password:
         raise InvalidArgumentError(f"{name} contains a user or a password: remove it")
-    if url.scheme == "http" and not insecure_http and not is_loopback(url.host):
+    if url.scheme == "http" and not insecure_http and not is_loopback(host):
         raise InvalidArgumentError(
             f"{name} must be https, or the key would be sent unencrypted. For a sandbox on another"
             " host pass insecure_http=True"
@@ -181,16 +182,16 @@ def check_proxy(name: str, proxy: object) -> URL | None:
     text = proxy if isinstance(proxy, str) else ""
     try:
         url = URL(text if "://" in text else f"http://{text}")  # it is optional, as with curl
-        port = url.port
-    except ValueError:
-        url, port = URL(), None
+        host, port = url.host, url.port
+    except (ValueError, IndexError):  # as above
+        url, host, port = URL(), None, None
     if url.scheme.startswith("socks"):
         raise InvalidArgumentError(
             f"{name} is a SOCKS proxy, and only HTTP proxies are supported: pass proxy= with an"
             ' address such as http://user:password@proxy:3128, proxy="" for none, or http= with a'
             " connector for SOCKS"
         )
-    if url.scheme not in ("http", "https") or not url.host or not port or " " in url.host:
+    if url.scheme not in ("http", "https") or not host or not port or " " in host:
         raise InvalidArgumentError(
             f"{name} is the address of an HTTP proxy, such as http://user:password@proxy:3128"
         )

@@ -114,8 +114,9 @@ class ChatSession:
             self._integration = check_integration(integration)
         except InvalidArgumentError as error:
             problem = str(error)
-        # No frame of a traceback shows the key, even if it was passed as another argument.
-        del api_key, business_id, base_url, integration, proxy
+        finally:
+            # No frame of a traceback shows the key, even if it was passed as another argument.
+            del api_key, business_id, base_url, integration, proxy
         if problem is not None:
             raise InvalidArgumentError(problem)
         self._engine: Engine | None = None
