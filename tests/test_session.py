@@ -555,6 +555,21 @@ UNKNOWN = [
     Fault("reset"),
     Fault("no_answer"),
     Fault("half_body"),
+@pytest.mark.real_time
+async def test_an_aiohttp_session_of_another_event_loop_is_named_so() -> None:
+    async def made() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    other = asyncio.new_event_loop()
+    http = await asyncio.to_thread(other.run_until_complete, made())
+    async with Sandbox() as market, session_of(market, http=http) as session:
+        error = await error_of(session.send_message(1, "hello"))
+        assert "must belong to this event loop" in str(error)
+        assert (error.sent, market.arrivals) == (False, [])
+    await asyncio.to_thread(other.run_until_complete, http.close())
+    other.close()
+
+
     Fault("status", status=200),
     Fault("status", status=200, html=True),
     Fault("status", status=204),

@@ -186,6 +186,8 @@ class Exchange:
             elif not isinstance(error, _MAY_PASS) or isinstance(error, aiohttp.InvalidURL):
                 # An error of our own code or of a caller's middleware. Its text may show the key.
                 reason, final = f"its request cannot be made ({type(error).__name__})", True
+                if type(error) is RuntimeError and not self._own_http:
+                    reason += ": the aiohttp session must belong to this event loop"
         except BaseException:
             _give_up(body, response)
             attempt.ended = self._loop.time()
