@@ -24,7 +24,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         attempts: How many attempts a call has, at least 1.
         give_up_after: How many seconds a call may spend in attempts and in the pauses between
-            them.
+            them before another attempt begins. It does not end an attempt under way, which takes
+            the session's `timeout` at most. If the outcome of that is unknown, settling it takes
+            `settle_after` and one reading of the chat's history more.
         settle_after: Seconds to wait after an attempt of unknown outcome before the chat's
             history is read, at least 10: the Market may carry the request out until then.
         on_unknown: What to do if nothing tells whether a message arrived. "settle" looks for
