@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
+from json import dumps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -113,11 +114,21 @@ def exact(text: str) -> str:
 
 
 def check_key(key: object) -> str:
-    """Check that a key can be sent in a header. No text shows the key."""
-    if not key:
-        raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
+    """Check that a key can be sent in a header. No text shows the key.
+
+    The default is that of the environment, but only for None: an empty one is a mistake, and the
+    key of the environment may be another shop's.
+    """
+    if key is None:
+        key = os.environ.get("YAMARKET_API_KEY")
+        if not key:
+            raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
     if not isinstance(key, str):
         raise InvalidArgumentError("api_key is a str: pass api_key first and business_id second")
+    if not key or key.isspace():
+        raise InvalidArgumentError(
+            "api_key is empty: pass the key, or none at all to take that of YAMARKET_API_KEY"
+        )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(
             "api_key cannot be sent in a header: it has spaces, line breaks or letters that are not"
@@ -223,7 +234,9 @@ def check_async(name: str, function: object) -> None:
         raise InvalidArgumentError(f"{name} is an async function: write `async def` and no `yield`")
 
 
-def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> float:
+def check_seconds(
+    name: str, value: object, *, at_least_0: bool = False, at_most: float = math.inf
+) -> float:
     """Check a finite number of seconds."""
     seconds = math.nan
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -232,6 +245,8 @@ def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> floa
     if not (0 < seconds < math.inf or (at_least_0 and seconds == 0)):
         least = "0 or more" if at_least_0 else "above 0"
         raise InvalidArgumentError(f"{name} is a number of seconds, {least}")
+    if seconds > at_most:
+        raise InvalidArgumentError(f"{name} is a number of seconds, {at_most:g} at most")
     return seconds
 
 
@@ -319,13 +334,19 @@ def check_request(
     try:
         target = URL(path).update_query(params or {})
         body = b"" if json is UNSET else msgspec.json.encode(json)
-    except (TypeError, ValueError) as error:
+        if b"null" in body:  # so msgspec writes NaN and infinity
+            dumps(msgspec.to_builtins(json, str_keys=True, enc_hook=_of_raw), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"params or json cannot be sent: {error}") from None
     if len(body) > LARGEST_BODY:
         raise InvalidArgumentError(
             f"the body has {len(body)} bytes, and the Market accepts {LARGEST_BODY}"
         )
     return method, target, body
+
+
+def _of_raw(_: object) -> None:
+    """Stand for a `msgspec.Raw`, the only thing that msgspec encodes but does not convert."""
 
 
 def check_pending(pending: object) -> Pending:
