@@ -581,6 +581,9 @@ SETTINGS: list[Callable[[], object]] = [
     lambda: ChatSession(KEY, "cabinet"),
     lambda: ChatSession(KEY, 1, base_url="nonsense"),
     lambda: ChatSession(KEY, 1, base_url="https://[1"),
+    lambda: ChatSession(KEY, 1, base_url="https://xn--"),
+    lambda: ChatSession(KEY, 1, base_url="https://[]@"),
+    lambda: ChatSession("12345", 1, proxy=f"http://user:{KEY}@xn--:1"),
     lambda: ChatSession(KEY, 1, base_url=f"https://user:{KEY}@localhost"),
     lambda: ChatSession(KEY, 1, base_url="http://example.com"),
     lambda: ChatSession(KEY, 1, base_url=KEY),
@@ -622,6 +625,29 @@ def test_no_frame_shows_the_key_of_the_environment(
     with pytest.raises(InvalidArgumentError) as caught:
         ChatSession()
     assert frames_with_the_key(caught.value) == []
+
+
+@pytest.mark.parametrize(
+    "proxy", ["socks5://user:pass-word@proxy:1080", "http://a:pass-word@xn--:1"]
+)
+async def test_no_frame_shows_the_password_of_the_environments_proxy(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    error = await error_of(ChatSession(KEY, 1, base_url="https://a.test").get_chat(1))
+    assert isinstance(error, InvalidArgumentError)
+    assert frames_with_the_key(error, "pass-word") == frames_with_the_key(error) == []
+
+
+async def test_no_frame_shows_the_password_of_a_proxy_if_the_limits_are_others() -> None:
+    proxy = "http://user:pass-word@proxy:1"
+    async with ChatSession(KEY, 1, base_url="https://a.test"):
+        other = ChatSession(
+            KEY, 1, base_url="https://a.test", proxy=proxy, limits=Limits(parallel=3)
+        )
+        error = await error_of(other.get_chat(1))
+        assert isinstance(error, InvalidArgumentError)
+        assert frames_with_the_key(error, "pass-word") == []
 
 
 PENDING = Pending(business_id=12345, chat_id=1, text="x", requests=1, seen="")

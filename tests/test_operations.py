@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import json
+import math
 import os
 import pickle
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -1592,6 +1594,14 @@ async def test_request_that_was_surely_not_carried_out_is_retried() -> None:
         await market.come_back()
 
 
+class Price(msgspec.Struct):
+    price: float
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -1609,6 +1619,10 @@ async def test_request_that_was_surely_not_carried_out_is_retried() -> None:
         {"path": "/v2/x", "json": object()},
         {"path": "/v2/x", "json": {"text": "\ud800"}},
         {"path": "/v2/x", "json": "x" * 524_287},
+        {"path": "/v2/x", "json": CYCLE},
+        {"path": "/v2/x", "json": {"price": math.nan}},
+        {"path": "/v2/x", "json": [Price(math.inf), msgspec.Raw(b"1")]},
+        {"path": "/v2/x", "json": {1: {"price": -math.inf}}},
         {"path": "/v2/x", "params": {"a": None}},
         {"path": "/v2/x", "params": {"a": True}},
         {"path": "/v2/x", "max_wait": -1},
@@ -1619,6 +1633,12 @@ async def test_invalid_request_argument_raises(arguments: Any) -> None:
         error = await error_of(session.request(arguments.pop("method", "GET"), **arguments))
         assert isinstance(error, InvalidArgumentError)
         assert market.asked == []
+
+
+async def test_null_and_finite_numbers_of_a_request_body_are_sent() -> None:
+    async with market_that(lambda asked: says({})) as market, session_at(market.url) as session:
+        await session.request("POST", "/v2/x", json=[None, 1.5, msgspec.Raw(b"null"), {1: "null"}])
+        assert market.asked[0].body == b'[null,1.5,null,{"1":"null"}]'
 
 
 async def test_largest_request_body_is_sent() -> None:

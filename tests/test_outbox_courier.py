@@ -415,6 +415,7 @@ async def test_late_mark_of_the_holder_before_is_settled_by_its_epoch(
             chat_id=17,
             since=market_time(-1),
             until=market_time(20),
+            before_since=market_time(-200),
             requests=1,
             seen="",
         )

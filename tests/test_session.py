@@ -210,6 +210,11 @@ def test_session_works_when_its_loop_moves_to_another_thread() -> None:
         {"api_key": "ключ"},
         {"api_key": 5},
         {"api_key": ""},
+        {"base_url": "https://xn--"},
+        {"base_url": "https://[]@"},
+        {"base_url": "https://[::1 ]/"},
+        {"proxy": "http://xn--:1"},
+        {"proxy": "http://[]@:1"},
         {"base_url": "http://market.example"},
         {"base_url": "http://localhost.market.example"},
         {"base_url": "http://127.0.0.1.example"},
@@ -228,6 +233,7 @@ def test_session_works_when_its_loop_moves_to_another_thread() -> None:
         {"max_wait": True},
         {"timeout": 0},
         {"timeout": float("nan")},
+        {"timeout": 3601},
         {"timeout": "15"},
         {"http": 5},
         {"integration": ""},
@@ -289,6 +295,8 @@ def test_https_and_loopback_need_no_permission(url: str) -> None:
         lambda: Rate(True, per=1),
         lambda: Rate(1.5, per=1),  # type: ignore[arg-type]  # on purpose
         lambda: Rate(1, per=0),
+        lambda: Rate(10**9 + 1, per=1),
+        lambda: Rate(10**400, per=1),
         lambda: Rate(1, per=float("nan")),
         lambda: Rate(1, per=float("inf")),
         lambda: Rate(5, per=1, burst=0),
@@ -299,11 +307,44 @@ def test_https_and_loopback_need_no_permission(url: str) -> None:
         lambda: Retry(attempts=0),
         lambda: Retry(give_up_after=-1),
         lambda: Retry(give_up_after=float("nan")),
+        lambda: Retry(settle_after=3601),
+        lambda: Retry(settle_after=float("inf")),
+        lambda: Retry(settle_after=10**400),
     ],
 )
 def test_invalid_limits_and_retries_are_refused(make: Any) -> None:
     with pytest.raises(InvalidArgumentError):
         make()
+
+
+async def test_the_largest_settings_work() -> None:
+    retry = Retry(settle_after=3600, on_unknown="raise")
+    limits = Limits(send_message=Rate(10**9, per=1))
+    async with Sandbox(faults={3: Fault("reset")}) as market:
+        async with session_of(market, retry=retry, timeout=3600, limits=limits) as session:
+            await session.send_message(1, "a")
+            await session.send_message(1, "b")
+            error = await error_of(session.send_message(1, "c"))
+            assert isinstance(error, DeliveryUnknownError)
+            assert await session.settle(error.pending) is None
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_key_is_not_replaced_by_that_of_the_environment(
+    empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be another shop's."""
+    monkeypatch.setenv("YAMARKET_API_KEY", KEY)
+    with pytest.raises(InvalidArgumentError, match="api_key is empty"):
+        ChatSession(empty, 1)
+    ChatSession(None, 1)
+
+
+@pytest.mark.parametrize("operation", ["request", "", None, [], {}])
+async def test_quota_status_of_no_method_raises(operation: Any) -> None:
+    async with ChatSession(KEY, 1) as session:
+        with pytest.raises(InvalidArgumentError, match="operation is one of"):
+            session.quota_status(operation)
 
 
 async def test_key_and_business_are_taken_from_the_environment(
@@ -512,6 +553,21 @@ async def test_connections_that_the_market_closes_neither_lose_nor_double_a_mess
                 await session.send_message(1, f"{i}")
                 await asyncio.sleep(29.99 + i / 1000)  # also just when it closes them
             assert texts(market, 1) == [f"{i}" for i in range(20)]
+
+
+@pytest.mark.real_time
+async def test_an_aiohttp_session_of_another_event_loop_is_named_so() -> None:
+    async def made() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession()
+
+    other = asyncio.new_event_loop()
+    http = await asyncio.to_thread(other.run_until_complete, made())
+    async with Sandbox() as market, session_of(market, http=http) as session:
+        error = await error_of(session.send_message(1, "hello"))
+        assert "must belong to this event loop" in str(error)
+        assert (error.sent, market.arrivals) == (False, [])
+    await asyncio.to_thread(other.run_until_complete, http.close())
+    other.close()
 
 
 # What an attempt came to

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import formatdate
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import pytest
@@ -814,6 +814,65 @@ async def test_settle_raises_if_the_history_is_unclear() -> None:
             await session.settle(other)
 
 
+@pytest.mark.parametrize("name", ["since", "until", "before_since"])
+async def test_settle_refuses_times_that_have_lost_their_zone(name: str) -> None:
+    """As from a database column. Taken as local time, they told that nothing had arrived."""
+    async with Sandbox(faults=sends_fail(AFTER)) as market, session_of(market) as session:
+        pending = await unknown_of(session)
+        naive = msgspec.structs.replace(
+            pending, **{name: getattr(pending, name).replace(tzinfo=None)}
+        )
+        with pytest.raises(InvalidArgumentError, match=f"pending.{name} has no time zone"):
+            await session.settle(naive)
+        with pytest.raises(msgspec.ValidationError, match="timezone"):
+            msgspec.json.decode(msgspec.json.encode(naive), type=Pending)
+
+
+class OwnDatetime(datetime):
+    """As pendulum and freezegun have."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": 5},
+        {"since": "2026-01-01"},
+        {"until": 5.0},
+        {"chat_id": "7"},
+        {"chat_id": 0},
+        {"business_id": "12345"},
+        {"file_size": "5"},
+        {"before": ("hi",)},
+        {"before": (Stored(Content("hi"), T, None),)},  # type: ignore[arg-type]  # on purpose
+        {"skew": (math.nan, 1.0)},
+        {"skew": 5},
+        {"requests": None},
+    ],
+)
+async def test_settle_refuses_what_is_no_pending(changes: dict[str, Any]) -> None:
+    async with Sandbox(faults=sends_fail(AFTER)) as market, session_of(market) as session:
+        pending = await unknown_of(session)
+        asked = len(market.arrivals)
+        with pytest.raises(InvalidArgumentError, match="pending"):
+            await session.settle(msgspec.structs.replace(pending, **changes))
+        assert len(market.arrivals) == asked
+        assert pending.since is not None
+        own = OwnDatetime.fromtimestamp(pending.since.timestamp(), UTC)
+        receipt = await session.settle(msgspec.structs.replace(pending, since=own))
+        assert receipt == Receipt(CHAT, 1, "history")
+
+
+@pytest.mark.parametrize("fault", [BEFORE, AFTER])
+async def test_nobody_knows_what_was_sent_before(fault: Fault) -> None:
+    """Then an equal row may be an earlier message. If there is none, the message did not arrive."""
+    async with Sandbox(faults=sends_fail(fault)) as market, session_of(market) as session:
+        pending = msgspec.structs.replace(await unknown_of(session), before_since=None)
+        if fault is BEFORE:
+            assert await session.settle(pending) is None
+        else:
+            assert isinstance(await error_of(session.settle(pending)), DeliveryUnknownError)
+
+
 @pytest.mark.parametrize("fault", [BEFORE, AFTER])
 @pytest.mark.parametrize("old", [False, True])
 async def test_message_sent_before_the_first_date_header_is_not_guessed(
@@ -936,6 +995,72 @@ async def test_outcome_is_not_guessed_without_a_readable_date(fate: str) -> None
         error = await error_of(session.send_message(CHAT, "hi"))
         assert isinstance(error, DeliveryUnknownError)
         assert "Date" in str(error)
+
+
+@pytest.mark.parametrize("fate", ["lost", "stored"])
+@pytest.mark.parametrize("on_unknown", ["settle", "raise"])
+async def test_outcome_is_found_although_the_first_answers_had_no_date(
+    fate: str, on_unknown: Literal["settle", "raise"]
+) -> None:
+    async with market_of_our_own("ok", "ok", fate) as (market, session):
+        market.dates = False
+        await session.send_message(CHAT, "first")
+        market.dates = True
+        await asyncio.sleep(3.0)
+        await session.send_message(CHAT, "second")
+        try:
+            receipt = await session.send_message(CHAT, "hi", on_unknown=on_unknown)
+        except DeliveryUnknownError as error:
+            found = await session.settle(error.pending)
+            assert (found is None) is (fate == "lost")
+        else:
+            assert on_unknown == "settle"
+            assert receipt.confirmed_by == ("history" if fate == "stored" else "answer")
+            assert market.texts() == ["first", "second", "hi"]
+
+
+async def test_an_old_outcome_is_settled_at_once_although_dates_have_ceased() -> None:
+    async with market_of_our_own("ok", "stored") as (market, session):
+        market.latency = 0.5
+        await session.send_message(CHAT, "before")
+        error = await error_of(session.send_message(CHAT, "hi", on_unknown="raise"))
+        assert isinstance(error, DeliveryUnknownError)
+        await asyncio.sleep(HOUR)
+        market.dates, market.latency = False, 0.0  # no earlier answer was as quick
+        assert len([row async for row in session.history(CHAT)]) == 2
+        start = now()
+        assert await session.settle(error.pending)
+        assert now() - start < 1.0
+
+
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Thu, 01 Jan 1970 00:00:00 GMT",
+        "Fri, 27 Nov 2026 12:00:00 +99999999999999",
+        f"Fri, 27 Nov 2026 12:00:00 +{'9' * 400}",
+        f"Fri, 27 Nov 2026 12:00:00 -{'9' * 400}",
+    ],
+)
+async def test_absurd_date_is_no_date(date: str) -> None:
+    sent = 0
+
+    async def answer(_: web.BaseRequest) -> web.StreamResponse:
+        nonlocal sent
+        sent += 1
+        answer = web.json_response({"status": "OK"}, status=200 if sent == 1 else 502)
+        answer.headers["Date"] = date
+        answer.headers["X-RateLimit-Resource-Limit"] = "1000"
+        answer.headers["X-RateLimit-Resource-Remaining"] = "500"
+        answer.headers["X-RateLimit-Resource-Until"] = "Fri, 27 Nov 2026 13:00:00 GMT"
+        return answer
+
+    async with http_server(answer) as url, ChatSession(KEY, 12345, base_url=url) as session:
+        await session.send_message(CHAT, "before")
+        error = await error_of(session.send_message(CHAT, "hi", on_unknown="raise"))
+        assert isinstance(error, DeliveryUnknownError)
+        assert error.pending.since is None
 
 
 @pytest.mark.parametrize("fates", [["stored"], ["lost", "stored"], ["ok", "stored"]])

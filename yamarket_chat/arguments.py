@@ -12,6 +12,8 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime
+from json import dumps
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +23,7 @@ from yarl import URL
 
 from .errors import InvalidArgumentError
 from .models import File
+from .pending import Pending
 from .version import __version__
 
 _T = TypeVar("_T")
@@ -111,11 +114,21 @@ def exact(text: str) -> str:
 
 
 def check_key(key: object) -> str:
-    """Check that a key can be sent in a header. No text shows the key."""
-    if not key:
-        raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
+    """Check that a key can be sent in a header. No text shows the key.
+
+    The default is that of the environment, but only for None: an empty one is a mistake, and the
+    key of the environment may be another shop's.
+    """
+    if key is None:
+        key = os.environ.get("YAMARKET_API_KEY")
+        if not key:
+            raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
     if not isinstance(key, str):
         raise InvalidArgumentError("api_key is a str: pass api_key first and business_id second")
+    if not key or key.isspace():
+        raise InvalidArgumentError(
+            "api_key is empty: pass the key, or none at all to take that of YAMARKET_API_KEY"
+        )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidArgumentError(
             "api_key cannot be sent in a header: it has spaces, line breaks or letters that are not"
@@ -158,13 +171,14 @@ def check_address(name: str, address: object, *, insecure_http: bool) -> URL:
     """Check that a secret may be sent to an address."""
     try:
         url = URL(address) if isinstance(address, str) else None
-    except ValueError:
-        url = None
-    if url is None or not url.host or url.scheme not in ("http", "https"):
+        host = None if url is None else url.host
+    except (ValueError, IndexError):  # a name that IDNA cannot decode; "https://[]@"
+        url = host = None
+    if url is None or not host or url.scheme not in ("http", "https") or " " in host:
         raise InvalidArgumentError(f"{name} is an https address such as {BASE_URL}")
     if url.user or url.password:
         raise InvalidArgumentError(f"{name} contains a user or a password: remove it")
-    if url.scheme == "http" and not insecure_http and not is_loopback(url.host):
+    if url.scheme == "http" and not insecure_http and not is_loopback(host):
         raise InvalidArgumentError(
             f"{name} must be https, or the key would be sent unencrypted. For a sandbox on another"
             " host pass insecure_http=True"
@@ -179,16 +193,16 @@ def check_proxy(name: str, proxy: object) -> URL | None:
     text = proxy if isinstance(proxy, str) else ""
     try:
         url = URL(text if "://" in text else f"http://{text}")  # it is optional, as with curl
-        port = url.port
-    except ValueError:
-        url, port = URL(), None
+        host, port = url.host, url.port
+    except (ValueError, IndexError):  # as above
+        url, host, port = URL(), None, None
     if url.scheme.startswith("socks"):
         raise InvalidArgumentError(
             f"{name} is a SOCKS proxy, and only HTTP proxies are supported: pass proxy= with an"
             ' address such as http://user:password@proxy:3128, proxy="" for none, or http= with a'
             " connector for SOCKS"
         )
-    if url.scheme not in ("http", "https") or not url.host or not port or " " in url.host:
+    if url.scheme not in ("http", "https") or not host or not port or " " in host:
         raise InvalidArgumentError(
             f"{name} is the address of an HTTP proxy, such as http://user:password@proxy:3128"
         )
@@ -220,7 +234,9 @@ def check_async(name: str, function: object) -> None:
         raise InvalidArgumentError(f"{name} is an async function: write `async def` and no `yield`")
 
 
-def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> float:
+def check_seconds(
+    name: str, value: object, *, at_least_0: bool = False, at_most: float = math.inf
+) -> float:
     """Check a finite number of seconds."""
     seconds = math.nan
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -229,6 +245,8 @@ def check_seconds(name: str, value: object, *, at_least_0: bool = False) -> floa
     if not (0 < seconds < math.inf or (at_least_0 and seconds == 0)):
         least = "0 or more" if at_least_0 else "above 0"
         raise InvalidArgumentError(f"{name} is a number of seconds, {least}")
+    if seconds > at_most:
+        raise InvalidArgumentError(f"{name} is a number of seconds, {at_most:g} at most")
     return seconds
 
 
@@ -339,13 +357,42 @@ def check_request(
     try:
         target = URL(path).update_query(params or {})
         body = b"" if json is UNSET else msgspec.json.encode(json)
-    except (TypeError, ValueError) as error:
+        if b"null" in body:  # so msgspec writes NaN and infinity
+            dumps(msgspec.to_builtins(json, str_keys=True, enc_hook=_of_raw), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"params or json cannot be sent: {error}") from None
     if len(body) > LARGEST_BODY:
         raise InvalidArgumentError(
             f"the body has {len(body)} bytes, and the Market accepts {LARGEST_BODY}"
         )
     return method, target, body
+
+
+def _of_raw(_: object) -> None:
+    """Stand for a `msgspec.Raw`, the only thing that msgspec encodes but does not convert."""
+
+
+def check_pending(pending: object) -> Pending:
+    """Check a message of unknown outcome, which may have been stored field by field."""
+    pending = check_type("pending", pending, Pending)
+    for name in ("since", "until", "before_since"):
+        moment = getattr(pending, name)
+        if isinstance(moment, datetime) and moment.utcoffset() is None:
+            # Taken as local time, it would be hours off, and the message would not be found.
+            raise InvalidArgumentError(
+                f"pending.{name} has no time zone: store aware times, or all of it by"
+                " msgspec.json.encode"
+            )
+    try:
+        # A datetime of another library is a subclass, which msgspec does not know.
+        stored = msgspec.json.encode(pending, enc_hook=datetime.isoformat)
+        pending = msgspec.json.decode(stored, type=Pending)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidArgumentError(
+            f"pending is not as DeliveryUnknownError.pending was: {error}"
+        ) from None
+    check_id("pending.chat_id", pending.chat_id)
+    return pending
 
 
 def check_max_wait(max_wait: object) -> float | None:

@@ -16,12 +16,16 @@ CUT_OFF = 10.0
 
 HOUR = 3600.0
 
+MOST_REQUESTS = 10**9
+"""The most requests of a Rate. Beside ten times as many, a float has no room for the parts of a
+request that `Pace` reckons with."""
+
 
 class Rate(msgspec.Struct, frozen=True):
     """How many requests may be sent in a period.
 
     Attributes:
-        requests: How many requests may be sent in any `per` seconds, at least 1.
+        requests: How many requests may be sent in any `per` seconds, from 1 to a billion.
         per: The period in seconds, above 0.
         burst: How many of them may be sent at once; all of them by default. A small burst
             spreads the load evenly, as the Market's page of best practices asks.
@@ -38,8 +42,8 @@ class Rate(msgspec.Struct, frozen=True):
     burst: int | None = None
 
     def __post_init__(self) -> None:
-        if type(self.requests) is not int or self.requests < 1:
-            raise InvalidArgumentError("Rate.requests is a whole number of at least 1")
+        if type(self.requests) is not int or not 1 <= self.requests <= MOST_REQUESTS:
+            raise InvalidArgumentError(f"Rate.requests is a whole number from 1 to {MOST_REQUESTS}")
         check_seconds("Rate.per", self.per)
         if self.burst is not None and (
             type(self.burst) is not int or not 1 <= self.burst <= self.requests

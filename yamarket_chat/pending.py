@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
+
+from .models import Time
 
 
 class Content(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -42,7 +42,8 @@ class Stored(msgspec.Struct, frozen=True, omit_defaults=True):
 class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that is needed to find a message of unknown outcome later, also in another process.
 
-    `DeliveryUnknownError.pending` holds one. Store it, and pass it to `ChatSession.settle`.
+    `DeliveryUnknownError.pending` holds one. Store it, and pass it to `ChatSession.settle`. If you
+    store its fields one by one, store the times with their time zone.
 
     Attributes:
         business_id: The business that sent the message.
@@ -55,7 +56,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         until: The latest such moment.
         before: What was sent to the chat shortly before.
         before_since: The moment, on the Market's clock, since which `before` is complete. None if
-            that is not known.
+            that is not known: then an equal message in the history proves nothing.
         skew: How many seconds the clock of the histories was ahead of the Market's clock, at least
             and at most. None if that was not known.
         requests: How many requests were sent for the message until now.
@@ -72,10 +73,10 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     text: str | None = None
     file_name: str | None = None
     file_size: int | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Time | None = None
+    until: Time | None = None
     before: tuple[Stored, ...] = ()
-    before_since: datetime | None = None
+    before_since: Time | None = None
     skew: tuple[float, float] | None = None
     requests: int
     seen: str

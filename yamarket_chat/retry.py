@@ -6,7 +6,7 @@ import msgspec
 
 from .arguments import OnUnknown, check_on_unknown
 from .errors import InvalidArgumentError
-from .limits import CUT_OFF
+from .limits import CUT_OFF, HOUR
 from .system import randomness
 
 # Pauses between attempts, in seconds. They double; each is then shortened at random to no less
@@ -24,9 +24,11 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         attempts: How many attempts a call has, at least 1.
         give_up_after: How many seconds a call may spend in attempts and in the pauses between
-            them.
+            them before another attempt begins. It does not end an attempt under way, which takes
+            the session's `timeout` at most. If the outcome of that is unknown, settling it takes
+            `settle_after` and one reading of the chat's history more.
         settle_after: Seconds to wait after an attempt of unknown outcome before the chat's
-            history is read, at least 10: the Market may carry the request out until then.
+            history is read, from 10 to 3600: the Market may carry the request out for 10 s.
         on_unknown: What to do if nothing tells whether a message arrived. "settle" looks for
             it in the chat's history, and sends it again if it is not there. "raise" raises
             DeliveryUnknownError at once.
@@ -48,10 +50,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgumentError("Retry.attempts is a whole number of at least 1")
         if not _is_number(self.give_up_after) or not self.give_up_after >= 0:
             raise InvalidArgumentError("Retry.give_up_after is a number of seconds, 0 or more")
-        if not _is_number(self.settle_after) or not self.settle_after >= CUT_OFF:
+        if not _is_number(self.settle_after) or not CUT_OFF <= self.settle_after <= HOUR:
             raise InvalidArgumentError(
-                f"Retry.settle_after is a number of seconds, {CUT_OFF:g} or more: until then the"
-                " Market may still carry the request out"
+                f"Retry.settle_after is a number of seconds from {CUT_OFF:g} to {HOUR:g}: for"
+                f" {CUT_OFF:g} s the Market may still carry the request out"
             )
         if check_on_unknown(self.on_unknown) is None:
             raise InvalidArgumentError('Retry.on_unknown is "settle" or "raise"')

@@ -25,6 +25,7 @@ from .arguments import (
     check_key,
     check_max_wait,
     check_on_unknown,
+    check_pending,
     check_proxy,
     check_request,
     check_seconds,
@@ -32,7 +33,7 @@ from .arguments import (
     check_type,
 )
 from .errors import InvalidArgumentError, SessionClosedError
-from .limits import Limits, QuotaStatus
+from .limits import HOUR, Limits, QuotaStatus
 from .listing import Listing
 from .models import Campaign, Chat, ChatStatus, ChatType, ContextType, File, Message, Token
 from .pending import Pending
@@ -55,7 +56,8 @@ class ChatSession:
 
     Args:
         api_key: The Api-Key of the seller's cabinet. It needs the scope `communication` or
-            `all-methods`. Default: the environment variable YAMARKET_API_KEY.
+            `all-methods`. Default: the environment variable YAMARKET_API_KEY. An empty key is an
+            error, so that a missing one is not replaced by another shop's.
         business_id: The id of the business, at least 1. A decimal string is accepted as well.
             Default: YAMARKET_BUSINESS_ID. `campaigns` and `token` work without it.
         base_url: The address of the API. Default: YAMARKET_BASE_URL, or else the Market's.
@@ -63,8 +65,8 @@ class ChatSession:
         retry: How often and how long a call is retried.
         max_wait: Seconds that a call may wait before its first request is sent. None waits as long
             as needed. A call that is passed a `max_wait` of its own follows that.
-        timeout: Seconds for one request. The Market ends a request after 10 s, so a shorter
-            timeout leaves outcomes unknown that a longer one would have learnt.
+        timeout: Seconds for one request, at most 3600. The Market ends a request after 10 s, so a
+            shorter timeout leaves outcomes unknown that a longer one would have learnt.
         http: An aiohttp.ClientSession of yours, which stays open when this session closes.
         proxy: The address of an HTTP proxy, such as "http://user:password@proxy:3128". Default:
             HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, unless you pass `http`. An empty string
@@ -98,14 +100,14 @@ class ChatSession:
     ) -> None:
         problem: str | None = None
         try:
-            self._api_key = Secret(check_key(api_key or os.environ.get("YAMARKET_API_KEY")))
+            self._api_key = Secret(check_key(api_key))
             self._business_id = check_business(business_id)
             self._base_url = check_base_url(base_url, insecure_http=insecure_http)
             self._insecure_http = insecure_http
             self._limits = check_type("limits", limits, Limits)
             self._retry = check_type("retry", retry, Retry)
             self._max_wait = check_max_wait(max_wait)
-            self._timeout = check_seconds("timeout", timeout)
+            self._timeout = check_seconds("timeout", timeout, at_most=HOUR)
             self._http = None if http is None else check_type("http", http, aiohttp.ClientSession)
             if proxy is not None:
                 check_proxy("proxy", proxy)
@@ -113,8 +115,9 @@ class ChatSession:
             self._integration = check_integration(integration)
         except InvalidArgumentError as error:
             problem = str(error)
-        # No frame of a traceback shows the key, even if it was passed as another argument.
-        del api_key, business_id, base_url, integration, proxy
+        finally:
+            # No frame of a traceback shows the key, even if it was passed as another argument.
+            del api_key, business_id, base_url, integration, proxy
         if problem is not None:
             raise InvalidArgumentError(problem)
         self._engine: Engine | None = None
@@ -277,8 +280,7 @@ class ChatSession:
             except DeliveryUnknownError as error:
                 receipt = await session.settle(error.pending)
         """
-        pending = check_type("pending", pending, Pending)
-        return await self._sending().settle(pending, self._wait(max_wait))
+        return await self._sending().settle(check_pending(pending), self._wait(max_wait))
 
     async def create_chat(
         self,
@@ -527,7 +529,7 @@ class ChatSession:
             method: The HTTP method.
             path: The path, beginning with a slash.
             params: The query.
-            json: The body, at most 512 KB, as documented.
+            json: The body, at most 512 KB, as documented. Numbers are finite.
             repeatable: True retries the request after network failures and 5xx: carrying it out
                 twice must do no harm. Default: True for GET only.
             max_wait: Seconds to wait at most before the first request is sent; see `ChatSession`.
@@ -564,7 +566,7 @@ class ChatSession:
             left = session.quota_status("send_message").remaining
         """
         names = self._limits.rates()
-        if operation not in names:
+        if not isinstance(operation, str) or operation not in names:
             raise InvalidArgumentError(f"operation is one of {', '.join(names)}")
         return self._open().status(operation)
 

@@ -50,6 +50,7 @@ class Engine:
         integration: str,
     ) -> None:
         proxies = Proxies(proxy, environment=http is None)
+        del proxy  # no frame of a traceback shows its password
         proxies.of(URL(base_url))  # this may raise, so it comes before there is anything to undo
         self._shared = shared_by(str(URL(base_url).origin()), business_id, limits)
         self._shared.deliveries.note_timeout(timeout)

@@ -56,11 +56,11 @@ class Suspect(msgspec.Struct, frozen=True):
             tuple(stored for stored in before if stored is not None),
         )
 
-    def before_since(self, clock: MarketClock) -> float:
-        """Return since when `before` is complete, on the Market's clock, as far as it is known."""
+    def before_since(self, clock: MarketClock) -> float | None:
+        """Return since when `before` is complete, on the Market's clock, if that is known."""
         began = self.doubt.attempt.began - REMEMBERED
         then = clock.at(began)
-        return -math.inf if then is None else began + then.most
+        return None if then is None else began + then.most
 
     def pending(
         self, business_id: int, requests: int, clock: MarketClock, offset: Offset
@@ -77,10 +77,10 @@ class Suspect(msgspec.Struct, frozen=True):
             text=content.text,
             file_name=content.file_name,
             file_size=content.file_size,
-            since=None if wanted is None else datetime.fromtimestamp(wanted.earliest, UTC),
-            until=None if wanted is None else datetime.fromtimestamp(wanted.latest, UTC),
+            since=_time(None if wanted is None else wanted.earliest),
+            until=_time(None if wanted is None else wanted.latest),
             before=before,
-            before_since=None if wanted is None else datetime.fromtimestamp(before_since, UTC),
+            before_since=_time(before_since),
             skew=None if offset == Offset() else (offset.least, offset.most),
             requests=requests,
             seen=self.why,
@@ -146,12 +146,12 @@ class Settler:
         except ChatError as error:
             return Found.UNCLEAR, f"its chat's history cannot be read: {error}"
         wanted, before = suspect.on(self._clock)
-        if wanted is None:
+        before_since = suspect.before_since(self._clock)
+        if wanted is None or before_since is None:
             return Found.UNCLEAR, "the Market's answers have no Date to find it by"
         now = self._loop.time()
         self._skew.learn(rows_of_shop(history.rows), before, suspect.until)
         offset = self._skew.offset(now)
-        before_since = suspect.before_since(self._clock)
         found, unclear = history.find(wanted, before, offset, before_since=before_since)
         if found is Found.UNCLEAR:
             self._skew.forget(wanted.earliest)
@@ -244,7 +244,8 @@ class Settler:
                 pending.before,
                 offset,
                 after,
-                -math.inf if before_since is None else before_since.timestamp(),
+                # If nobody knows, any equal row may be a message that was sent before.
+                math.inf if before_since is None else before_since.timestamp(),
             )
             if found is not Found.UNCLEAR:
                 arrived = found is Found.YES
@@ -263,6 +264,10 @@ class Settler:
             return Offset()
         age = now + clock.most - pending.until.timestamp()
         return self._skew.offset(now) if age < LEARNT_FOR else Offset()
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _is_same(one: Stored, other: Stored) -> bool:

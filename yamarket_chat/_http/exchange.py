@@ -192,6 +192,8 @@ class Exchange:
                 garbled = not isinstance(error, _NO_ANSWER)
             elif _is_impossible(error):
                 reason, final = _IMPOSSIBLE.format(type(error).__name__), True
+                if type(error) is RuntimeError and not self._own_http:
+                    reason += ": the aiohttp session must belong to this event loop"
         except BaseException:
             _give_up(body, response)
             attempt.ended = self._loop.time()

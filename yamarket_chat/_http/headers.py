@@ -6,6 +6,9 @@ import email.utils
 from collections.abc import Mapping
 from functools import lru_cache
 
+EARLIEST, LATEST = 946_684_800, 4_102_444_800
+"""Seconds since 1970 between which a Date is taken to be true: the years 2000 to 2099."""
+
 
 def number_of(text: str | int | None) -> int | None:
     """Return the number of a header; None if it has no valid one."""
@@ -18,14 +21,21 @@ def number_of(text: str | int | None) -> int | None:
 
 @lru_cache(maxsize=1024)  # settling asks the same Dates again and again
 def parse_date(text: str | None) -> int | None:
-    """Return the seconds since 1970 of an RFC 822 date; None if it cannot be decoded."""
+    """Return the seconds since 1970 of an RFC 822 date.
+
+    None if it cannot be decoded, or is no time of these days: what is reckoned from it must be a
+    time as well.
+    """
     if text is None:
         return None
     try:
         parsed = email.utils.parsedate_tz(text)
-        return None if parsed is None else email.utils.mktime_tz(parsed)
+        if parsed is None:
+            return None
+        seconds = email.utils.mktime_tz(parsed)
     except (ValueError, OverflowError, IndexError, TypeError):
         return None
+    return seconds if EARLIEST <= seconds < LATEST else None
 
 
 def seconds_to(text: str | None, headers: Mapping[str, str]) -> float | None:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from yarl import URL
 
 from ..arguments import check_proxy, is_loopback
+from ..errors import InvalidArgumentError
 
 
 class Proxies:
@@ -42,7 +43,13 @@ class Proxies:
             return None
         if any(_covers(entry, host, url.port) for entry in self._without):
             return None
-        return check_proxy(*named)
+        try:
+            return check_proxy(*named)
+        except InvalidArgumentError as error:
+            problem = str(error)
+        # Outside of `except`, and without the variable: no frame of a traceback shows the password.
+        del named
+        raise InvalidArgumentError(problem)
 
 
 def _variable(name: str) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -111,14 +111,14 @@ class MarketClock:
             self.look_at_system()
 
     def now(self) -> Clock | None:
-        """Return the Market's clock; None before its first response.
+        """Return the Market's clock; None before its first Date.
 
         If the quickest and the latest reading do not agree, the latest one holds.
         """
         quickest = None if self._quickest is None else self._quickest.clock()
         latest = None if self._latest is None else self._latest.clock()
         if quickest is None or latest is None:
-            return latest or quickest
+            return latest or quickest or self.at(self._loop.time())
         return overlap((latest, quickest)) or latest
 
     def at(self, moment: float) -> Clock | None:
@@ -128,8 +128,8 @@ class MarketClock:
         """
         readings = [*self._kept, *([] if self._latest is None else [self._latest])]
         position = bisect_right(readings, moment, key=_answered)
-        before = readings[position - 1] if position else None
-        after = next((r for r in readings[position:] if r.asked >= moment), None)
+        before = _first_dated(reversed(readings[:position]))
+        after = _first_dated(r for r in readings[position:] if r.asked >= moment)
         around = [r for r in readings[position:] if r.asked < moment]  # requests under way then
         clocks = [
             clock
@@ -191,6 +191,11 @@ def _thin_out(kept: list[Any]) -> None:
     """
     if len(kept) > KEPT:
         del kept[1 : KEPT // 2 : 2]
+
+
+def _first_dated(readings: Iterable[Reading]) -> Reading | None:
+    """Return the first reading whose Date is readable. Those without one tell nothing."""
+    return next((reading for reading in readings if reading.clock() is not None), None)
 
 
 def _answered(reading: Reading) -> float:
