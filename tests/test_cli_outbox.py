@@ -626,7 +626,7 @@ def test_key_file_has_a_line_for_each_business(tmp_path: Path) -> None:
         ("1=ACMA:a\nx=ACMA:secret", "line 2: the business id is an int"),
         ("1=ACMA:a\n1=ACMA:secret", "line 2: business 1 is there twice"),
         ("1=ACMA:sec ret", "line 1: api_key cannot be sent in a header"),
-        ("1=", "line 1: api_key is missing"),
+        ("1=", "line 1: api_key is empty"),
         ("# nothing\n", "has no keys"),
         (b"\xff\xff", "is not text in UTF-8"),
     ],

@@ -494,7 +494,7 @@ def test_beat_began_before_it_or_a_later_one_was_first_seen() -> None:
 async def test_last_byte_leaves_within_the_time_that_the_mark_names(operation: str) -> None:
     """Whoever takes over counts from the mark how long it may be under way."""
     row: Any = SimpleNamespace(not_after=None, request=0, number=1, operation=operation)
-    grant = Grant(1, "a", 1, 0.0, False, lambda token, beat: None)
+    grant = Grant(1, "a", 1, 0.0, False, 0.0, lambda token, beat: None)
     worker: Any = SimpleNamespace(lease=LEASE, beat=7, beat_age=lambda: 2.0)
     written: list[Mark] = []
 

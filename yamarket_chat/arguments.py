@@ -120,8 +120,8 @@ def check_key(key: object) -> str:
     key of the environment may be another shop's.
     """
     if key is None:
-        key = os.environ.get("YAMARKET_API_KEY")
-        if not key:
+        key = os.environ.get("YAMARKET_API_KEY", "")
+        if not key.strip():
             raise InvalidArgumentError("api_key is missing: pass it or set YAMARKET_API_KEY")
     if not isinstance(key, str):
         raise InvalidArgumentError("api_key is a str: pass api_key first and business_id second")

@@ -55,9 +55,8 @@ class ChatSession:
     `asyncio.run`, another thread) needs a session of its own.
 
     Args:
-        api_key: The Api-Key of the seller's cabinet. It needs the scope `communication` or
-            `all-methods`. Default: the environment variable YAMARKET_API_KEY. An empty key is an
-            error, so that a missing one is not replaced by another shop's.
+        api_key: The Api-Key of the seller's cabinet, with the scope `communication` or
+            `all-methods`. Default: YAMARKET_API_KEY in the environment. An empty one is an error.
         business_id: The id of the business, at least 1. A decimal string is accepted as well.
             Default: YAMARKET_BUSINESS_ID. `campaigns` and `token` work without it.
         base_url: The address of the API. Default: YAMARKET_BASE_URL, or else the Market's.

@@ -87,9 +87,9 @@ def may_be_stored(pending: Pending, *, surely: bool = False) -> Stored | None:
 
 
 def hold_for_reads(engine: DepartingEngine, grant: Grant, parallel: int, held: int) -> None:
-    """Hold all parallel slots but one if the holder before has just died.
+    """Hold all parallel slots but one while the Market may be at what a dead holder was reading.
 
-    No mark tells what it was reading.
+    No mark tells what that is.
 
     Args:
         engine: That of the business.
@@ -97,7 +97,7 @@ def hold_for_reads(engine: DepartingEngine, grant: Grant, parallel: int, held: i
         parallel: The number of slots.
         held: How many hold what the holder before has marked.
     """
-    until = grant.reads_until()
+    until = grant.reads_until
     if not grant.reads_held and until > asyncio.get_running_loop().time():
         grant.reads_held = True
         engine.count("send_message", [until] * (parallel - 1 - held), held=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from .._delivery.departing import KERNEL
-from ..limits import CUT_OFF
 
 
 class Grant:
@@ -18,6 +16,7 @@ class Grant:
         epoch: How often the holder of the lease changed.
         taken_at: The loop's time when the worker learnt that it holds the lease.
         proven: Whether the system's lock has proven that the holder before is dead.
+        reads_until: Until when the Market may be at what the holder before was reading as it died.
         seen_at: Returns when a beat of a worker, by its token and number, was first seen.
         over: Whether the lease is lost or given away. Nothing may be sent under it then.
         reads_held: Whether parallel slots are held for what the holder before was reading.
@@ -29,6 +28,7 @@ class Grant:
         "over",
         "proven",
         "reads_held",
+        "reads_until",
         "seen_at",
         "taken_at",
         "token",
@@ -41,6 +41,7 @@ class Grant:
         epoch: int,
         taken_at: float,
         proven: bool,
+        reads_for: float,
         seen_at: Callable[[str, int], float | None],
     ) -> None:
         self.business_id: int = business_id
@@ -48,6 +49,7 @@ class Grant:
         self.epoch: int = epoch
         self.taken_at: float = taken_at
         self.proven: bool = proven
+        self.reads_until: float = taken_at + reads_for
         self.seen_at: Callable[[str, int], float | None] = seen_at
         self.over: bool = False
         self.reads_held: bool = False
@@ -65,7 +67,3 @@ class Grant:
             settle_after: Seconds that the Market may take to carry a request out.
         """
         return settle_after + (0.0 if self.proven else max(timeout, KERNEL))
-
-    def reads_until(self) -> float:
-        """Return until when the Market may be at what the holder before was reading as it died."""
-        return self.taken_at + CUT_OFF if self.proven else -math.inf

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ..arguments import is_id
+from ..limits import CUT_OFF
 from ..version import __version__
 from . import claims, points, shares
 from .database import Database
@@ -353,7 +354,9 @@ class Worker:
         )
         self._others.discard(dead.token)
         self._unsettled_until = asyncio.get_running_loop().time() + UNSETTLED
-        self._reconcile(token, found, proven)
+        # Without a beat it sends, and so reads, for a part of the lease only.
+        reads_for = CUT_OFF - (0.0 if proven else dead.lease * (1 - TRUST))
+        self._reconcile(token, found, proven, max(reads_for, 0.0))
 
     async def _count(self) -> None:
         """Count all leases, take free ones, ask for others, and hear who asks."""
@@ -418,7 +421,7 @@ class Worker:
             for business_id, asker in await self._database.read(claims.wanted, token)
             if business_id in self.held
             and business_id not in self._releases
-            and self.held[business_id].reads_until() <= now  # only this worker knows of the death
+            and self.held[business_id].reads_until <= now  # only this worker knows of the death
         ]
         if token != self.token or not self._entered:
             return
@@ -495,7 +498,13 @@ class Worker:
             if some:
                 self._reconcile(token, await self._database.write(function, token, some))
 
-    def _reconcile(self, token: str, found: Collection[claims.Held], proven: bool = False) -> None:
+    def _reconcile(
+        self,
+        token: str,
+        found: Collection[claims.Held],
+        proven: bool = False,
+        reads_for: float = 0.0,
+    ) -> None:
         """Take what the database says of one's leases."""
         if token != self.token or not self._entered:
             return
@@ -504,7 +513,8 @@ class Worker:
         self._over([one for one in self.held.values() if epochs.get(one.business_id) != one.epoch])
         for business_id, epoch in found:
             if business_id not in self.held:
-                grant = Grant(business_id, token, epoch, taken_at, proven, self._watcher.seen_at)
+                seen_at = self._watcher.seen_at
+                grant = Grant(business_id, token, epoch, taken_at, proven, reads_for, seen_at)
                 self.held[business_id] = grant
                 self._courier.granted(grant)
 

@@ -325,8 +325,7 @@ class Play:
         self._meets("event killed")
         self.say("world", f"kills worker {machine}")
         loop.kill()
-        if self.locks.exist:
-            self.died_under[name_of(loop.name)] = self._epochs_of(name_of(loop.name))
+        self.died_under[name_of(loop.name)] = self._epochs_of(name_of(loop.name))
         if not self._is_over:
             self.world.call_later(down, self._boot_again, machine, self.lives[machine])
 

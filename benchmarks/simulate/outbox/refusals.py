@@ -17,7 +17,7 @@ def watch(box: Sandbox, refused: Refused, took_over_from: Callable[[str], bool])
     """Tell of messages that are refused for the rate, and of requests for the parallel limit.
 
     A courier counts what it has under way itself, and what those before it have marked. After a
-    proven death it holds all slots but one for reads of the dead process. It cannot know of other
+    death it holds all slots but one for reads of the dead process. It cannot know of other
     reads: a request that is refused because of these is not told of. docs/outbox.md says so.
     """
     server: Any = box._server
