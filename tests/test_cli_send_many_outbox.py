@@ -235,8 +235,8 @@ async def test_death_between_two_steps_of_a_change_loses_and_doubles_nothing(
         return call
 
     for owner, name, nth in (
-        (mailing, "_withdraw", 1),
-        (mailing, "_withdraw", 2),
+        (mailing.deciding, "withdraw", 1),
+        (mailing.deciding, "withdraw", 2),
         (Outbox, "put_many", 1),
     ):
         with monkeypatch.context() as patch:

@@ -324,11 +324,12 @@ async def test_403_of_one_order_refuses_and_pauses_nothing(small: Shop) -> None:
     assert paused == []
 
 
-async def test_paused_business_tries_one_order_a_minute(small: Shop) -> None:
+@pytest.mark.parametrize("refuses", ["revoked", "inactive"])
+async def test_paused_business_tries_one_order_a_minute(small: Shop, refuses: str) -> None:
     """Else they would use up the limit of createChat with a key that is refused."""
     async with small.delivering():
         await small.outbox.result(await small.put(message("раз")), timeout=10)
-        small.market.revoked = True
+        setattr(small.market, refuses, True)
         numbers = [
             await small.put(OutboxMessage.to_order(BUSINESS, order, "два"))
             for order in range(1, 41)
@@ -339,7 +340,7 @@ async def test_paused_business_tries_one_order_a_minute(small: Shop) -> None:
         await asyncio.sleep(600)
         opened = [one for one in small.market.arrivals if one.operation == "create_chat"]
         assert 8 <= len(opened) <= 11
-        small.market.revoked = False
+        setattr(small.market, refuses, False)
         for number in numbers:
             await small.outbox.result(number, timeout=100)
         assert (await small.outbox.status()).paused == {}

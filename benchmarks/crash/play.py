@@ -312,6 +312,7 @@ class Crash:
             # Nobody asks for a business: it hands over when it is stopped.
             if point == "handing over" and time.monotonic() > deadline - self._patience * 0.8:
                 process.terminate()
+        process.kill()  # or it stops itself later, perhaps for ever, and holds SQLite's lock
         return False
 
     async def _pause(self, process: BaseProcess) -> None:

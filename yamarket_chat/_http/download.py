@@ -7,6 +7,8 @@ import logging
 import os
 from collections.abc import AsyncIterable
 from contextlib import aclosing
+from functools import partial
+from io import BufferedWriter
 from pathlib import Path
 
 from ..errors import ChatError, ConnectionFailedError, UnexpectedAnswerError, api_error
@@ -58,11 +60,17 @@ async def _write(pieces: AsyncIterable[bytes], to: Path) -> None:
                 await asyncio.to_thread(out.write, piece)
         await asyncio.to_thread(os.replace, part, to)
     except BaseException:
-        await asyncio.wait([opening])  # the thread makes the file even if the call was cancelled
-        if opening.exception() is None:
-            opening.result().close()
-            await asyncio.to_thread(part.unlink, missing_ok=True)
+        if opening.done():
+            await asyncio.to_thread(_remove, part, opening)
+        else:  # the thread makes the file even if the call was cancelled; it may hang
+            opening.add_done_callback(partial(_remove, part))
         raise
+
+
+def _remove(part: Path, opening: asyncio.Future[BufferedWriter]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
+        part.unlink(missing_ok=True)
 
 
 def _error(file: File, failed: FetchFailed) -> ChatError:

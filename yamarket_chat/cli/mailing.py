@@ -18,12 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import Connection, update
 
 from yamarket_chat.errors import ChatError
 from yamarket_chat.outbox import Outbox, OutboxEntry, OutboxMessage, deciding, inside
 from yamarket_chat.outbox.outcomes import encode_outcome
-from yamarket_chat.outbox.schema import messages as rows
 
 from . import console
 from .encodings import BadFile
@@ -146,7 +144,7 @@ class Mailing:
         """Bring the outbox to what the file says. Raises BadFile."""
         for number in self.dropped:
             # Nothing is put before: its message would be there twice.
-            if not await inside.database(outbox).write(_withdraw, number):
+            if not await inside.database(outbox).write(deciding.withdraw, number, WITHDRAWN):
                 raise BadOutbox(["another program sends its messages; end that program first"])
         for number in self.again:
             await outbox.retry(number)
@@ -161,19 +159,6 @@ class Mailing:
         for index, number in enumerate(self.numbers):
             if not number:
                 self.numbers[index] = next(numbers)
-
-
-def _withdraw(connection: Connection, number: int) -> bool:
-    """Cancel a message that waits or was refused. Return whether it is never sent."""
-    row = update(rows).where(rows.c.number == number).values(outcome=WITHDRAWN)
-    # What is known of its request stays in the row, for an equal message that is put anew.
-    refused = row.where(rows.c.state == "refused").values(state="cancelled")
-    if connection.execute(refused).rowcount:
-        return True
-    if not deciding.cancel(connection, number):
-        return False
-    connection.execute(row)
-    return True
 
 
 class _Known(msgspec.Struct, gc=False):

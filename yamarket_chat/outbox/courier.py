@@ -454,11 +454,11 @@ class Courier:
             self.pause(str(error))
         elif about in self._refused_for_good:
             return True
-        else:
-            self.in_background(self._ask_what_is_forbidden(about, str(error)))
+        elif self.goes_on.is_set():
+            self.in_background(self.ask_what_is_forbidden(about, str(error)))
         return False
 
-    async def _ask_what_is_forbidden(self, about: About, why: str) -> None:
+    async def ask_what_is_forbidden(self, about: About, why: str) -> None:
         """Find out whether a 403 is about a chat, an order or a return, or about the business."""
         if self.session is not None:
             with suppress(ChatError):

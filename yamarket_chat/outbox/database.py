@@ -49,6 +49,9 @@ _of_sqlite: weakref.WeakSet[Database] = weakref.WeakSet()
 _opening = threading.Lock()
 """Held while connections are opened or given up, and while a process forks."""
 
+_ending: dict[Callable[[], Any], threading.Lock] = {}
+"""What closes connections that were given up, until that is done. A fork waits for it."""
+
 _URLS = "sqlite:///outbox.db, or postgresql+psycopg://user:password@host/database"
 
 
@@ -99,7 +102,8 @@ class Database:
         self._threads: ThreadPoolExecutor | None = None
         self._closing: Callable[[], Any] | None = None
         if self.dialect == "sqlite":
-            _of_sqlite.add(self)
+            with _opening:  # a fork goes through them
+                _of_sqlite.add(self)
 
     def __repr__(self) -> str:
         return f"Database({self.shown!r})"
@@ -149,12 +153,14 @@ class Database:
         with _opening:
             closing = self._give_up()
         if closing is not None:
-            await asyncio.get_running_loop().run_in_executor(None, closing)
+            await asyncio.get_running_loop().run_in_executor(None, _end, closing)
 
     def _give_up(self) -> Callable[[], Any] | None:
-        """Let the next call open other connections. Returns what closes these."""
+        """Let the next call open other connections. Returns what closes these, for `_end`."""
         closing = self._closing
         self._closing = self._engine = self._threads = None
+        if closing is not None:
+            _ending[closing] = threading.Lock()
         return closing
 
     def _open(self) -> Engine:
@@ -391,6 +397,15 @@ def _close(
             watching.pop().close()
 
 
+def _end(closing: Callable[[], Any]) -> None:
+    """Close connections that were given up, once; return when that is done."""
+    lock = _ending.get(closing)
+    if lock is not None:
+        with lock:
+            closing()
+        _ending.pop(closing, None)
+
+
 def _before_fork() -> None:
     """Close the connections to SQLite. Both processes open others when they need them.
 
@@ -400,9 +415,10 @@ def _before_fork() -> None:
     """
     _opening.acquire()
     for database in list(_of_sqlite):
-        closing = database._give_up()
-        if closing is not None:
-            closing()
+        database._give_up()
+    for closing in list(_ending):
+        with suppress(RuntimeError):  # one of its own threads forks
+            _end(closing)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

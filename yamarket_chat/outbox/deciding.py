@@ -168,6 +168,22 @@ def cancel(connection: Connection, number: int) -> bool:
     return state in ("cancelled", "expired")
 
 
+def withdraw(connection: Connection, number: int, outcome: str) -> bool:
+    """Cancel a message that waits or was refused. Return whether it is never sent.
+
+    The outcome says why: a message that a person has cancelled has none.
+    """
+    row = update(messages).where(_row.number == number).values(outcome=outcome)
+    # What is known of its request stays in the row, for an equal message that is put anew.
+    refused = row.where(_row.state == "refused").values(state="cancelled", untold=False)
+    if connection.execute(refused).rowcount:
+        return True
+    if not cancel(connection, number):
+        return False
+    connection.execute(row)
+    return True
+
+
 def retry(connection: Connection, number: int) -> bool:
     """Let a message wait again. Return whether it does."""
     row = _locked(connection, number)

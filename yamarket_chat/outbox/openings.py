@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from .._delivery.failures import closed_error
-from ..errors import ChatError, SessionClosedError
+from ..errors import ChatError, ForbiddenError, SessionClosedError
 from . import marks
 from .database import Database
 from .errors import OutboxDatabaseError
@@ -58,7 +58,11 @@ class Openings:
                 if courier.trying:
                     async with self._one:
                         await courier.goes_on.wait()
-                        await self._find(context)
+                        try:
+                            await self._find(context)
+                        except ForbiddenError as error:  # the others wait for what it means
+                            await courier.ask_what_is_forbidden(context, str(error))
+                            raise
                 else:
                     await self._find(context)
             except ChatError as error:

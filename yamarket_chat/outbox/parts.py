@@ -49,5 +49,8 @@ class Whole(Protocol):
     def is_for_good(self, error: ChatError, about: About) -> bool:
         """Whether an error is about a message, and will not pass. Pauses the business if not."""
 
+    async def ask_what_is_forbidden(self, about: About, why: str) -> None:
+        """Find out whether a 403 is about a chat, an order or a return, or about the business."""
+
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run what ends when the courier stops."""
