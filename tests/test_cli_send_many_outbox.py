@@ -41,7 +41,7 @@ from tests.test_cli_send_many import (
 )
 from tests.test_readme import market as served_market  # noqa: F401
 from yamarket_chat import QuotaStatus, Rate
-from yamarket_chat.cli import bulk, mailing
+from yamarket_chat.cli import bulk
 from yamarket_chat.cli.encodings import BadFile
 from yamarket_chat.cli.mailing import BadOutbox, Mailing, compare
 from yamarket_chat.cli.records import read
@@ -235,8 +235,8 @@ async def test_death_between_two_steps_of_a_change_loses_and_doubles_nothing(
         return call
 
     for owner, name, nth in (
-        (mailing.deciding, "withdraw", 1),
-        (mailing.deciding, "withdraw", 2),
+        (deciding, "withdraw", 1),
+        (deciding, "withdraw", 2),
         (Outbox, "put_many", 1),
     ):
         with monkeypatch.context() as patch:

@@ -1412,12 +1412,16 @@ async def test_downloaded_file_may_have_a_long_name_and_has_the_usual_rights(
 async def test_download_cancelled_while_its_file_is_made_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    makes, goes_on = threading.Event(), threading.Event()
+    """The call ends at once: making the file may hang."""
+    makes, goes_on, made = threading.Event(), threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
         makes.set()
         goes_on.wait(20)
-        return open(*arguments)
+        try:
+            return open(*arguments)
+        finally:
+            made.set()
 
     monkeypatch.setattr(download, "open", slow, raising=False)
     async with market_that(serves(b"x")) as market, session_at(market.url) as session:
@@ -1426,11 +1430,11 @@ async def test_download_cancelled_while_its_file_is_made_leaves_none(
         while not makes.is_set():
             await asyncio.sleep(0.001)
         task.cancel()
-        await asyncio.sleep(0.01)
-        goes_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert left_in(tmp_path) == []
+        goes_on.set()
+        while not made.is_set() or left_in(tmp_path):
+            await asyncio.sleep(0.001)
         assert market.asked == []
 
 
