@@ -604,6 +604,30 @@ def test_forked_child_loses_nothing_when_its_parent_is_gone(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", textwrap.dedent(program), path], check=True)  # noqa: S603
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
+async def test_fork_waits_for_connections_that_are_just_being_closed(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.db"
+    async with Outbox(f"sqlite:///{path}") as outbox:
+        await outbox.create()
+        other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        other.execute("BEGIN IMMEDIATE")
+        putting = asyncio.create_task(outbox.put(TEXT))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(outbox.close())
+        await asyncio.sleep(0)
+        threading.Timer(0.1, other.execute, ["COMMIT"]).start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads and fork
+            child = os.fork()
+        if child == 0:
+            files = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+            os._exit(sum(os.path.realpath(file) == f"{path}-wal" for file in files))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1  # that of `other`
+        await asyncio.gather(putting, closing)
+        other.close()
+
+
 async def test_put_beside_a_fork_of_another_thread_puts(outbox: Outbox) -> None:
     """The connections to SQLite are closed then. Who needs one opens it again."""
 

@@ -217,6 +217,20 @@ async def test_handler_is_not_told_of_what_was_sent_again_while_it_worked(outbox
     assert told == [first]
 
 
+async def test_handler_is_not_told_of_what_was_withdrawn(outbox: Outbox) -> None:
+    number = await outbox.put(message("да"))
+    await becomes(outbox, number, "refused", untold=True)
+    assert await outbox._database.write(deciding.withdraw, number, "")
+    told: list[int] = []
+
+    async def tell(entry: Any) -> None:
+        told.append(entry.number)
+
+    async with outbox.delivering({BUSINESS: "key"}, on_failure=tell):
+        await asyncio.sleep(20)
+    assert told == []
+
+
 async def test_failure_that_nobody_was_told_of_is_kept_longer(outbox: Outbox) -> None:
     """The handler may have raised for a week."""
     numbers = [await outbox.put(message(text)) for text in ("да", "нет")]
