@@ -29,6 +29,7 @@ from yamarket_chat.outbox import (
     earlier,
     marks,
 )
+from yamarket_chat.outbox.outcomes import encode_outcome
 from yamarket_chat.outbox.overview import overview
 from yamarket_chat.outbox.schema import messages
 from yamarket_chat.outbox.turns import Session
@@ -65,6 +66,18 @@ async def becomes(outbox: Outbox, number: int, state: str, **values: Any) -> Non
         connection.execute(update(messages).where(messages.c.number == number).values(row))
 
     await outbox._database.write(change)
+
+
+async def failures_told(outbox: Outbox) -> list[int]:
+    """Return the messages of which `on_failure` is told."""
+    told: list[int] = []
+
+    async def tell(entry: Any) -> None:
+        told.append(entry.number)
+
+    async with outbox.delivering({BUSINESS: "key"}, on_failure=tell):
+        await asyncio.sleep(20)
+    return told
 
 
 def lost(market: Sandbox, *, arrived: bool) -> None:
@@ -192,14 +205,7 @@ async def test_handler_is_not_told_of_what_was_settled_as_delivered(outbox: Outb
     number = await outbox.put(message("да"))
     await becomes(outbox, number, "unknown", untold=True, chat_id=17)
     await outbox.settle(number, delivered=True)
-    told: list[int] = []
-
-    async def tell(entry: Any) -> None:
-        told.append(entry.number)
-
-    async with outbox.delivering({BUSINESS: "key"}, on_failure=tell):
-        await asyncio.sleep(20)
-    assert told == []
+    assert await failures_told(outbox) == []
 
 
 async def test_handler_is_not_told_of_what_was_sent_again_while_it_worked(outbox: Outbox) -> None:
@@ -220,15 +226,9 @@ async def test_handler_is_not_told_of_what_was_sent_again_while_it_worked(outbox
 async def test_handler_is_not_told_of_what_was_withdrawn(outbox: Outbox) -> None:
     number = await outbox.put(message("да"))
     await becomes(outbox, number, "refused", untold=True)
-    assert await outbox._database.write(deciding.withdraw, number, "")
-    told: list[int] = []
-
-    async def tell(entry: Any) -> None:
-        told.append(entry.number)
-
-    async with outbox.delivering({BUSINESS: "key"}, on_failure=tell):
-        await asyncio.sleep(20)
-    assert told == []
+    why = encode_outcome(ChatError("its line was removed", sent=False))
+    assert await outbox._database.write(deciding.withdraw, number, why)
+    assert await failures_told(outbox) == []
 
 
 async def test_failure_that_nobody_was_told_of_is_kept_longer(outbox: Outbox) -> None:

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from ipaddress import IPv4Network, IPv6Network
 from typing import Literal, Unpack
 
-from ..arguments import check_seconds, check_type
+from ..arguments import check_async, check_seconds, check_type
 from ..errors import ChatError, InvalidArgumentError
 from ..notifications import MARKET_NETWORKS, ChatEvent, Event, Receiver
 from ..outbox import MessageExpiredError, Outbox, OutboxEntry, inside
-from ..outbox.calling import call, check_async
+from ..outbox.calling import call
 from ..outbox.outbox import SessionOptions
 from ..outbox.points import reach
 from ..outbox.rows import now

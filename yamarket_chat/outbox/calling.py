@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from ..arguments import check_async as check_async
-
 T = TypeVar("T")
 
 LINGERS = 30.0

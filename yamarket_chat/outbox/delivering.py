@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
-from ..arguments import check_id, check_seconds
+from ..arguments import check_async, check_id, check_seconds
 from ..errors import ChatError, InvalidArgumentError
 from . import earlier
-from .calling import NotAsyncError, call, check_async
+from .calling import NotAsyncError, call
 from .claims import OtherBot
 from .courier import Courier, Seen
 from .database import Database
